@@ -1,0 +1,1 @@
+"""jaxdet: two-stage instance segmentation in JAX."""

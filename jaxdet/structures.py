@@ -1,0 +1,83 @@
+"""The nouns that travel between data, model and evaluation.
+
+Conventions, everywhere in jaxdet: boxes are ``(x1, y1, x2, y2)``, continuous, float32, in pixels of the
+resized image with the origin at its top left corner, and ``width = x2 - x1``.  Images and features are NHWC.
+Labels run from 0 to K-1; K is background.  Sizes named ``hw`` are ``(height, width)``.  Shapes are fixed: what
+varies in number is padded, and a bool ``valid`` says which slots count.  An invalid slot may hold anything,
+NaN included, unless a function says otherwise.
+
+The same classes hold NumPy arrays on the host and ``jax.Array`` on the device.  Letters in shapes: B images,
+H W canvas, G ground-truth slots, N proposals, S samples, D detections, C channels, K classes.
+"""
+
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from flax import struct
+
+Array: TypeAlias = jax.Array | np.ndarray
+Features: TypeAlias = dict[int, jax.Array]
+"""A pyramid: log2 of the stride -> ``[B, H/2^l, W/2^l, C]``."""
+
+
+@struct.dataclass
+class Targets:
+    """Ground truth of a batch (or of one image, without the leading B).
+
+    A mask is a small bitmap and the frame (a box in image coordinates) that the bitmap covers: pixel ``(i, j)``
+    of an ``[h, w]`` bitmap is the cell ``frame_y1 + [i, i+1) * frame_height / h``, likewise for x.
+    A frame may be the instance's box (cheap) or the whole canvas (exact).
+    """
+
+    boxes: Array  #: ``[B, G, 4]`` float32
+    labels: Array  #: ``[B, G]`` int32, 0..K-1
+    masks: Array  #: ``[B, G, h, w]`` uint8, 0 or 1
+    frames: Array  #: ``[B, G, 4]`` float32
+    crowd: Array  #: ``[B, G]`` bool, True: a region of many instances, never a positive
+    valid: Array  #: ``[B, G]`` bool
+
+
+@struct.dataclass
+class Batch:
+    """Images on one canvas, top left, zero outside ``true_hw``; what maps results back travels along."""
+
+    image: Array  #: ``[B, H, W, 3]`` uint8 RGB, resized, not normalised
+    true_hw: Array  #: ``[B, 2]`` float32, size of the resized image inside the canvas
+    scale: Array  #: ``[B, 2]`` float32, resized size / original size, (y, x)
+    original_hw: Array  #: ``[B, 2]`` int32, size of the image as stored
+    index: Array  #: ``[B]`` int32, position in the data source
+    valid: Array  #: ``[B]`` bool, False: a slot that only fills the batch
+    targets: Targets | None = None
+
+
+@struct.dataclass
+class Proposals:
+    """Boxes that may hold an object, best first; no gradient flows through them."""
+
+    boxes: Array  #: ``[B, N, 4]`` float32
+    scores: Array  #: ``[B, N]`` float32, 0..1
+    valid: Array  #: ``[B, N]`` bool
+
+
+@struct.dataclass
+class Samples:
+    """Boxes chosen for training a head: positives first, then negatives, then invalid slots."""
+
+    boxes: Array  #: ``[B, S, 4]`` float32
+    gt_index: Array  #: ``[B, S]`` int32, the matched ground truth; 0 where not positive
+    labels: Array  #: ``[B, S]`` int32, K where not positive
+    positive: Array  #: ``[B, S]`` bool
+    valid: Array  #: ``[B, S]`` bool
+
+
+@struct.dataclass
+class Detections:
+    """What the model found, best first, in coordinates of the resized image."""
+
+    boxes: Array  #: ``[B, D, 4]`` float32
+    scores: Array  #: ``[B, D]`` float32, 0..1
+    labels: Array  #: ``[B, D]`` int32, 0..K-1
+    masks: Array | None  #: ``[B, D, m, m]`` float32 probabilities inside the box; None without a mask head
+    mask_scores: Array  #: ``[B, D]`` float32, score of the mask; the box score where no branch rates masks
+    valid: Array  #: ``[B, D]`` bool
