@@ -1,0 +1,118 @@
+"""The merge takes everything or says everything that is wrong, at once."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxdet.checkpoints.merge import merge
+
+
+def model(classes=3, value=0.0):
+    def array(*shape):
+        return np.full(shape, value, np.float32)
+
+    return {
+        "params": {
+            "backbone": {"conv1": {"kernel": array(3, 3, 3, 4)}, "bn1": {"scale": array(4), "bias": array(4)}},
+            "heads_0": {
+                "box_head": {
+                    "fc1": {"kernel": array(8, 8)},
+                    "logits": {"kernel": array(8, classes + 1)},
+                    "deltas": {"kernel": array(8, 4 * classes)},
+                },
+                "mask_head": {"logits": {"bias": array(classes)}},
+            },
+        },
+        "batch_stats": {"backbone": {"bn1": {"mean": array(4), "var": array(4)}}},
+    }
+
+
+def test_everything_is_taken():
+    merged, report = merge(model(value=0), model(value=7))
+    np.testing.assert_equal(merged, model(value=7))
+    assert (len(report.loaded), report.kept, report.dropped) == (9, (), ())
+
+
+def test_the_error_lists_every_kind_at_once():
+    there = model(classes=2)
+    del there["params"]["backbone"]["conv1"]
+    there["batch_stats"]["backbone"]["bn1"]["count"] = np.zeros((), np.float32)
+    there["unmapped"] = {"semantic_head.weight": np.zeros(2, np.float32)}
+    there["params"]["backbone"]["bn1"]["scale"] = np.zeros(4, np.int32)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole text is looked at
+        merge(model(classes=3), there, skip=("nothing_like_this",))
+    text = str(caught.value)
+    for part in (
+        "only here (no value for them): 1\n    params/backbone/conv1/kernel",
+        "only there (no place for them): 2\n    batch_stats/backbone/bn1/count\n    unmapped/semantic_head.weight",
+        "params/heads_0/box_head/logits/kernel: shape (8, 4) here, (8, 3) there",
+        "params/heads_0/box_head/deltas/kernel: shape (8, 12) here, (8, 8) there",
+        "params/heads_0/mask_head/logits/bias: shape (3,) here, (2,) there",
+        "params/backbone/bn1/scale: int32 there, expected floating point",
+        "patterns that match nothing: 1\n    nothing_like_this",
+        "new_classes=True",
+    ):
+        assert part in text
+
+
+def test_a_pattern_skips_on_both_sides():
+    there = model(classes=2, value=7)
+    there["unmapped"] = {"semantic_head.weight": np.zeros(2)}
+    merged, report = merge(model(value=1), there, skip=("^params/heads_0/", r"^unmapped/semantic_head\."))
+    assert merged["params"]["heads_0"]["box_head"]["fc1"]["kernel"][0, 0] == 1  # would fit, is skipped all the same
+    assert merged["params"]["backbone"]["bn1"]["scale"][0] == 7
+    assert report.dropped == ("unmapped/semantic_head.weight",)
+    assert len(report.kept) == 4
+    assert "unmapped" not in merged
+
+
+def test_new_classes_keep_their_own_output_layers_and_say_so():
+    merged, report = merge(model(classes=1, value=1), model(classes=80, value=7), new_classes=True)
+    box_head = merged["params"]["heads_0"]["box_head"]
+    assert (box_head["fc1"]["kernel"] == 7).all()
+    assert box_head["logits"]["kernel"].shape == (8, 2)
+    assert (box_head["logits"]["kernel"] == 1).all()
+    assert str(report).splitlines() == [
+        "6 arrays loaded, 3 kept, 0 dropped",
+        "  kept its own value: params/heads_0/box_head/logits/kernel",
+        "  kept its own value: params/heads_0/box_head/deltas/kernel",
+        "  kept its own value: params/heads_0/mask_head/logits/bias",
+    ]
+
+
+def test_new_classes_holds_for_a_model_without_masks():
+    here = model(classes=1)
+    del here["params"]["heads_0"]["mask_head"]
+    there = model(classes=2)
+    del there["params"]["heads_0"]["mask_head"]
+    merge(here, there, new_classes=True)
+
+
+def test_within_is_strict_inside_and_silent_outside():
+    there = {key: {"backbone": model(value=7)[key]["backbone"]} for key in ("params", "batch_stats")}
+    merged, report = merge(model(value=1), there, within="backbone")
+    assert (merged["params"]["backbone"]["conv1"]["kernel"] == 7).all()
+    assert (merged["params"]["heads_0"]["box_head"]["fc1"]["kernel"] == 1).all()
+    assert len(report.loaded) == 5
+    del there["params"]["backbone"]["bn1"]["bias"]
+    with pytest.raises(ValueError, match=r"only here .*: 1\n    params/backbone/bn1/bias"):
+        merge(model(), there, within="backbone")
+    with pytest.raises(ValueError, match="there, but outside 'backbone': 4"):
+        merge(model(), model(), within="backbone")
+    with pytest.raises(ValueError, match="there, but outside 'back'"):
+        merge(model(), there, within="back")  # the name of a part, not the beginning of one
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_other_floats_become_float32(dtype):
+    there = {"params": {"w": np.full(3, 0.5, dtype)}}
+    merged, _ = merge({"params": {"w": np.zeros(3, np.float32)}}, there)
+    assert merged["params"]["w"].dtype == np.float32
+    assert merged["params"]["w"].tolist() == [0.5] * 3
+
+
+def test_nothing_given_is_changed():
+    here, there = model(value=1), model(value=7)
+    merge(here, there)
+    np.testing.assert_equal(here, model(value=1))
+    np.testing.assert_equal(there, model(value=7))
