@@ -1,0 +1,77 @@
+"""Anchor boxes on a pyramid."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchors:
+    """One set of anchors for each cell of each level.
+
+    The anchors of the cell ``(y, x)`` at stride ``s`` are centred at ``(x * s, y * s)``, the reference's choice
+    (no half-stride offset), and have area ``(scale * s) ** 2``.  ``ratios`` are height over width.  The order
+    inside a cell is ratio-major.  ``levels`` are log2 strides.
+    """
+
+    levels: tuple[int, ...] = (2, 3, 4, 5, 6)
+    scales: tuple[float, ...] = (8.0,)
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+    @property
+    def per_cell(self) -> int:
+        """Number of anchors in each cell."""
+        return len(self.scales) * len(self.ratios)
+
+    def cell(self, level: int) -> np.ndarray:
+        """Anchors ``[A, 4]`` of the cell at the origin."""
+        stride = 2**level
+        sides = [
+            (stride * scale / math.sqrt(ratio), stride * scale * math.sqrt(ratio))
+            for ratio in self.ratios
+            for scale in self.scales
+        ]
+        return np.array([(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides], np.float32)
+
+    def grid(self, level: int, hw: tuple[int, int]) -> np.ndarray:
+        """Anchors ``[h * w * A, 4]`` of a level of ``hw`` cells, in the order y, x, anchor."""
+        y, x = np.meshgrid(np.arange(hw[0]), np.arange(hw[1]), indexing="ij")
+        shift = np.stack([x, y, x, y], -1).astype(np.float32) * 2**level
+        return (shift[:, :, None] + self.cell(level)).reshape(-1, 4)
+
+    def pyramid(self, sizes: Mapping[int, tuple[int, int]]) -> list[np.ndarray]:
+        """Anchors of all levels, finest first; ``sizes`` maps each level to its ``(h, w)`` in cells."""
+        missing = [level for level in self.levels if level not in sizes]
+        if missing:
+            raise ValueError(f"anchors are set on levels {self.levels}, the pyramid has {sorted(sizes)}; lacking {missing}")
+        return [self.grid(level, sizes[level]) for level in self.levels]
+
+
+def inside(anchors: jax.Array, hw: jax.Array, border: float) -> jax.Array:
+    """Which anchors ``[N, 4]`` lie in the image of size ``hw [2]``, give or take ``border`` pixels: bool ``[N]``.
+
+    A negative border admits all.  The comparison is the reference's: low sides may touch, high sides may not.
+    """
+    if border < 0:
+        return jnp.ones(anchors.shape[0], bool)
+    low = (anchors[:, :2] >= -border).all(-1)
+    return low & (anchors[:, 2] < hw[1] + border) & (anchors[:, 3] < hw[0] + border)
+
+
+def on_image(level: int, cells: tuple[int, int], per_cell: int, hw: jax.Array) -> jax.Array:
+    """Which anchors of a level have their cell on the image: bool ``[h * w * A]``.
+
+    Cells are those below ``ceil(size / stride)``; the rest of the canvas is padding.
+    """
+    limit = jnp.ceil(hw / 2**level)
+    rows, columns = jnp.arange(cells[0]) < limit[0], jnp.arange(cells[1]) < limit[1]
+    return jnp.repeat((rows[:, None] & columns[None]).reshape(-1), per_cell)
+
+
+def flatten_levels(maps: Sequence[jax.Array], channels: int) -> jax.Array:
+    """Head outputs ``[h, w, A * channels]`` of the levels as one list ``[N, channels]`` in anchor order."""
+    return jnp.concatenate([m.reshape(-1, channels) for m in maps])

@@ -1,0 +1,86 @@
+"""Geometry of boxes ``(x1, y1, x2, y2)`` and the delta coding that heads predict.
+
+All functions work in float32 and broadcast over leading axes.  An invalid slot (NaN, negative size) gives a
+meaningless number for itself and leaves every other slot alone.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def area(boxes: jax.Array) -> jax.Array:
+    """Area ``[...]`` of boxes ``[..., 4]``; a box turned inside out has area 0."""
+    size = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
+    return size[..., 0] * size[..., 1]
+
+
+def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Area ``[A, B]`` shared by each of ``a [A, 4]`` with each of ``b [B, 4]``."""
+    low = jnp.maximum(a[:, None, :2], b[None, :, :2])
+    high = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
+    size = jnp.maximum(high - low, 0.0)
+    return size[..., 0] * size[..., 1]
+
+
+def iou(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Intersection over union ``[A, B]``; 0 where the union is empty."""
+    shared = intersection(a, b)
+    union = area(a)[:, None] + area(b)[None] - shared
+    return shared / jnp.maximum(union, 1e-6)
+
+
+def coverage(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Share ``[A, B]`` of each box of ``a`` that lies inside each box of ``b`` (intersection over area of a)."""
+    return intersection(a, b) / jnp.maximum(area(a)[:, None], 1e-6)
+
+
+def clip(boxes: jax.Array, hw: jax.Array) -> jax.Array:
+    """Boxes ``[..., 4]`` cut to the image ``[0, w] x [0, h]``; ``hw`` is ``[2]``."""
+    limit = jnp.stack([hw[1], hw[0], hw[1], hw[0]]).astype(boxes.dtype)
+    return jnp.clip(boxes, 0.0, limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaCoder:
+    """Boxes as offsets from reference boxes (R-CNN, eq. 1-8 of Girshick et al. 2014, with scaling).
+
+    ``stds`` divides ``(dx, dy, dw, dh)`` so that the targets of a head have about unit variance.  ``max_ratio``
+    bounds what one decoding may do to a side, so that a wild prediction cannot overflow ``exp``;
+    ``clip_shrink`` bounds shrinking too (the reference does, torchvision bounds growth only).
+    """
+
+    stds: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    max_ratio: float = 1000 / 16
+    clip_shrink: bool = True
+
+    def encode(self, references: jax.Array, boxes: jax.Array) -> jax.Array:
+        """Deltas ``[..., 4]`` that turn ``references [..., 4]`` into ``boxes``.
+
+        Both need positive sides: callers replace invalid slots before, or the logarithm's gradient is NaN.
+        """
+        size, target_size = references[..., 2:] - references[..., :2], boxes[..., 2:] - boxes[..., :2]
+        centre = (references[..., :2] + references[..., 2:]) * 0.5
+        shift = ((boxes[..., :2] + boxes[..., 2:]) * 0.5 - centre) / size
+        return jnp.concatenate([shift, jnp.log(target_size / size)], -1) / jnp.asarray(self.stds, jnp.float32)
+
+    def decode(self, references: jax.Array, deltas: jax.Array) -> jax.Array:
+        """Boxes ``[..., 4]`` from ``references [..., 4]`` and ``deltas [..., 4]``; not cut to an image."""
+        deltas = deltas.astype(jnp.float32) * jnp.asarray(self.stds, jnp.float32)
+        bound = math.log(self.max_ratio)
+        growth = jnp.clip(deltas[..., 2:], -bound if self.clip_shrink else None, bound)
+        size = references[..., 2:] - references[..., :2]
+        centre = (references[..., :2] + references[..., 2:]) * 0.5 + size * deltas[..., :2]
+        half = size * jnp.exp(growth) * 0.5
+        return jnp.concatenate([centre - half, centre + half], -1)
+
+
+UNIT_BOX = (0.0, 0.0, 1.0, 1.0)
+"""A harmless box: what invalid slots are replaced with before a logarithm or a division."""
+
+
+def safe(boxes: jax.Array, valid: jax.Array) -> jax.Array:
+    """``boxes [..., 4]`` with invalid slots replaced by the unit box."""
+    return jnp.where(valid[..., None], boxes, jnp.asarray(UNIT_BOX, boxes.dtype))

@@ -1,0 +1,70 @@
+"""Which ground truth, if any, each box stands for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxdet.ops.boxes import coverage, iou
+
+
+@struct.dataclass
+class Match:
+    """Result of matching N boxes; a box is positive, negative, or neither (ignored)."""
+
+    gt_index: jax.Array  #: ``[N]`` int32, 0 where not positive
+    positive: jax.Array  #: ``[N]`` bool
+    negative: jax.Array  #: ``[N]`` bool
+    max_iou: jax.Array  #: ``[N]`` float32, best overlap with a valid ground truth
+
+
+@dataclasses.dataclass(frozen=True)
+class Matcher:
+    """The max-IoU rule of Faster R-CNN (Ren et al. 2015, section 3.1.2).
+
+    A box is positive from ``positive_iou`` on and negative below ``negative_iou``.  With ``low_quality`` each
+    ground truth whose best overlap is at least ``min_positive_iou`` also takes every box that reaches exactly
+    that overlap, overriding what those boxes were; among several such ground truths the last one takes it.
+    ``ignore_cover`` drops boxes that lie to that share or more in a crowd region (None: crowds have no effect,
+    the reference's setting).
+    """
+
+    positive_iou: float = 0.5
+    negative_iou: float = 0.5
+    min_positive_iou: float = 0.5
+    low_quality: bool = True
+    ignore_cover: float | None = None
+
+    def __call__(
+        self, boxes: jax.Array, valid: jax.Array, gt_boxes: jax.Array, gt_valid: jax.Array, crowd: jax.Array
+    ) -> Match:
+        """Match ``boxes [N, 4]`` with ``gt_boxes [G, 4]``.
+
+        ``valid [N]`` and ``gt_valid [G]`` mark real slots, ``crowd [G]`` those ground truths that are crowd regions
+        and match nothing.  An invalid slot may hold anything; an invalid box is neither positive nor negative.
+        Without any ground truth all valid boxes are negative.
+        """
+        usable = gt_valid & ~crowd
+        overlap = jnp.where(usable[:, None] & valid, iou(gt_boxes, boxes), -1.0)  # [G, N]
+        best, gt_index = overlap.max(0), overlap.argmax(0).astype(jnp.int32)
+        positive = (best >= self.positive_iou) & valid & usable.any()
+        negative = (best < self.negative_iou) & valid
+        if self.low_quality:
+            forced, forced_index = self._low_quality(overlap)
+            gt_index = jnp.where(forced, forced_index, gt_index)
+            positive, negative = positive | forced, negative & ~forced
+        if self.ignore_cover is not None:
+            covered = jnp.where((gt_valid & crowd)[None], coverage(boxes, gt_boxes), 0.0).max(1) >= self.ignore_cover
+            positive, negative = positive & ~covered, negative & ~covered
+        return Match(jnp.where(positive, gt_index, 0), positive, negative, jnp.maximum(best, 0.0))
+
+    def _low_quality(self, overlap: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Boxes ``[N]`` that are the best a ground truth can get, and which ground truth (the last).
+
+        ``overlap [G, N]`` is -1 where either side does not count.
+        """
+        best = overlap.max(1, keepdims=True)
+        takes = (overlap == best) & (best >= max(self.min_positive_iou, 0.0)) & (overlap >= 0.0)
+        last = overlap.shape[0] - 1 - takes[::-1].argmax(0)
+        return takes.any(0), last.astype(jnp.int32)

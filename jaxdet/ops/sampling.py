@@ -1,0 +1,64 @@
+"""Choosing, among matched boxes, the few that a head is trained on."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxdet.ops.matching import Match
+
+
+@struct.dataclass
+class Choice:
+    """S chosen boxes: positives first, then negatives, then invalid slots."""
+
+    index: jax.Array  #: ``[S]`` int32, position among the N candidates; 0 where invalid
+    positive: jax.Array  #: ``[S]`` bool
+    valid: jax.Array  #: ``[S]`` bool
+
+
+def choose(candidate: jax.Array, limit: int, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Up to ``limit`` indices of the true entries of ``candidate [N]``.
+
+    With a key the choice is uniform without replacement, in random order; without one it is the first, ascending.
+    Returns ``index [limit]`` int32 and ``valid [limit]``; where fewer are true the tail is invalid.
+    """
+    n = candidate.shape[0]
+    priority = jax.random.uniform(key, (n,)) if key is not None else jnp.arange(n, 0, -1, dtype=jnp.float32)
+    if key is None and n > 2**24:  # float32 counts exactly up to there
+        raise ValueError(f"the first of at most {2**24} candidates can be told apart, got {n}; sample at random")
+    value, index = jax.lax.top_k(jnp.where(candidate, priority, -1.0), min(limit, n))
+    pad = limit - value.shape[0]
+    return jnp.pad(index, (0, pad)), jnp.pad(value, (0, pad), constant_values=-1.0) >= 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """At most ``number`` boxes of which at most a share of ``positive_fraction`` is positive; negatives fill up.
+
+    ``order="first"`` takes the lowest indices in place of random ones: repeatable without a key, for comparisons
+    with other implementations.
+    """
+
+    number: int = 256
+    positive_fraction: float = 0.5
+    order: Literal["random", "first"] = "random"
+
+    @property
+    def max_positive(self) -> int:
+        """The first ``max_positive`` slots hold all positives."""
+        return int(self.number * self.positive_fraction)
+
+    def __call__(self, match: Match, key: jax.Array) -> Choice:
+        """Choose among the boxes of a match."""
+        positive_key, negative_key = jax.random.split(key) if self.order == "random" else (None, None)
+        positive, is_positive = choose(match.positive, self.max_positive, positive_key)
+        negative, is_negative = choose(match.negative, self.number, negative_key)
+        is_negative &= jnp.arange(self.number) < self.number - is_positive.sum()
+        index = jnp.concatenate([positive, negative])
+        valid = jnp.concatenate([is_positive, is_negative])
+        front = jnp.argsort(~valid, stable=True)[: self.number]
+        valid = valid[front]
+        return Choice(jnp.where(valid, index[front], 0), valid & (front < self.max_positive), valid)
