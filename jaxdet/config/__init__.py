@@ -1,0 +1,18 @@
+"""Configs: trees of frozen dataclasses, linen modules and tuples, written as constructor calls in ``configs/*.py``.
+
+A linen module is already a dataclass, so a config needs no language of its own, and this package only adds what a
+command line and a checkpoint need: `override` changes a tree by dotted keys, `to_data` / `from_data` carry it as
+JSON, `to_text` shows it, `differences` compares two.  Nothing here knows what the tree means.
+
+Why own code: tyro and simple-parsing build flags from classes but not from an instance whose parts are chosen in a
+file; ml_collections holds untyped dictionaries; fiddle and hydra rebuild objects by importing whatever the data
+names, which a checkpoint from a stranger must not be able to do.  Type checks themselves are typeguard's.
+"""
+
+from jaxdet.config.data import differences, from_data, to_data
+from jaxdet.config.load import load_config
+from jaxdet.config.override import override
+from jaxdet.config.text import to_text
+from jaxdet.config.tree import check
+
+__all__ = ["check", "differences", "from_data", "load_config", "override", "to_data", "to_text"]

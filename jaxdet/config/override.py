@@ -1,0 +1,106 @@
+"""Changing a config from the command line: ``key=value`` with dotted keys."""
+
+import ast
+import contextlib
+import difflib
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import typeguard
+
+from jaxdet.config.tree import Child, annotation_text, check, children, fit, replace_children, walk
+
+T = TypeVar("T")
+_WORDS: dict[str, bool | None] = {"none": None, "null": None, "true": True, "false": False}
+
+
+def override(config: T, assignments: Sequence[str]) -> T:
+    """A new config with all ``assignments`` applied (of two for one key the later), and every setting checked.
+
+    Args:
+        config: A tree of frozen dataclasses, linen modules and tuples.
+        assignments: Such as ``"optimizer.lr=0.01"``, ``"data.val=none"``, ``"model.heads.0.weight=2"`` (positions in
+            tuples are keys), ``"rpn.ratios=0.5,1,2"``, ``"model*num_classes=3"`` (every key that fits the pattern).
+            A value is read as a Python literal, or as plain text.
+
+    Raises:
+        ValueError: no ``=``; an unknown key (the nearest valid key is named); a value of the wrong type.
+    """
+    edits = [edit for assignment in assignments for edit in _parse(config, assignment)]
+    changed: T = _apply(config, Child(config, type(config)), edits)
+    check(changed)
+    return changed
+
+
+@dataclass(frozen=True)
+class _Edit:
+    key: str  #: the whole dotted key, for errors
+    path: tuple[str, ...]  #: what is left of it below the node at hand
+    text: str
+
+
+def _parse(root: Any, assignment: str) -> list[_Edit]:
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise ValueError(f"expected KEY=VALUE, got {assignment!r}; for example optimizer.lr=0.01")
+    fitting = fnmatch.filter((name for name, _ in walk(root, type(root))), key) if "*" in key else []
+    return [_Edit(name, tuple(name.split(".")), text) for name in fitting or [key]]
+
+
+def _apply(root: Any, node: Child, edits: Sequence[_Edit]) -> Any:
+    """The value of ``node`` after all edits below it; an edit of a whole child comes before those inside it."""
+    below = children(node.value, node.annotation)
+    groups: dict[str, list[_Edit]] = {}
+    for edit in edits:
+        if edit.path[0] not in below:
+            raise _unknown_key(root, edit.key, node.value)
+        groups.setdefault(edit.path[0], []).append(replace(edit, path=edit.path[1:]))
+    new = {}
+    for name, group in groups.items():
+        child = below[name]
+        for edit in group:
+            child = child if edit.path else Child(_read(edit, child), child.annotation)
+        inner = [edit for edit in group if edit.path]
+        new[name] = _apply(root, child, inner) if inner else child.value
+    return replace_children(node.value, new) if new else node.value
+
+
+def _read(edit: _Edit, child: Child) -> Any:
+    for value in _readings(edit.text):
+        try:
+            return fit(value, child.annotation)
+        except typeguard.TypeCheckError:
+            continue
+    inner = ", ".join(f"{edit.key}.{name}" for name in children(child.value, child.annotation))
+    hint = f"; set its parts one by one ({inner}), or edit the config file" if inner else ""
+    raise ValueError(f"{edit.key}: expected {annotation_text(child.annotation)}, got {edit.text!r}{hint}")
+
+
+def _readings(text: str) -> Iterator[Any]:
+    """What a text may mean, the most specific first; the annotation decides."""
+    word = text.strip().lower()
+    if word in _WORDS:
+        yield _WORDS[word]
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        yield ast.literal_eval(text)
+    yield text
+    yield tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _unknown_key(root: Any, key: str, parent: Any) -> ValueError:
+    keys = [name for name, _ in walk(root, type(root))]
+    below = list(children(parent))
+    where = f"{type(parent).__name__} has {', '.join(below)}" if below else f"{parent!r} has no settings"
+    return ValueError(f"unknown key {key!r}; the nearest valid key is {_nearest(key, keys)!r} ({where})")
+
+
+def _nearest(key: str, keys: Sequence[str]) -> str:
+    """The most similar key.  Its last part counts twice, so that ``lr`` finds ``optimizer.lr``."""
+
+    def likeness(other: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, other).ratio()
+        return whole + difflib.SequenceMatcher(None, key.split(".")[-1], other.split(".")[-1]).ratio()
+
+    return max(keys, key=likeness)

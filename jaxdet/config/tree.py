@@ -1,0 +1,155 @@
+"""The tree that a config is: children of a node, rebuilding a node, and fitting a value to its annotation."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import typeguard
+from flax import linen as nn
+
+_LINEN_FIELDS = frozenset({"parent", "name"})  # bookkeeping of linen.Module, not settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Child:
+    """A value inside a node, and the annotation that it must fit."""
+
+    value: Any
+    annotation: Any
+
+
+def field_annotations(cls: type) -> dict[str, Any]:
+    """Settings of a dataclass or linen module: name -> resolved annotation, in order of declaration."""
+    skipped = _LINEN_FIELDS if issubclass(cls, nn.Module) else frozenset()
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init and f.name not in skipped}
+
+
+def is_node(value: Any) -> bool:
+    """Whether ``value`` is an instance of a dataclass (linen modules are)."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def children(value: Any, annotation: Any = Any) -> dict[str, Child]:
+    """What lies directly below a value, by key: field names, tuple positions, mapping keys.  Leaves have nothing."""
+    if is_node(value):
+        return {k: Child(getattr(value, k), a) for k, a in field_annotations(type(value)).items()}
+    if isinstance(value, tuple):
+        elements = _element_annotations(annotation, len(value))
+        return {str(i): Child(v, a) for i, (v, a) in enumerate(zip(value, elements, strict=True))}
+    if isinstance(value, Mapping):
+        return {str(k): Child(v, _mapping_annotations(annotation)[1]) for k, v in value.items()}
+    return {}
+
+
+def replace_children(value: Any, new: Mapping[str, Any]) -> Any:
+    """The same node with some children replaced, all at once, as settings may be bound to each other."""
+    if is_node(value):
+        return dataclasses.replace(value, **new)
+    if isinstance(value, tuple):
+        return tuple(new.get(str(i), v) for i, v in enumerate(value))
+    return {k: new.get(str(k), v) for k, v in value.items()}
+
+
+def walk(value: Any, annotation: Any = Any, prefix: str = "") -> Iterator[tuple[str, Child]]:
+    """Every value below ``value`` with its dotted key, parents before their children."""
+    for key, child in children(value, annotation).items():
+        path = f"{prefix}{key}"
+        yield path, child
+        yield from walk(child.value, child.annotation, f"{path}.")
+
+
+def fit(value: Any, annotation: Any) -> Any:
+    """``value`` as the annotation wants it: an int becomes a float, a list a tuple; nothing else is converted.
+
+    Raises:
+        typeguard.TypeCheckError: the value does not fit.
+    """
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return _fit_union(value, annotation)
+    if type(value) is bool and annotation in (int, float):
+        raise typeguard.TypeCheckError("a bool is not a number here")
+    if annotation is float and type(value) is int:
+        return float(value)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        value = _fit_tuple(value, annotation)
+    if isinstance(value, Mapping) and typing.get_args(annotation):
+        keys, values = _mapping_annotations(annotation)
+        value = {fit(k, keys): fit(v, values) for k, v in value.items()}
+    strategy = typeguard.CollectionCheckStrategy.ALL_ITEMS
+    return typeguard.check_type(value, annotation, collection_check_strategy=strategy)
+
+
+def check(config: Any) -> None:
+    """Checks every setting of a tree against its annotation; lists do not pass, as configs must be hashable.
+
+    Raises:
+        ValueError: names the dotted key, the expected type and what is there.
+    """
+    for key, child in walk(config, type(config)):
+        if isinstance(child.value, list):
+            raise wrong_type(key, child.annotation, child.value)
+        try:
+            fit(child.value, child.annotation)
+        except typeguard.TypeCheckError as error:
+            raise wrong_type(key, child.annotation, child.value) from error
+
+
+def wrong_type(key: str, annotation: Any, value: Any) -> ValueError:
+    """The error for a value that does not fit its annotation."""
+    return ValueError(f"{key}: expected {annotation_text(annotation)}, got {value!r} ({type(value).__name__})")
+
+
+def annotation_text(annotation: Any) -> str:
+    """An annotation as one would write it, without module names of classes."""
+    if annotation is type(None):
+        return "none"
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " | ".join(annotation_text(a) for a in typing.get_args(annotation))
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")
+
+
+def _fit_union(value: Any, annotation: Any) -> Any:
+    """The first member that fits; a member of exactly the value's type comes first (3 stays int in float | int)."""
+    for option in sorted(typing.get_args(annotation), key=lambda option: option is not type(value)):
+        try:
+            return fit(value, option)
+        except typeguard.TypeCheckError:
+            continue
+    raise typeguard.TypeCheckError(f"fits none of {annotation_text(annotation)}")
+
+
+def _fit_tuple(value: list[Any] | tuple[Any, ...], annotation: Any) -> tuple[Any, ...]:
+    elements = _element_annotations(annotation, len(value))
+    return tuple(fit(v, a) for v, a in zip(value, elements, strict=True))
+
+
+def _element_annotations(annotation: Any, count: int) -> list[Any]:
+    """Annotations of the elements of a tuple with ``count`` elements; Any where the annotation does not say."""
+    for option in _options(annotation):
+        arguments = typing.get_args(option)
+        if typing.get_origin(option) is not tuple:
+            continue
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return [arguments[0]] * count
+        if len(arguments) == count:
+            return list(arguments)
+    return [Any] * count
+
+
+def _mapping_annotations(annotation: Any) -> tuple[Any, Any]:
+    for option in _options(annotation):
+        origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
+            return arguments[0], arguments[1]
+    return Any, Any
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
