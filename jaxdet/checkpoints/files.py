@@ -1,0 +1,60 @@
+"""Weight files of any supported kind, told apart by what is in them."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from jaxdet.checkpoints.pth import read_pth
+from jaxdet.checkpoints.table import plain_state
+from jaxdet.checkpoints.tree import Array
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """The arrays of a file by the names that the file gives them; nothing in it is executed.
+
+    Reads torch's ``.pth`` and ``.pt`` (with the state dict as it is, or in ``state_dict`` or ``model``),
+    safetensors and ``.npz``; the content decides, not the name.  FileNotFoundError if there is no file, ValueError
+    naming it if it is of no such kind, broken, or holds more than plain data.
+    """
+    path = Path(path)
+    try:
+        return plain_state(_read(path))
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def _read(path: Path) -> dict[str, Array]:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    if start[:4] == b"PK\x03\x04" and _is_npz(path):
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        content = read_pth(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__}, expected a state dict (name -> tensor)")
+        return content
+    raise ValueError("neither torch's .pth, nor safetensors, nor .npz" + (": the file is empty" if not start else ""))
+
+
+def _read_safetensors(path: Path) -> dict[str, Array]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"a broken safetensors file: {error}") from None
+
+
+def _is_npz(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"a broken archive: {error}") from None
+    return bool(names) and all(name.endswith(".npy") for name in names)

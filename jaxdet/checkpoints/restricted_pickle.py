@@ -1,0 +1,225 @@
+"""A pickle reader that can build tensors and plain containers, and can run nothing.
+
+A pickle is a program: it names functions of any module and calls them.  Here a name is looked up in one table of
+our own functions, nothing is imported, and what the table holds takes no attributes, so that a pickle cannot change
+it either.  The opcodes are checked before any of them runs.  What torch writes is described by its own reader,
+[torch/serialization.py and torch/_utils.py](https://github.com/pytorch/pytorch/tree/main/torch).
+"""
+
+import io
+import pickle
+import pickletools
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import IO, Any, NoReturn
+
+import ml_dtypes
+import numpy as np
+
+from jaxdet.checkpoints.tree import Array
+
+LARGEST_EXPANDED = 1 << 26
+"""Bytes that a tensor larger than its storage (torch's ``expand``: a stride of 0) may have."""
+
+_FORBIDDEN_OPCODES = frozenset({"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"})
+_STORAGE_DTYPES: Mapping[str, Any] = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+    "ComplexFloatStorage": np.complex64,
+    "ComplexDoubleStorage": np.complex128,
+    "UntypedStorage": np.uint8,
+}
+# Types without a storage class of their own: torch names the dtype itself.
+_NAMED_DTYPES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+_NUMPY_DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
+
+
+class Dtype:
+    """The element type that a torch storage class or dtype stands for."""
+
+    __slots__ = ("numpy",)
+    numpy: np.dtype[Any]
+
+    def __init__(self, numpy: Any) -> None:
+        object.__setattr__(self, "numpy", np.dtype(numpy))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("a Dtype does not change")
+
+
+class _Call:
+    """A function that a pickle may call; it has no attributes that the pickle could set."""
+
+    __slots__ = ("_function",)
+    _function: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("an allowed function does not change")
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
+class _Dict(dict[Any, Any]):
+    """An OrderedDict of the file; its attributes (torch's ``_metadata`` of module versions) are not kept."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def rebuild_tensor(storage: Array, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> Array:
+    """The view of ``storage`` (one axis) with these sizes and strides, counted in elements.
+
+    ``rest`` is requires_grad, backward hooks, and in newer files a dictionary of flags, all of which must be off.
+    ValueError where the view leaves the storage.
+    """
+    if not isinstance(storage, np.ndarray) or storage.ndim != 1:
+        raise ValueError(f"a tensor without a storage: {type(storage).__name__}")
+    if not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 32):
+        raise ValueError(f"a tensor of size {size!r} and strides {stride!r}")
+    if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+        raise ValueError(f"a tensor of size {size!r}, strides {stride!r} and offset {offset!r}")
+    if len(rest) > 2 and rest[2]:
+        raise ValueError(f"a tensor with the flags {rest[2]!r}, which are not supported")
+    if 0 in size:
+        return np.zeros(size, storage.dtype)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if last >= storage.size:
+        raise ValueError(f"a tensor reaches element {last} of a storage with {storage.size}")
+    elements = 1
+    for n in size:
+        elements *= n
+    if elements > storage.size and elements * storage.itemsize > LARGEST_EXPANDED:
+        raise ValueError(f"a tensor of {elements} elements on a storage of {storage.size}")
+    strides = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+
+
+def _rebuild_tensor_v3(
+    storage: Array,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    grad: Any,
+    hooks: Any,
+    dtype: Any,
+    *rest: Any,
+) -> Array:
+    if not isinstance(dtype, Dtype) or not isinstance(storage, np.ndarray) or storage.dtype != np.uint8:
+        raise ValueError("a tensor of an unknown type")
+    if storage.size % dtype.numpy.itemsize:
+        raise ValueError(f"a storage of {storage.size} bytes for elements of {dtype.numpy.itemsize}")
+    return rebuild_tensor(storage.view(dtype.numpy), offset, size, stride, grad, hooks, *rest)
+
+
+def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+    """A tensor with Python attributes of its own: the tensor."""
+    if not isinstance(function, _Call):
+        raise ValueError("a tensor made by an unknown function")
+    return function(*args)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise ValueError(f"bytes encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    allowed: dict[tuple[str, str], Any] = {
+        ("collections", "OrderedDict"): _Call(_Dict),
+        ("torch._utils", "_rebuild_tensor"): _Call(rebuild_tensor),
+        ("torch._utils", "_rebuild_tensor_v2"): _Call(rebuild_tensor),
+        ("torch._utils", "_rebuild_tensor_v3"): _Call(_rebuild_tensor_v3),
+        ("torch._utils", "_rebuild_parameter"): _Call(lambda data, *_: data),
+        ("torch._utils", "_rebuild_parameter_with_state"): _Call(lambda data, *_: data),
+        ("torch._tensor", "_rebuild_from_type_v2"): _Call(_rebuild_from_type),
+        ("torch", "Tensor"): "torch.Tensor",
+        ("torch.nn.parameter", "Parameter"): "torch.nn.Parameter",
+        ("torch", "Size"): _Call(lambda sizes=(): tuple(sizes)),
+        ("torch", "device"): _Call(lambda *parts: ":".join(str(part) for part in parts)),
+        ("_codecs", "encode"): _Call(_encode),
+    }
+    for name, dtype in _STORAGE_DTYPES.items():
+        allowed |= {(module, name): Dtype(dtype) for module in ("torch", "torch.cuda", "torch.storage")}
+    allowed |= {("torch", name): Dtype(getattr(ml_dtypes, name)) for name in (*_NAMED_DTYPES, "bfloat16")}
+    return allowed | {("torch", name): Dtype(name) for name in (*_NUMPY_DTYPES, "uint64")}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: IO[bytes], storage: Callable[[tuple[Any, ...]], Array]) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._storage, self._allowed = storage, _allowed()
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._allowed[module, name]
+        except KeyError:
+            raise ValueError(
+                f"it wants to call {module}.{name}, which is refused: only tensors, numbers, strings and plain "
+                "containers are read. Save the bare state dict (name -> tensor) and load that"
+            ) from None
+
+    def persistent_load(self, pid: Any) -> Array:
+        if not isinstance(pid, tuple) or not pid or pid[0] != "storage":
+            raise ValueError(
+                f"it refers to {reprlib.repr(pid)}, expected a storage; whole pickled modules are not read"
+            )
+        return self._storage(pid)
+
+
+def no_storage(pid: tuple[Any, ...]) -> NoReturn:
+    """For pickles that hold no tensors."""
+    raise ValueError("a tensor where none belongs")
+
+
+def load(file: IO[bytes], storage: Callable[[tuple[Any, ...]], Array] = no_storage) -> Any:
+    """The next pickle of ``file``, which is left behind it.
+
+    ``storage`` maps a persistent id, ``("storage", Dtype, key, ...)``, to an array of one axis.  Tensors come as
+    read-only views of those arrays.  ValueError says what was refused or broken.
+    """
+    start = file.tell()
+    try:
+        _check_opcodes(file)
+        file.seek(start)
+        return _Unpickler(file, storage).load()
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a broken program of opcodes runs into
+        raise ValueError(f"a broken pickle: {type(error).__name__}: {error}") from None
+
+
+def loads(data: bytes, storage: Callable[[tuple[Any, ...]], Array] = no_storage) -> Any:
+    """``load`` of bytes that hold one pickle and nothing else."""
+    file = io.BytesIO(data)
+    value = load(file, storage)
+    if file.tell() != len(data):
+        raise ValueError(f"{len(data) - file.tell()} bytes after the end of the pickle")
+    return value
+
+
+def _check_opcodes(file: IO[bytes]) -> None:
+    """ValueError for opcodes that torch never writes and for memo slots that could not have been filled."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in _FORBIDDEN_OPCODES:
+            raise ValueError(
+                f"it builds objects of classes of its own (opcode {opcode.name}), which is refused: "
+                "save the bare state dict (name -> tensor) and load that"
+            )
+        # The memo is an array in memory: slot 2^31 would allocate gigabytes.
+        if "PUT" in opcode.name and int(argument or 0) > count:
+            raise ValueError(f"memo slot {argument} after {count} opcodes")
