@@ -1,1 +1,59 @@
-""""""
+"""Data: sources of COCO-format records, and the batches made of them.
+
+Nothing is imported until it is used: configs need only the settings, and worker processes need no jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxdet.data.images import load_image
+    from jaxdet.data.pipeline import BatchIterator, eval_batches, single_batch, train_batches
+    from jaxdet.data.records import Annotation, Category, Record, Source
+    from jaxdet.data.scenes import write_scenes
+    from jaxdet.data.settings import CocoFolder, Data, Scenes, SourceSettings, Tfds
+    from jaxdet.data.sources import open_source
+
+_HOME = {
+    "load_image": "images",
+    "BatchIterator": "pipeline",
+    "eval_batches": "pipeline",
+    "single_batch": "pipeline",
+    "train_batches": "pipeline",
+    "Annotation": "records",
+    "Category": "records",
+    "Record": "records",
+    "Source": "records",
+    "write_scenes": "scenes",
+    "CocoFolder": "settings",
+    "Data": "settings",
+    "Scenes": "settings",
+    "SourceSettings": "settings",
+    "Tfds": "settings",
+    "open_source": "sources",
+}
+
+__all__ = [
+    "Annotation",
+    "BatchIterator",
+    "Category",
+    "CocoFolder",
+    "Data",
+    "Record",
+    "Scenes",
+    "Source",
+    "SourceSettings",
+    "Tfds",
+    "eval_batches",
+    "load_image",
+    "open_source",
+    "single_batch",
+    "train_batches",
+    "write_scenes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'jaxdet.data' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"jaxdet.data.{_HOME[name]}"), name)

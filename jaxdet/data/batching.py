@@ -1,0 +1,206 @@
+"""Which images make up which batch, as pure functions of seed and step.
+
+A batch holds images of one canvas only.  Nothing here remembers anything: step ``s`` of a run is the same batch
+whoever asks for it, however often, with any number of workers or processes.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdet.data.records import Source
+from jaxdet.data.settings import Data
+from jaxdet.data.transforms import canvas_hw, image_arrays, target_arrays, view_of
+
+# What the random draws are for; part of their seeds.
+_ORDER, _AUGMENT = 0, 1
+
+
+def buckets(sizes: NDArray[np.int32], chosen: NDArray[np.int64], data: Data) -> list[NDArray[np.int64]]:
+    """Split the positions ``chosen`` by canvas.
+
+    Args:
+        sizes: ``[N, 2]`` heights and widths of all images.
+        chosen: ``[M]`` positions to split.
+
+    Returns:
+        For each canvas that occurs, landscape first, the positions in the given order.  A square canvas is one bucket.
+    """
+    landscape = sizes[chosen, 1] > sizes[chosen, 0]
+    if canvas_hw((1, 2), data) == canvas_hw((2, 1), data):
+        landscape = np.zeros(len(chosen), np.bool_)
+    return [part for part in (chosen[landscape], chosen[~landscape]) if len(part)]
+
+
+def trainable(source: Source, data: Data) -> NDArray[np.int64]:
+    """Positions of the images to train on.
+
+    Raises:
+        ValueError: none is left.
+    """
+    keep = source.sizes.min(axis=1) >= data.min_side
+    if data.filter_empty:
+        keep &= source.usable > 0
+    chosen = np.flatnonzero(keep)
+    if not len(chosen):
+        raise ValueError(
+            f"training data: expected images with usable annotations and sides of at least {data.min_side} pixels, "
+            f"got none among {len(source)}; see data.filter_empty, data.min_side and `python -m jaxdet.data.check`"
+        )
+    return chosen
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, so that lru_cache can key on it
+class TrainPlan:
+    """The order of training: in each epoch every image comes once, shuffled within its bucket.
+
+    What the last batch of a bucket lacks is filled with images of that bucket, so a few come twice.
+    """
+
+    buckets: tuple[NDArray[np.int64], ...]
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, the same in each."""
+        return sum(-(-len(bucket) // self.batch_size) for bucket in self.buckets)
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """``[batch_size]`` positions in the source of step ``step`` (0, 1, ...)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        batch: NDArray[np.int64] = _epoch(self, epoch)[place]
+        return batch
+
+
+@lru_cache(maxsize=4)  # the epoch at hand, and the next one while batches are prepared ahead
+def _epoch(plan: TrainPlan, epoch: int) -> NDArray[np.int64]:
+    rng = np.random.default_rng([plan.seed, _ORDER, epoch])
+    batches = []
+    for bucket in plan.buckets:
+        steps = -(-len(bucket) // plan.batch_size)
+        batches.append(np.resize(rng.permutation(bucket), (steps, plan.batch_size)))
+    return rng.permutation(np.concatenate(batches))
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """The order of evaluation: every image once, in the source's order within its bucket; -1 fills the last batch."""
+
+    buckets: tuple[NDArray[np.int64], ...]
+    batch_size: int
+
+    def batches(self) -> NDArray[np.int64]:
+        """``[steps, batch_size]`` positions in the source, or -1."""
+        rows = [np.zeros((0, self.batch_size), np.int64)]
+        for bucket in self.buckets:
+            steps = -(-len(bucket) // self.batch_size)
+            filled = np.full(steps * self.batch_size, -1, np.int64)
+            filled[: len(bucket)] = bucket
+            rows.append(filled.reshape(steps, self.batch_size))
+        return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of a global batch that one process prepares."""
+
+    process_index: int
+    process_count: int
+    batch_size: int  #: global
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.process_index < self.process_count:
+            raise ValueError(f"process: expected an index below {self.process_count}, got {self.process_index}")
+        if self.batch_size % self.process_count:
+            raise ValueError(
+                f"batch size {self.batch_size}: expected a multiple of the number of processes {self.process_count}"
+            )
+
+    @property
+    def slots(self) -> range:
+        """Slots of the global batch."""
+        size = self.batch_size // self.process_count
+        return range(self.process_index * size, (self.process_index + 1) * size)
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """Step -> this process's part of the batch, as a dict of arrays; what the workers of the pipeline run."""
+
+    source: Source
+    data: Data
+    plan: TrainPlan
+    share: Share
+    start: int  #: step of position 0
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        step = self.start + position
+        indices = self.plan.batch(step)
+        return stack([self._example(step, slot, int(indices[slot])) for slot in self.share.slots])
+
+    def _example(self, step: int, slot: int, index: int) -> dict[str, Any]:
+        # One generator for each slot of each step: the draws depend on neither workers nor processes.
+        rng = np.random.default_rng([self.plan.seed, _AUGMENT, step, slot])
+        record = self.source[index]
+        view = view_of(_hw(record.image), self.data, flip=bool(rng.random() < self.data.flip_probability))
+        targets = target_arrays(record, view, self.data)
+        dropped = targets.pop("dropped")
+        return image_arrays(record.image, view, index) | {"targets": targets, "dropped": dropped}
+
+
+@dataclass(frozen=True)
+class EvalBatches:
+    """Position -> this process's part of an evaluation batch; slots without an image are zero and not valid."""
+
+    source: Source
+    data: Data
+    order: NDArray[np.int64]  #: of ``EvalPlan.batches``
+    share: Share
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        row = self.order[position]
+        canvas = canvas_hw((int(self.source.sizes[row[0], 0]), int(self.source.sizes[row[0], 1])), self.data)
+        return stack([self._example(int(row[slot]), canvas) for slot in self.share.slots])
+
+    def _example(self, index: int, canvas: tuple[int, int]) -> dict[str, Any]:
+        if index < 0:
+            return empty_image_arrays(canvas)
+        record = self.source[index]
+        return image_arrays(record.image, view_of(_hw(record.image), self.data), index)
+
+
+def empty_image_arrays(canvas: tuple[int, int]) -> dict[str, Any]:
+    """A slot that only fills the batch: black, not valid, sizes that any op can divide by."""
+    return {
+        "image": np.zeros((*canvas, 3), np.uint8),
+        "true_hw": np.array(canvas, np.float32),
+        "scale": np.ones(2, np.float32),
+        "original_hw": np.array(canvas, np.int32),
+        "index": np.int32(-1),
+        "valid": np.bool_(False),
+    }
+
+
+def stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join equal nested dicts of arrays along a new first axis."""
+    return {
+        key: stack([example[key] for example in examples])
+        if isinstance(value, dict)
+        else np.stack([example[key] for example in examples])
+        for key, value in examples[0].items()
+    }
+
+
+def _hw(image: NDArray[np.uint8]) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]

@@ -1,0 +1,150 @@
+"""Masks: from COCO's three forms to bitmaps, and to the small bitmaps that travel in a batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from jaxdet.data.records import Segmentation
+
+Bitmap = NDArray[np.uint8]
+
+
+def decode_mask(segmentation: Segmentation, hw: tuple[int, int]) -> Bitmap:
+    """Decode a COCO segmentation by pycocotools, the judge's own rasteriser.
+
+    Args:
+        segmentation: polygons, uncompressed or compressed run lengths.  Polygons with fewer than three points
+            enclose nothing and count as nothing.
+        hw: size of the stored image.
+
+    Returns:
+        ``[H, W]`` uint8, 0 or 1.
+
+    Raises:
+        ValueError: nothing to decode, malformed, or run lengths of another size than ``hw``.
+    """
+    encoded = encode_mask(segmentation, hw)
+    decoded: Bitmap = coco_mask.decode(encoded)
+    return decoded
+
+
+def encode_mask(segmentation: Segmentation, hw: tuple[int, int]) -> dict[str, Any]:
+    """A COCO segmentation as pycocotools' compressed run lengths; arguments and errors as ``decode_mask``."""
+    if isinstance(segmentation, dict):
+        return _from_run_lengths(segmentation, hw)
+    if isinstance(segmentation, list) and segmentation:
+        return _from_polygons(segmentation, hw)
+    raise ValueError(f"segmentation: expected polygons or run lengths, got {_short(segmentation)}")
+
+
+def _from_polygons(polygons: Sequence[Any], hw: tuple[int, int]) -> dict[str, Any]:
+    points = [_polygon(polygon) for polygon in polygons]
+    points = [polygon for polygon in points if len(polygon) >= 6]
+    if not points:
+        raise ValueError(f"segmentation: expected a polygon of at least 3 points, got {_short(polygons)}")
+    merged: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(points, *hw))
+    return merged
+
+
+def _polygon(polygon: Any) -> list[float]:
+    try:
+        values = np.asarray(polygon, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"segmentation: expected a polygon x1, y1, x2, y2, ..., got {_short(polygon)}") from error
+    if values.ndim != 1 or values.size % 2 or not np.isfinite(values).all():
+        raise ValueError(f"segmentation: expected a polygon x1, y1, x2, y2, ..., got {_short(polygon)}")
+    return [float(value) for value in values]
+
+
+def _from_run_lengths(segmentation: dict[str, Any], hw: tuple[int, int]) -> dict[str, Any]:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list | tuple) or tuple(size) != tuple(hw):
+        raise ValueError(f"segmentation: expected run lengths of the image's size {tuple(hw)}, got {size}")
+    if isinstance(counts, str | bytes):
+        encoded = {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
+        runs = read_counts(encoded["counts"])
+    else:
+        runs = _runs(counts)
+        encoded = coco_mask.frPyObjects({"size": list(size), "counts": runs}, *hw)
+    if any(run < 0 for run in runs) or sum(runs) != hw[0] * hw[1]:
+        raise ValueError(f"segmentation: expected runs >= 0 that sum to {hw[0] * hw[1]} pixels, got {_short(counts)}")
+    return encoded
+
+
+def _runs(counts: Any) -> list[int]:
+    if not isinstance(counts, list) or not all(isinstance(run, int) for run in counts):
+        raise ValueError(f"segmentation: expected counts as a list of integers or a string, got {_short(counts)}")
+    return counts
+
+
+def read_counts(counts: bytes) -> list[int]:
+    """Run lengths in COCO's compressed string.
+
+    A character carries five bits of a signed number, offset 48, lowest bits first, bit 32 saying that more follow;
+    from the fourth run on, the number is the difference to the run two before (cocoapi, common/maskApi.c).
+    Needed because pycocotools leaves pixels undefined where the runs sum to less than the image.
+
+    Raises:
+        ValueError: a character that the code does not have, or an end in the middle of a number.
+    """
+    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((codes & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    broken = not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32
+    if broken or lengths.max() > 7:  # 35 bits: more than any image has pixels
+        raise ValueError(f"segmentation: expected a compressed run-length string, got {_short(counts)}")
+    shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
+    numbers = np.add.reduceat((codes & 31) << shifts, starts)
+    numbers -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    runs: list[int] = numbers.tolist()
+    return runs
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def resize_mask(mask: Bitmap, hw: tuple[int, int]) -> Bitmap:
+    """Nearest-neighbour resize of ``[H, W]`` to ``hw`` as ``cv2.INTER_NEAREST`` does it (the reference's choice)."""
+    resized = cv2.resize(mask, (hw[1], hw[0]), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(resized, np.uint8)
+
+
+def crop_mask(mask: Bitmap, size: int) -> tuple[Bitmap, NDArray[np.float32]]:
+    """The part of a mask that holds something, as a small bitmap and the frame that it covers.
+
+    The bitmap's outermost ring of pixels is always zero, because RoIAlign repeats the border pixel half a pixel
+    beyond the border.  A side that fits is kept pixel for pixel, the rest of the bitmap stays zero, so a small
+    instance loses nothing; a longer side is averaged down and rounded.
+
+    Args:
+        mask: ``[H, W]`` uint8, 0 or 1, in the resized image's pixels.
+        size: side of the bitmap, at least 4.
+
+    Returns:
+        ``[size, size]`` uint8, 0 or 1, and ``[4]`` float32 frame (x1, y1, x2, y2), which may reach beyond the image.
+        An empty mask gives zeros and the frame of the first pixels.
+    """
+    bitmap = np.zeros((size, size), np.uint8)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return bitmap, np.array([0, 0, size, size], np.float32)
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    room = size - 2
+    height, width = min(bottom - top, room), min(right - left, room)
+    inside = mask[top:bottom, left:right]
+    if inside.shape != (height, width):
+        averaged = cv2.resize(inside * np.uint8(255), (width, height), interpolation=cv2.INTER_AREA)
+        inside = (np.asarray(averaged) >= 128).astype(np.uint8)
+    bitmap[1 : 1 + height, 1 : 1 + width] = inside
+    cell_x, cell_y = (right - left) / width, (bottom - top) / height
+    x, y = left - cell_x, top - cell_y
+    return bitmap, np.array([x, y, x + size * cell_x, y + size * cell_y], np.float32)

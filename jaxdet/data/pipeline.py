@@ -1,0 +1,176 @@
+"""Batches for training and evaluation, prepared ahead by worker processes (grain).
+
+Workers are spawned and import this package's modules but never the model's, so a script that trains needs the usual
+``if __name__ == "__main__"`` guard.  Close an iterator, or use it in a ``with`` statement: its workers end with it.
+"""
+
+import logging
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import grain
+import numpy as np
+from absl import flags
+from numpy.typing import NDArray
+
+from jaxdet.data.batching import EvalBatches, EvalPlan, Share, TrainBatches, TrainPlan, buckets, stack, trainable
+from jaxdet.data.records import Source
+from jaxdet.data.settings import Data
+from jaxdet.data.transforms import image_arrays, view_of
+
+if TYPE_CHECKING:  # importing it costs jax and flax, which workers have no use for
+    from jaxdet.structures import Batch
+
+_log = logging.getLogger(__name__)
+_ENDLESS = 2**40  # steps; nobody gets there
+
+
+class BatchIterator(Iterator["Batch"]):
+    """Batches in order.  A context manager; ``close`` ends the workers.
+
+    Attributes:
+        dropped: instances so far that had no slot (``data.max_boxes``), on this process.
+        steps_per_epoch: of training; of evaluation, the number of batches.
+    """
+
+    def __init__(self, batches: TrainBatches | EvalBatches, data: Data, steps_per_epoch: int) -> None:
+        self.dropped = 0
+        self.steps_per_epoch = steps_per_epoch
+        self._max_boxes = data.max_boxes
+        self._iterator: Any = iter(_prepared(batches, data))
+        self._length = len(batches)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> "Batch":
+        if self._iterator is None:
+            raise StopIteration
+        try:
+            arrays = next(self._iterator)
+        except BaseException:  # the end, an error, Ctrl-C: in each case the workers are of no more use
+            self.close()
+            raise
+        self._count(int(arrays.pop("dropped", np.zeros(1)).sum()))
+        return to_batch(arrays)
+
+    def _count(self, dropped: int) -> None:
+        if dropped and not self.dropped:
+            _log.warning(
+                "an image has more than %d instances: those beyond are left out of training, and counted "
+                "(raise data.max_boxes to keep them)",
+                self._max_boxes,
+            )
+        self.dropped += dropped
+
+    def close(self) -> None:
+        """End the workers; the iterator is at its end afterwards.  May be called again."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()
+            if self.dropped:
+                _log.warning("%d instances had no slot among %d", self.dropped, self._max_boxes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _prepared(batches: TrainBatches | EvalBatches, data: Data) -> Any:
+    dataset = grain.MapDataset.source(batches)
+    if not data.workers:
+        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=data.prefetch))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only app.run parses
+    options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch)
+    # One thread and one batch at a time inside a worker: the parallelism is the workers'.
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(options)
+
+
+def train_batches(
+    source: Source,
+    data: Data,
+    *,
+    seed: int,
+    start_step: int,
+    steps: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+    """Training batches from ``start_step`` on: the same ones, draws included, that a run from step 0 would see.
+
+    Args:
+        source: the data.
+        data: settings; ``batch_size`` counts all processes.
+        seed: of order and augmentation.
+        start_step: number of the first batch.
+        steps: number of batches; None for as many as are taken.
+        process_index: which part of each global batch to deliver.
+        process_count: into how many parts it is cut.
+
+    Returns:
+        Iterator of ``Batch`` with NumPy leaves, ``batch_size / process_count`` images each.
+
+    Raises:
+        ValueError: nothing to train on, or a batch size that does not divide.
+    """
+    if start_step < 0:
+        raise ValueError(f"start_step: expected 0 or more, got {start_step}")
+    share = Share(process_index, process_count, data.batch_size)
+    plan = TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed)
+    count = _ENDLESS if steps is None else steps
+    return BatchIterator(TrainBatches(source, data, plan, share, start_step, count), data, plan.steps_per_epoch)
+
+
+def eval_batches(
+    source: Source, data: Data, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> BatchIterator:
+    """Evaluation batches: every image of the source once over all processes, not mirrored, without targets.
+
+    All processes get the same number of batches and, at each step, the same canvas.  Slots that only fill a batch
+    have ``valid`` False and index -1.
+
+    Args:
+        source: the data.
+        data: settings; ``batch_size`` of training does not matter here.
+        batch_size: over all processes.
+        process_index: which part of each global batch to deliver.
+        process_count: into how many parts it is cut.
+    """
+    share = Share(process_index, process_count, batch_size)
+    everything: NDArray[np.int64] = np.arange(len(source))
+    order = EvalPlan(tuple(buckets(source.sizes, everything, data)), batch_size).batches()
+    return BatchIterator(EvalBatches(source, data, order, share), data, len(order))
+
+
+def single_batch(image: NDArray[np.uint8], data: Data) -> "Batch":
+    """A batch of one image, without targets, for prediction.
+
+    Args:
+        image: ``[H, W, 3]`` uint8 RGB.
+        data: settings of resize and canvas.
+
+    Raises:
+        ValueError: not such an image.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(
+            f"image: expected [H, W, 3] uint8 RGB (jaxdet.data.load_image makes it), got {image.shape} {image.dtype}"
+        )
+    return to_batch(stack([image_arrays(image, view_of((image.shape[0], image.shape[1]), data), 0)]))
+
+
+def to_batch(arrays: dict[str, Any]) -> "Batch":
+    """Stacked arrays as the nouns of ``structures``."""
+    from jaxdet.structures import Batch, Targets
+
+    targets = arrays.get("targets")
+    return Batch(**{**arrays, "targets": None if targets is None else Targets(**targets)})

@@ -1,0 +1,86 @@
+"""Settings of the data: which source, and how its images become batches."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class CocoFolder:
+    """Plain COCO: a folder of images and an instances json, used as they are."""
+
+    images: str  #: folder that ``file_name`` of the json is relative to
+    annotations: str  #: path of the json
+
+
+@dataclass(frozen=True)
+class Tfds:
+    """A data set prepared by ``python -m jaxdet.data.tfds_builder``."""
+
+    directory: str  #: the ``data_dir`` given to the builder, or the version folder inside it
+    split: str  #: ``train`` or ``validation``
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """The built-in generated data; equal settings give equal bytes."""
+
+    split: str = "train"  #: ``train`` or ``val``: the two never share a scene
+    count: int = 1000  #: number of images
+    size: int = 160  #: long side of an image, pixels
+    seed: int = 0
+    aspects: tuple[float, ...] = (1.0,)  #: width / height, one of them is drawn for each image
+    directory: str = ""  #: where the images are kept; empty: the user's cache folder
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "val"):
+            raise ValueError(f"Scenes.split: expected 'train' or 'val', got {self.split!r}")
+        if self.count < 1 or self.size < 32 or self.seed < 0:
+            raise ValueError(
+                "Scenes: expected count >= 1, size >= 32 and seed >= 0, "
+                f"got count={self.count}, size={self.size}, seed={self.seed}"
+            )
+        if not self.aspects or not all(0.25 <= aspect <= 4 for aspect in self.aspects):
+            raise ValueError(f"Scenes.aspects: expected values from 0.25 to 4, got {self.aspects}")
+
+
+SourceSettings: TypeAlias = CocoFolder | Tfds | Scenes
+
+
+@dataclass(frozen=True)
+class Data:
+    """How records become batches.  The defaults are those of the reference's COCO training.
+
+    An image is resized, ratio kept, so that it fits into ``short_side`` x ``long_side``, and is laid on one of two
+    canvases, landscape or portrait, whose sides are these numbers rounded up to ``pad_multiple``.
+    """
+
+    train: SourceSettings | None = None
+    val: SourceSettings | None = None
+    short_side: int = 800
+    long_side: int = 1333
+    pad_multiple: int = 32
+    batch_size: int = 16  #: of training, over all processes
+    max_boxes: int = 100  #: ground-truth slots of an image; what does not fit is counted and reported
+    masks: bool = True  #: False: for data or models without masks, none are read
+    mask_size: int = 112  #: side of the bitmap that an instance's mask travels as
+    whole_masks: bool = False  #: True: a mask travels as a bitmap of the whole canvas, exact and large
+    flip_probability: float = 0.5
+    filter_empty: bool = True  #: leave out training images without anything to learn
+    min_side: int = 32  #: leave out training images with a shorter side than this
+    workers: int = 2  #: processes that prepare batches; 0: the training process itself
+    prefetch: int = 2  #: batches that each worker keeps ready
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "long_side", "pad_multiple", "batch_size", "max_boxes", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Data.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.long_side < self.short_side:
+            raise ValueError(
+                f"Data.long_side: expected at least short_side={self.short_side}, got {self.long_side}; swap the two"
+            )
+        if self.mask_size < 4:
+            raise ValueError(f"Data.mask_size: expected at least 4 (a ring of 1 around the mask), got {self.mask_size}")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"Data.flip_probability: expected 0 to 1, got {self.flip_probability}")
+        if self.workers < 0 or self.min_side < 0:
+            raise ValueError(f"Data: expected workers, min_side >= 0, got {self.workers}, {self.min_side}")

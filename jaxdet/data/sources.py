@@ -1,0 +1,23 @@
+"""From settings to an open data source."""
+
+from jaxdet.data.coco import CocoSource
+from jaxdet.data.records import Source
+from jaxdet.data.scenes import cached_scenes
+from jaxdet.data.settings import CocoFolder, Scenes, SourceSettings
+from jaxdet.data.tfds_source import TfdsSource
+
+
+def open_source(settings: SourceSettings | None) -> Source:
+    """Open a data source; generated scenes are written first where they are not there yet.
+
+    Raises:
+        ValueError: no settings, or what they name cannot be read.
+    """
+    if settings is None:
+        raise ValueError("data: expected a source (CocoFolder, Tfds or Scenes), got None; set data.train or data.val")
+    if isinstance(settings, CocoFolder):
+        return CocoSource(settings.images, settings.annotations)
+    if isinstance(settings, Scenes):
+        folder = cached_scenes(settings)
+        return CocoSource(str(folder / "images"), str(folder / f"instances_{settings.split}.json"))
+    return TfdsSource(settings.directory, settings.split)
