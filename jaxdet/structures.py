@@ -68,6 +68,7 @@ class Samples:
     gt_index: Array  #: ``[B, S]`` int32, the matched ground truth; 0 where not positive
     labels: Array  #: ``[B, S]`` int32, K where not positive
     positive: Array  #: ``[B, S]`` bool
+    truth: Array  #: ``[B, S]`` bool, the box is a ground truth itself
     valid: Array  #: ``[B, S]`` bool
 
 

@@ -47,7 +47,9 @@ class Anchors:
         """Anchors of all levels, finest first; ``sizes`` maps each level to its ``(h, w)`` in cells."""
         missing = [level for level in self.levels if level not in sizes]
         if missing:
-            raise ValueError(f"anchors are set on levels {self.levels}, the pyramid has {sorted(sizes)}; lacking {missing}")
+            raise ValueError(
+                f"anchors are set on levels {self.levels}, the pyramid has {sorted(sizes)}; lacking {missing}"
+            )
         return [self.grid(level, sizes[level]) for level in self.levels]
 
 

@@ -105,9 +105,7 @@ def _forward(table: jax.Array, lattice: Lattice, size: tuple[int, int]) -> tuple
     return sample_average(table, lattice, size), (table, lattice)
 
 
-def _backward(
-    size: tuple[int, int], saved: tuple[jax.Array, Lattice], grad: jax.Array
-) -> tuple[jax.Array, None]:
+def _backward(size: tuple[int, int], saved: tuple[jax.Array, Lattice], grad: jax.Array) -> tuple[jax.Array, None]:
     """The same walk, with each gather turned into a scatter-add."""
     table, lattice = saved
 
@@ -139,7 +137,9 @@ def _for_each_group(
 
     def step(g: jax.Array, carry: jax.Array) -> jax.Array:
         here = jax.lax.dynamic_slice_in_dim(order, g * group, group, axis=1)
-        members = jax.tree.map(lambda a: jax.vmap(lambda v, i: v.at[i].get(mode="fill", fill_value=0))(a, here), lattice)
+        members = jax.tree.map(
+            lambda a: jax.vmap(lambda v, i: v.at[i].get(mode="fill", fill_value=0))(a, here), lattice
+        )
         return work(here, members, members.rounds.max(), carry)
 
     return jax.lax.fori_loop(0, groups, step, carry) if n and batch else carry

@@ -1,0 +1,81 @@
+"""A head pair: what looks at RoI features and says class, box and mask; and the losses of each branch."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.nn.extractor import crops_as_batch
+from jaxdet.ops import losses
+from jaxdet.ops.boxes import DeltaCoder, safe
+from jaxdet.ops.masks import mask_targets
+from jaxdet.structures import Features, Samples, Targets
+
+Losses = dict[str, jax.Array]
+
+
+class Head(nn.Module):
+    """Box branch and optional mask branch, each an extractor and a head.
+
+    ``coder`` scales the deltas that ``box_head`` predicts.  ``beta`` turns the L1 box loss into smooth L1.
+    """
+
+    box_extractor: nn.Module
+    box_head: nn.Module
+    mask_extractor: nn.Module | None = None
+    mask_head: nn.Module | None = None
+    coder: DeltaCoder = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
+    beta: float | None = None
+
+    def boxes(
+        self, features: Features, boxes: jax.Array, valid: jax.Array, num_classes: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Logits ``[B, N, K + 1]`` and deltas ``[B, N, K or 1, 4]``, float32, for ``boxes [B, N, 4]``."""
+        logits, deltas = self.box_head(crops_as_batch(self.box_extractor(features, boxes, valid)), num_classes)
+        lead = valid.shape
+        return (
+            logits.reshape(*lead, -1).astype(jnp.float32),
+            deltas.reshape(*lead, *deltas.shape[1:]).astype(jnp.float32),
+        )
+
+    def masks(
+        self, features: Features, boxes: jax.Array, labels: jax.Array, valid: jax.Array, num_classes: int
+    ) -> jax.Array:
+        """Logits ``[B, N, m, m]``, float32, of the bitmap of class ``labels [B, N]`` inside each box."""
+        if self.mask_extractor is None or self.mask_head is None:
+            raise ValueError("this head has no mask branch; give it mask_extractor and mask_head")
+        logits = self.mask_head(crops_as_batch(self.mask_extractor(features, boxes, valid)), num_classes)
+        own = jnp.take_along_axis(logits, labels.reshape(-1, 1, 1, 1), axis=3)[..., 0]
+        return own.reshape(*labels.shape, *own.shape[1:]).astype(jnp.float32)
+
+
+def of_class(deltas: jax.Array, labels: jax.Array) -> jax.Array:
+    """Deltas ``[B, N, 4]`` of the class ``labels [B, N]``; class-agnostic ones have a single column."""
+    column = jnp.minimum(labels, deltas.shape[2] - 1)
+    return jnp.take_along_axis(deltas, column[..., None, None], axis=2)[:, :, 0]
+
+
+def box_losses(head: Head, logits: jax.Array, deltas: jax.Array, samples: Samples, targets: Targets) -> Losses:
+    """Class and box loss over the samples, both divided by the number of all samples in the batch."""
+    number = jnp.maximum(samples.valid.sum(), 1)
+    truth = jnp.take_along_axis(targets.boxes, samples.gt_index[..., None], axis=1)
+    target = head.coder.encode(safe(samples.boxes, samples.positive), safe(truth, samples.positive))
+    own = of_class(deltas, samples.labels)
+    distance = losses.l1(own, target) if head.beta is None else losses.smooth_l1(own, target, head.beta)
+    return {
+        "loss_cls": losses.masked_sum(losses.cross_entropy(logits, samples.labels), samples.valid) / number,
+        "loss_bbox": losses.masked_sum(distance, samples.positive[..., None]) / number,
+    }
+
+
+def mask_losses(head: Head, features: Features, samples: Samples, targets: Targets, num_classes: int) -> Losses:
+    """Binary cross entropy of the true class's bitmap, mean over all pixels of all positives of the batch.
+
+    Only positives have a mask: callers cut the samples to the slots that may hold one.
+    """
+    labels = jnp.where(samples.positive, samples.labels, 0)
+    boxes = safe(samples.boxes, samples.positive)
+    logits = head.masks(features, boxes, labels, samples.positive, num_classes)
+    size = logits.shape[-1]
+    truth = mask_targets(targets.masks, targets.frames, boxes, samples.gt_index, samples.positive, size)
+    loss = losses.masked_sum(losses.binary_cross_entropy(logits, truth), samples.positive[..., None, None])
+    return {"loss_mask": loss / (jnp.maximum(samples.positive.sum(), 1) * size**2)}

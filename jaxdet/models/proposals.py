@@ -1,0 +1,130 @@
+"""Region proposals (Faster R-CNN, Ren et al. 2015): where objects may be, whatever they are."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.ops import losses
+from jaxdet.ops.anchors import Anchors, flatten_levels, inside, on_image
+from jaxdet.ops.boxes import DeltaCoder, clip, safe
+from jaxdet.ops.matching import Matcher
+from jaxdet.ops.nms import nms, offset_by_group
+from jaxdet.ops.sampling import Choice, Sampler
+from jaxdet.structures import Features, Proposals, Targets
+
+Losses = dict[str, jax.Array]
+
+
+@struct.dataclass
+class Dense:
+    """What the head says about every anchor of every level, in anchor order."""
+
+    anchors: list[jax.Array]  #: per level ``[n_l, 4]``
+    on_image: list[jax.Array]  #: per level ``[B, n_l]`` bool, the cell is not padding
+    objectness: list[jax.Array]  #: per level ``[B, n_l]`` float32 logits
+    deltas: list[jax.Array]  #: per level ``[B, n_l, 4]`` float32
+
+
+class RPN(nn.Module):
+    """Anchors are scored and moved by ``head``; the best become proposals.
+
+    ``border`` admits anchors that far outside the image to training, negative: all.  ``beta`` turns the L1 box loss
+    into smooth L1.  At most ``pre_nms`` boxes a level enter suppression and ``post_nms`` leave it, over all levels.
+    Anchors in the padding beyond ``true_hw`` rounded up to ``pad_multiple`` do not exist, so that proposals do not
+    depend on the canvas.
+    """
+
+    head: RPNHead
+    anchors: Anchors = Anchors()
+    coder: DeltaCoder = DeltaCoder()
+    matcher: Matcher = Matcher(positive_iou=0.7, negative_iou=0.3, min_positive_iou=0.3)
+    sampler: Sampler = Sampler(number=256, positive_fraction=0.5)
+    border: float = -1.0
+    beta: float | None = None
+    nms_iou: float = 0.7
+    pre_nms_train: int = 2000
+    post_nms_train: int = 1000
+    pre_nms_test: int = 1000
+    post_nms_test: int = 1000
+    pad_multiple: int = 32
+
+    def dense(self, features: Features, true_hw: jax.Array) -> Dense:
+        """Head outputs on all levels; the logits and deltas of the levels are lists in level order."""
+        maps = [self.head(features[level]) for level in self.anchors.levels]
+        grids = self.anchors.pyramid({level: features[level].shape[1:3] for level in self.anchors.levels})
+        padded = jnp.ceil(true_hw / self.pad_multiple) * self.pad_multiple
+        exists = [
+            jax.vmap(lambda hw, i=level, n=o.shape[1:3]: on_image(i, n, self.anchors.per_cell, hw))(padded)
+            for level, (o, _) in zip(self.anchors.levels, maps, strict=True)
+        ]
+        flat = jax.vmap(lambda m: flatten_levels([m], 1)[:, 0])
+        return Dense(
+            anchors=[jnp.asarray(grid) for grid in grids],
+            on_image=exists,
+            objectness=[flat(o).astype(jnp.float32) for o, _ in maps],
+            deltas=[jax.vmap(lambda m: flatten_levels([m], 4))(d).astype(jnp.float32) for _, d in maps],
+        )
+
+    def losses(
+        self, features: Features, true_hw: jax.Array, targets: Targets, key: jax.Array
+    ) -> tuple[Losses, Proposals]:
+        """Objectness and box losses, and proposals for training the heads."""
+        dense = self.dense(features, true_hw)
+        anchors = jnp.concatenate(dense.anchors)
+        exists = jnp.concatenate(dense.on_image, 1)
+        keys = jax.random.split(key, true_hw.shape[0])
+        choice, target = jax.vmap(lambda *image: self._targets(anchors, *image))(exists, true_hw, targets, keys)
+        pick = jax.vmap(lambda values, index: values[index])
+        objectness = pick(jnp.concatenate(dense.objectness, 1), choice.index)
+        deltas = pick(jnp.concatenate(dense.deltas, 1), choice.index)
+        score_loss = losses.binary_cross_entropy(objectness, choice.positive)
+        box_loss = losses.l1(deltas, target) if self.beta is None else losses.smooth_l1(deltas, target, self.beta)
+        number = jnp.maximum(choice.valid.sum(), 1)
+        terms = {
+            "loss_rpn_cls": losses.masked_sum(score_loss, choice.valid) / number,
+            "loss_rpn_bbox": losses.masked_sum(box_loss, choice.positive[..., None]) / number,
+        }
+        return terms, self._select(dense, true_hw, self.pre_nms_train, self.post_nms_train)
+
+    def proposals(self, features: Features, true_hw: jax.Array) -> Proposals:
+        """Proposals at test time, ``post_nms_test`` slots."""
+        return self._select(self.dense(features, true_hw), true_hw, self.pre_nms_test, self.post_nms_test)
+
+    def _targets(
+        self, anchors: jax.Array, exists: jax.Array, true_hw: jax.Array, targets: Targets, key: jax.Array
+    ) -> tuple[Choice, jax.Array]:
+        """One image: chosen anchors and the deltas ``[S, 4]`` they should predict."""
+        usable = exists & inside(anchors, true_hw, self.border)
+        match = self.matcher(anchors, usable, targets.boxes, targets.valid, targets.crowd)
+        choice = self.sampler(match, key)
+        boxes = safe(targets.boxes[match.gt_index[choice.index]], choice.positive)
+        return choice, self.coder.encode(safe(anchors[choice.index], choice.positive), boxes)
+
+    def _select(self, dense: Dense, true_hw: jax.Array, pre_nms: int, post_nms: int) -> Proposals:
+        """The best boxes of each level, decoded, clipped and thinned out by suppression within levels."""
+        dense = jax.lax.stop_gradient(dense)
+
+        def one(
+            exists: list[jax.Array], objectness: list[jax.Array], deltas: list[jax.Array], hw: jax.Array
+        ) -> Proposals:
+            found = [
+                self._best(*level, hw, pre_nms) for level in zip(dense.anchors, exists, objectness, deltas, strict=True)
+            ]
+            groups = jnp.concatenate([jnp.full(len(s), i, jnp.int32) for i, (_, s, _) in enumerate(found)])
+            boxes, scores, valid = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
+            apart = offset_by_group(boxes, groups, valid)
+            kept = nms(apart, scores, valid, threshold=self.nms_iou, limit=post_nms)
+            return Proposals(boxes[kept.index], scores[kept.index], kept.valid)
+
+        return jax.vmap(one)(dense.on_image, dense.objectness, dense.deltas, true_hw)
+
+    def _best(
+        self, anchors: jax.Array, exists: jax.Array, objectness: jax.Array, deltas: jax.Array, hw: jax.Array, limit: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Boxes, scores and validity of the ``limit`` highest anchors of one level of one image."""
+        scores = jnp.where(exists & jnp.isfinite(objectness), jax.nn.sigmoid(objectness), -1.0)
+        scores, index = jax.lax.top_k(scores, min(limit, len(scores)))
+        boxes = clip(self.coder.decode(anchors[index], deltas[index]), hw)
+        return boxes, scores, scores >= 0.0

@@ -1,0 +1,79 @@
+"""Two-stage detection as one reads it: backbone, neck, proposals, heads, finish."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.models import loop
+from jaxdet.models.branches import Head, Losses
+from jaxdet.models.finish import Finish
+from jaxdet.models.proposals import RPN
+from jaxdet.nn.resnet import normalize
+from jaxdet.structures import Batch, Detections, Features, Proposals, Targets
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+class TwoStage(nn.Module):
+    """Faster R-CNN (Ren et al. 2015), and Mask R-CNN (He et al. 2017) where the head has a mask branch.
+
+    ``schedule`` says which head works at which step.  ``pixel_mean`` and ``pixel_std`` normalise RGB images of
+    0..255.  ``dtype`` is the dtype of computation; parameters, geometry and losses stay float32.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    neck: nn.Module
+    rpn: RPN
+    heads: tuple[Head, ...]
+    schedule: tuple[loop.Step, ...] = (loop.Step(),)
+    finish: Finish = Finish()
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def setup(self) -> None:
+        loop.check_schedule(self.schedule, self.heads)
+
+    def losses(self, batch: Batch, key: jax.Array) -> tuple[Losses, Losses]:
+        """Loss terms by name, whose sum is minimised, and metrics; ``key`` drives the samplers."""
+        if batch.targets is None:
+            raise ValueError("losses need ground truth, got a batch without targets; predict works without")
+        targets = jax.tree.map(jnp.asarray, batch.targets)
+        rpn_key, head_key = jax.random.split(key)
+        features = self.features(batch)
+        rpn_losses, proposals = self.rpn.losses(features, batch.true_hw, targets, rpn_key)
+        head_losses, metrics = self.head_losses(features, proposals, targets, batch.true_hw, head_key)
+        return {**rpn_losses, **head_losses}, metrics
+
+    def predict(self, batch: Batch) -> Detections:
+        """Detections of a batch, in coordinates of the resized images."""
+        features = self.features(batch)
+        proposals = self.rpn.proposals(features, batch.true_hw)
+        return self.detect(features, proposals, batch.true_hw)
+
+    def features(self, batch: Batch) -> Features:
+        """The pyramid of a batch of images."""
+        mean, std = jnp.asarray(self.pixel_mean), jnp.asarray(self.pixel_std)
+        image = normalize(jnp.asarray(batch.image), batch.true_hw, mean, std)
+        return self.neck(self.backbone(image.astype(self.dtype)))
+
+    def head_losses(
+        self, features: Features, proposals: Proposals, targets: Targets, true_hw: jax.Array, key: jax.Array
+    ) -> tuple[Losses, Losses]:
+        """Losses and metrics of the heads on given proposals."""
+        return loop.train_steps(self.heads, self.schedule, features, proposals, targets, true_hw, self.num_classes, key)
+
+    def detect(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> Detections:
+        """Detections from given proposals."""
+        logits, boxes = loop.test_steps(self.heads, self.schedule, features, proposals, true_hw, self.num_classes)
+        found = jax.vmap(self.finish)(boxes, jax.nn.softmax(logits)[..., :-1], proposals.valid)
+        masks = loop.test_masks(self.heads, self.schedule, features, found, self.num_classes)
+        return Detections(found.boxes, found.scores, found.labels, masks, found.scores, found.valid)
+
+    def is_frozen(self, path: tuple[str, ...]) -> bool:
+        """Whether the parameter at this path is not trained (stem and first stages of the backbone)."""
+        return path[0] == "backbone" and bool(self.backbone.is_frozen(path[1:]))

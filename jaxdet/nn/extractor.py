@@ -1,0 +1,51 @@
+"""RoI feature extractors: boxes and a pyramid in, one crop a box out."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.ops.boxes import area
+from jaxdet.ops.roi_align import roi_align
+from jaxdet.structures import Features
+
+
+class OneLevel(nn.Module):
+    """Each box reads the level that suits its size (FPN, Lin et al. 2017, eq. 1); no parameters.
+
+    A box of area below ``(2 * finest) ** 2`` reads the first level, each doubling of its side the next one.
+    """
+
+    size: int = 7
+    sampling_ratio: int = 0
+    aligned: bool = True
+    levels: tuple[int, ...] = (2, 3, 4, 5)
+    finest: float = 56.0
+
+    def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
+        """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``; invalid ones are 0."""
+        missing = [level for level in self.levels if level not in features]
+        if missing:
+            raise ValueError(f"extractor reads levels {self.levels}, the pyramid has {sorted(features)}")
+        return roi_align(
+            [features[level] for level in self.levels],
+            [2.0**-level for level in self.levels],
+            boxes,
+            self.level_of(boxes),
+            valid,
+            size=(self.size, self.size),
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+        )
+
+    def level_of(self, boxes: jax.Array) -> jax.Array:
+        """Position in ``levels`` ``[...]`` int32 for ``boxes [..., 4]``; the 1e-6 is the reference's."""
+        ratio = jnp.sqrt(area(boxes)) / self.finest + 1e-6
+        level = jnp.floor(jnp.log2(jnp.where(ratio > 0, ratio, 1.0)))
+        return jnp.clip(level, 0, len(self.levels) - 1).astype(jnp.int32)
+
+
+def crops_as_batch(crops: jax.Array) -> jax.Array:
+    """``[B, N, h, w, C]`` -> ``[B * N, h, w, C]``: heads treat each crop alone."""
+    return crops.reshape(math.prod(crops.shape[:2]), *crops.shape[2:])

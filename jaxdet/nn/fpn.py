@@ -1,0 +1,37 @@
+"""Feature Pyramid Network (Lin et al. 2017)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.nn.layers import Conv, xavier_uniform
+from jaxdet.structures import Features
+
+
+def upsample_to(x: jax.Array, hw: tuple[int, int]) -> jax.Array:
+    """Nearest neighbour doubling of ``[B, h, w, C]``, cut to ``hw`` (2h or 2h - 1, likewise w)."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, : hw[0], : hw[1]]
+
+
+class FPN(nn.Module):
+    """Backbone maps ``{2..5}`` -> pyramid ``{2..6}`` of ``channels`` channels.
+
+    Level 6 is every second pixel of level 5 and serves the RPN only.
+    """
+
+    channels: int = 256
+
+    @nn.compact
+    def __call__(self, features: Features) -> Features:
+        levels = sorted(features)
+        merged = {
+            level: Conv(self.channels, 1, init=xavier_uniform, name=f"lateral{level}")(features[level])
+            for level in levels
+        }
+        for level in reversed(levels[:-1]):
+            merged[level] += upsample_to(merged[level + 1], merged[level].shape[1:3])
+        pyramid = {
+            level: Conv(self.channels, 3, init=xavier_uniform, name=f"output{level}")(merged[level]) for level in levels
+        }
+        top = levels[-1]
+        return {**pyramid, top + 1: pyramid[top][:, ::2, ::2]}
