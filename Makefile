@@ -1,0 +1,58 @@
+# make help lists the targets.  Everything is installed into $(VENV) from a lock file with exact versions.
+PYTHON ?= python3
+VENV ?= .venv
+# cpu, cuda12, cuda13 or tpu: which jax is installed.
+DEVICE ?= cpu
+
+LOCK := requirements/$(DEVICE).lock
+INSTALLED := $(VENV)/.installed-$(DEVICE)
+RUN := $(VENV)/bin/python
+# Compiled programs are kept, so that a second run starts at once.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+
+.PHONY: help venv demo test lint types unit parity lock clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@echo "DEVICE=cpu|cuda12|cuda13|tpu chooses the jax to install, e.g. make demo DEVICE=cuda12"
+
+venv: $(INSTALLED) ## the virtual environment alone
+
+$(INSTALLED): $(LOCK)
+	test -x $(RUN) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxdet needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement $(LOCK)
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: venv ## data, training, evaluation and pictures on this machine, into runs/demo/
+	$(RUN) train.py --config configs/demo.py --workdir runs/demo
+
+test: lint types unit ## everything but full-size parity
+
+lint: venv
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: venv
+	$(RUN) -m mypy jaxdet
+
+unit: venv
+	$(RUN) -m pytest -m "not parity"
+
+parity: venv ## full-size models against their golden files
+	$(RUN) -m pytest tests/parity -m parity
+
+lock: venv ## new lock files from pyproject.toml (needs the network)
+	$(RUN) -m pip install --quiet --disable-pip-version-check uv
+	for device in cpu cuda12 cuda13 tpu; do \
+	  extra=$$(test $$device = cpu || echo "--extra $$device"); \
+	  $(RUN) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-header \
+	    --no-emit-find-links --no-emit-index-url --extra test $$extra pyproject.toml -o requirements/$$device.lock || exit 1; \
+	  sed -i '1i # Exact versions of everything, test tools included; made by `make lock` from pyproject.toml.' \
+	    requirements/$$device.lock; \
+	done
+
+clean: ## caches; not the environment, not runs/
+	rm -rf .jax_cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
