@@ -21,6 +21,11 @@ def to_text(config: Any, indent: int = 0) -> str:
     return repr(config)
 
 
+def print_config(config: Any) -> None:
+    """Prints `to_text` of a config."""
+    print(to_text(config))
+
+
 def _enclose(start: str, items: list[str], end: str, indent: int) -> str:
     line = f"{start}{', '.join(items)}{end}"
     if len(line) + 4 * indent <= _WIDTH and "\n" not in line:

@@ -1,0 +1,102 @@
+"""The experiment: what ``get_config()`` of a file in ``configs/`` returns, and what the libraries take."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxdet.data.settings import Data
+from jaxdet.models.two_stage import TwoStage
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train and how the learning rate moves.  The defaults are the 1x schedule of COCO training.
+
+    ``length``, ``drops`` and the intervals of `Run` count in ``unit``; the warm-up always counts in steps.
+    """
+
+    length: int = 12
+    drops: tuple[int, ...] = (8, 11)  #: after so many epochs (steps) the rate is multiplied by ``drop_factor``
+    unit: Literal["epochs", "steps"] = "epochs"
+    drop_factor: float = 0.1
+    warmup_steps: int = 500
+    warmup_ratio: float = 0.001  #: the rate of the first step, as a share of the full one
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.warmup_steps < 0:
+            raise ValueError(
+                "Schedule: expected length >= 1 and warmup_steps >= 0, "
+                f"got length={self.length}, warmup_steps={self.warmup_steps}"
+            )
+        if list(self.drops) != sorted(set(self.drops)) or any(d < 1 for d in self.drops):
+            raise ValueError(f"Schedule.drops: expected ascending positive {self.unit}, got {self.drops}")
+
+    def in_steps(self, amount: int, steps_per_epoch: int) -> int:
+        """An amount in ``unit`` as a number of steps."""
+        return amount * steps_per_epoch if self.unit == "epochs" else amount
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """SGD with momentum, as the reference trains: weight decay on every trained parameter, biases and norms too.
+
+    ``lr`` belongs to a global batch of ``base_batch`` images and is scaled in proportion to the batch in use
+    (Goyal et al. 2017), so that another number of devices needs no other setting; ``base_batch=none`` switches
+    the scaling off.
+    """
+
+    lr: float = 0.02
+    base_batch: int | None = 16
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float | None = None  #: the gradient is scaled down to this global L2 norm where it is longer
+    schedule: Schedule = Schedule()
+
+    def __post_init__(self) -> None:
+        positive = {"lr": self.lr, "base_batch": self.base_batch, "clip_norm": self.clip_norm}
+        for name, value in positive.items():
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"Optimizer.{name}: expected a positive number, got {value}")
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+            raise ValueError(
+                "Optimizer: expected 0 <= momentum < 1 and weight_decay >= 0, "
+                f"got momentum={self.momentum}, weight_decay={self.weight_decay}"
+            )
+
+    def scaled_lr(self, batch_size: int) -> float:
+        """The full learning rate for a global batch of that many images."""
+        return self.lr if self.base_batch is None else self.lr * batch_size / self.base_batch
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run does beside its steps.  Intervals count in the schedule's unit unless they say otherwise."""
+
+    seed: int = 0  #: of initialisation, data order and sampling
+    init_from: str | None = None  #: weights to start from: a checkpoint folder, .npz, .safetensors or .pth
+    init_skip: tuple[str, ...] = ()  #: patterns of parameters that keep their fresh values
+    log_every: int = 50  #: steps
+    checkpoint_every: int = 1
+    keep_checkpoints: int = 2  #: the newest ones
+    eval_every: int = 1  #: 0: only after the last step
+    eval_batch: int = 8  #: images, over all devices
+    pictures: int = 8  #: images of the validation set in the picture of predictions beside ground truth
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "eval_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Run.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.eval_every < 0 or self.pictures < 0 or self.seed < 0:
+            raise ValueError(
+                f"Run: expected seed, eval_every, pictures >= 0, got {self.seed}, {self.eval_every}, {self.pictures}"
+            )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A model, its data, its optimizer and its run."""
+
+    model: TwoStage
+    data: Data
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    run: Run = field(default_factory=Run)
