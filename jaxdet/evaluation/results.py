@@ -1,0 +1,152 @@
+"""COCO results: a list of dicts, one for each detection of each image.
+
+``image_id``, ``category_id`` (both as the data set numbers them), ``bbox`` (x, y, width, height in pixels of the
+stored image), ``score`` and, with masks, ``segmentation`` (compressed run lengths).  One key more than COCO has:
+``mask_score`` where a branch of the model rates masks apart from boxes; masks are then ranked by it.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdet.data.masks import encode_mask
+from jaxdet.ops.paste import paste_rle
+
+Result: TypeAlias = dict[str, Any]
+Truth: TypeAlias = Mapping[str, Any]
+"""An instances json as a dict: ``images``, ``annotations``, ``categories``."""
+
+
+def image_results(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    masks: NDArray[np.float32] | None,
+    mask_scores: NDArray[np.float32],
+    *,
+    image_id: int,
+    category_ids: Sequence[int],
+    scale: NDArray[np.float32],
+    hw: tuple[int, int],
+    mask_threshold: float = 0.5,
+) -> list[Result]:
+    """Detections of one image as COCO results, in the order given.
+
+    Args:
+        boxes: ``[D, 4]`` in pixels of the resized image.
+        scores: ``[D]``.
+        labels: ``[D]`` 0..K-1.
+        masks: ``[D, m, m]`` probabilities inside the boxes, or None.
+        mask_scores: ``[D]``.
+        image_id: of the data set.
+        category_ids: the id that each label stands for.
+        scale: ``[2]`` resized size / stored size (y, x).
+        hw: size of the stored image.
+        mask_threshold: the least probability that counts as inside.
+
+    Returns:
+        A result for each detection.  One whose box or score is not finite is left out: JSON has no such number.
+
+    Raises:
+        ValueError: a label without a category.
+    """
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(category_ids):
+        raise ValueError(
+            f"labels: expected 0 to {len(category_ids) - 1} (the data has {len(category_ids)} categories), "
+            f"got {labels.min()} to {labels.max()}; is the model's num_classes that of the data?"
+        )
+    original = boxes / np.asarray(scale, np.float32)[[1, 0, 1, 0]]
+    found = []
+    for i in np.flatnonzero(np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & np.isfinite(mask_scores)):
+        x1, y1, x2, y2 = (float(side) for side in original[i])
+        result: Result = {"image_id": int(image_id), "category_id": int(category_ids[labels[i]])}
+        result |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(scores[i])}
+        if masks is not None:
+            result["segmentation"] = paste_rle(masks[i], original[i], hw, mask_threshold)
+            if mask_scores[i] != scores[i]:
+                result["mask_score"] = float(mask_scores[i])
+        found.append(result)
+    return found
+
+
+def write_results(path: str | PathLike[str], results: Sequence[Result]) -> None:
+    """Write a results json; folders are made where they are missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(list(results)))
+
+
+def read_results(path: str | PathLike[str], truth: Truth) -> list[Result]:
+    """Read a results json and check it against the ground truth that it is to be scored by.
+
+    Raises:
+        ValueError: not readable, not JSON, or not COCO results for these images and categories.
+    """
+    try:
+        results = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"results {path}: expected a JSON file, got {error}") from error
+    if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
+        raise ValueError(f"results {path}: expected a list of detections (COCO results format)")
+    return check_results(results, truth)
+
+
+def check_results(results: Sequence[Result], truth: Truth) -> list[Result]:
+    """COCO results from elsewhere, every field looked at, masks brought to compressed run lengths.
+
+    Raises:
+        ValueError: names the first detection with a fault and what is expected.
+    """
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    check_ids(results, truth)
+    return [_checked(result, number, sizes) for number, result in enumerate(results)]
+
+
+def check_ids(results: Sequence[Result], truth: Truth) -> None:
+    """Make sure that every result names an image and a category of the ground truth.
+
+    Raises:
+        ValueError: lists some that it does not know.
+    """
+    for key, table in (("image_id", "images"), ("category_id", "categories")):
+        missing = next((number for number, result in enumerate(results) if key not in result), None)
+        if missing is not None:
+            raise ValueError(f"results: expected {key} in every detection, detection {missing} has none")
+        known = {entry["id"] for entry in truth.get(table, [])}
+        unknown = sorted({result[key] for result in results} - known, key=str)
+        if unknown:
+            raise ValueError(
+                f"results: expected every {key} among the {len(known)} {table} of the ground truth, got {len(unknown)} "
+                f"unknown: {', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}; "
+                "are these results of another data set, or labels instead of category ids?"
+            )
+
+
+def _checked(result: Result, number: int, sizes: Mapping[Any, tuple[int, int]]) -> Result:
+    try:
+        checked = dict(result)
+        checked["score"] = _finite([result.get("score")], "score", 1)[0]
+        if "mask_score" in result:
+            checked["mask_score"] = _finite([result["mask_score"]], "mask_score", 1)[0]
+        if result.get("bbox") is not None:
+            checked["bbox"] = _finite(result["bbox"], "bbox", 4)
+        if result.get("segmentation") is not None:
+            checked["segmentation"] = encode_mask(result["segmentation"], sizes[result["image_id"]])
+        if result.get("bbox") is None and result.get("segmentation") is None:
+            raise ValueError("expected a bbox or a segmentation, got neither")
+    except ValueError as error:
+        raise ValueError(f"results: detection {number} (image {result['image_id']}): {error}") from error
+    return {key: value for key, value in checked.items() if value is not None}
+
+
+def _finite(values: Any, name: str, count: int) -> list[float]:
+    numbers = isinstance(values, list | tuple) and len(values) == count
+    if not numbers or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        expected = "a finite number" if count == 1 else f"{count} finite numbers"
+        raise ValueError(f"{name}: expected {expected}, got {values[0] if count == 1 else values!r}")
+    return [float(value) for value in values]

@@ -1,0 +1,159 @@
+"""COCO's twelve numbers, with pycocotools as the judge."""
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from jaxdet.data.masks import encode_mask
+from jaxdet.evaluation.results import Result, Truth, check_ids
+
+STATISTICS = ("AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l", "AR1", "AR10", "AR100", "AR_s", "AR_m", "AR_l")
+"""Names of COCO's numbers in pycocotools' order."""
+
+Kind: TypeAlias = Literal["bbox", "segm"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What COCO's evaluation says.  -1, as in pycocotools, where the ground truth has nothing of that kind."""
+
+    metrics: dict[str, float]  #: ``bbox/AP``, ``bbox/AP50``, ... ``segm/AR_l``
+    per_class: dict[str, dict[str, float]]  #: category name -> ``bbox/AP``, ``bbox/AP50``, ``bbox/AR100``, ``segm/...``
+
+
+def score(
+    truth: Truth, results: Sequence[Result], kinds: Sequence[Kind] | None = None, *, fast: bool = False
+) -> Scores:
+    """Score detections against the whole ground truth: every image counts, those without a detection too.
+
+    Args:
+        truth: an instances json as a dict; left as it is.
+        results: COCO results; left as they are.  Without any, AP is 0.
+        kinds: what to compare.  None: boxes, and masks if the results (or, where these are empty, the ground
+            truth) have them.  Boxes of results that hold masks only are the masks' boxes.
+        fast: judge by faster-coco-eval instead (extra ``fast-eval``): the same numbers sooner.
+
+    Raises:
+        ValueError: results of unknown images or categories, or masks asked for where there are none.
+    """
+    check_ids(results, truth)
+    kinds = kinds if kinds is not None else _kinds(truth, results)
+    prepared = _complete(truth)
+    metrics: dict[str, float] = {}
+    per_class: dict[str, dict[str, float]] = {name: {} for name in _names(truth).values()}
+    for kind in kinds:
+        judged = _judge(prepared, [_only(kind, result) for result in results], kind, fast)
+        metrics |= {f"{kind}/{name}": float(value) for name, value in zip(STATISTICS, judged.stats[:12], strict=True)}
+        for name, row in _rows(judged, truth):
+            per_class[name] |= {f"{kind}/{key}": value for key, value in row.items()}
+    return Scores(metrics, per_class)
+
+
+def _kinds(truth: Truth, results: Sequence[Result]) -> tuple[Kind, ...]:
+    holders = results or truth.get("annotations", [])
+    return ("bbox", "segm") if any(entry.get("segmentation") for entry in holders) else ("bbox",)
+
+
+def _only(kind: Kind, result: Result) -> Result:
+    """What counts for one kind.
+
+    A mask is judged without its box, else pycocotools would sort it by the box's area into small, medium and large.
+    """
+    kept = {key: result[key] for key in ("image_id", "category_id", "score")}
+    if kind == "bbox" and "bbox" in result:
+        return kept | {"bbox": result["bbox"]}
+    if "segmentation" not in result:
+        raise ValueError(f"results: expected masks to score, a detection of image {result['image_id']} has none")
+    if kind == "segm":
+        kept["score"] = result.get("mask_score", result["score"])
+    return kept | {"segmentation": result["segmentation"]}
+
+
+def _complete(truth: Truth) -> dict[str, Any]:
+    """The ground truth with what pycocotools takes for granted."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    lost = next((each["id"] for each in truth.get("annotations", []) if each["image_id"] not in sizes), None)
+    if lost is not None:
+        raise ValueError(f"ground truth: expected an image for every annotation, annotation {lost} names none it has")
+    annotations = [_completed(annotation, sizes[annotation["image_id"]]) for annotation in truth.get("annotations", [])]
+    return {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
+
+
+def _completed(annotation: Mapping[str, Any], hw: tuple[int, int]) -> dict[str, Any]:
+    completed = {"iscrowd": 0, **annotation}
+    if "area" not in completed:
+        completed["area"] = _area(completed, hw)
+    if not completed.get("segmentation"):  # an instance without a mask: one that no mask can match
+        completed["segmentation"] = {"size": list(hw), "counts": [hw[0] * hw[1]]}
+    return completed
+
+
+def _area(annotation: Mapping[str, Any], hw: tuple[int, int]) -> float:
+    if annotation.get("segmentation"):
+        return float(coco_mask.area(encode_mask(annotation["segmentation"], hw)))
+    return float(annotation["bbox"][2] * annotation["bbox"][3])
+
+
+def _judge(truth: dict[str, Any], results: list[Result], kind: Kind, fast: bool) -> Any:
+    index, evaluate = _fast_classes() if fast else (COCO, COCOeval)
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = _indexed(index, truth)
+        # pycocotools looks at the first result without asking whether there is one
+        found = expected.loadRes(results) if results else _indexed(index, truth | {"annotations": []})
+        judged = evaluate(expected, found, kind)
+        judged.evaluate()
+        judged.accumulate()
+        judged.summarize()
+    return judged
+
+
+def _indexed(index: Any, dataset: dict[str, Any]) -> Any:
+    indexed = index()
+    indexed.dataset = dataset | {"annotations": [dict(annotation) for annotation in dataset["annotations"]]}
+    indexed.createIndex()
+    return indexed
+
+
+def _fast_classes() -> tuple[Any, Any]:
+    try:
+        import faster_coco_eval
+    except ImportError as error:
+        raise ValueError("fast evaluation needs faster-coco-eval: pip install 'jaxdet[fast-eval]'") from error
+    return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
+
+
+def _names(truth: Truth) -> dict[int, str]:
+    """Category id -> a name of its own, by id."""
+    names: dict[int, str] = {}
+    for category in sorted(truth["categories"], key=lambda category: int(category["id"])):
+        name = str(category.get("name", category["id"]))
+        names[category["id"]] = f"{name} ({category['id']})" if name in names.values() else name
+    return names
+
+
+def _rows(judged: Any, truth: Truth) -> list[tuple[str, dict[str, float]]]:
+    names = _names(truth)
+    precision, recall = np.asarray(judged.eval["precision"]), np.asarray(judged.eval["recall"])
+    rows = []
+    for k, category_id in enumerate(judged.params.catIds):
+        row = {
+            "AP": _mean(precision[:, :, k, 0, -1]),
+            "AP50": _mean(precision[0, :, k, 0, -1]),
+            "AR100": _mean(recall[:, k, 0, -1]),
+        }
+        rows.append((names[category_id], row))
+    return rows
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """Mean of what there is ground truth for, -1 without any."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0

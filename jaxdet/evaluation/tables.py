@@ -1,0 +1,36 @@
+"""Scores as tables for people."""
+
+from collections.abc import Mapping
+
+from rich.table import Table
+
+from jaxdet.evaluation.score import STATISTICS, Scores
+
+_PER_CLASS = ("AP", "AP50", "AR100")
+
+
+def summary_table(metrics: Mapping[str, float]) -> Table:
+    """COCO's twelve numbers, a column for each kind that ``metrics`` has; a dash where there is no ground truth."""
+    kinds = [kind for kind in ("bbox", "segm") if f"{kind}/AP" in metrics]
+    table = Table("", *kinds, title="COCO")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in STATISTICS:
+        table.add_row(name, *(_number(metrics[f"{kind}/{name}"]) for kind in kinds))
+    return table
+
+
+def per_class_table(scores: Scores) -> Table:
+    """A row for each category, in order of category id."""
+    kinds = [kind for kind in ("bbox", "segm") if f"{kind}/AP" in scores.metrics]
+    keys = [f"{kind}/{name}" for kind in kinds for name in _PER_CLASS]
+    table = Table("category", *keys, title="per class")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in scores.per_class.items():
+        table.add_row(name, *(_number(row[key]) for key in keys))
+    return table
+
+
+def _number(value: float) -> str:
+    return "-" if value < 0 else f"{value:.3f}"
