@@ -10,13 +10,15 @@ The same classes hold NumPy arrays on the host and ``jax.Array`` on the device. 
 H W canvas, G ground-truth slots, N proposals, S samples, D detections, C channels, K classes.
 """
 
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import jax
-import numpy as np
 from flax import struct
 
-Array: TypeAlias = jax.Array | np.ndarray
+Array: TypeAlias = Any
+"""``np.ndarray`` on the host, ``jax.Array`` on the device: the two have no common type that checkers know."""
+
 Features: TypeAlias = dict[int, jax.Array]
 """A pyramid: log2 of the stride -> ``[B, H/2^l, W/2^l, C]``."""
 
@@ -82,3 +84,14 @@ class Detections:
     masks: Array | None  #: ``[B, D, m, m]`` float32 probabilities inside the box; None without a mask head
     mask_scores: Array  #: ``[B, D]`` float32, score of the mask; the box score where no branch rates masks
     valid: Array  #: ``[B, D]`` bool
+
+
+def select_levels(features: Features, levels: Sequence[int], reader: str) -> list[jax.Array]:
+    """The maps of ``levels``; ValueError, naming the reader, where the pyramid lacks one."""
+    missing = [level for level in levels if level not in features]
+    if missing:
+        raise ValueError(
+            f"{reader} reads levels {tuple(levels)}, the pyramid has {sorted(features)} and lacks {missing}: "
+            "change its levels, or the neck"
+        )
+    return [features[level] for level in levels]

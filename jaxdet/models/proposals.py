@@ -7,12 +7,12 @@ from flax import struct
 
 from jaxdet.nn.rpn_head import RPNHead
 from jaxdet.ops import losses
-from jaxdet.ops.anchors import Anchors, flatten_levels, inside, on_image
+from jaxdet.ops.anchors import Anchors, inside, on_image
 from jaxdet.ops.boxes import DeltaCoder, clip, safe
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.nms import nms, offset_by_group
 from jaxdet.ops.sampling import Choice, Sampler
-from jaxdet.structures import Features, Proposals, Targets
+from jaxdet.structures import Features, Proposals, Targets, select_levels
 
 Losses = dict[str, jax.Array]
 
@@ -51,21 +51,18 @@ class RPN(nn.Module):
     pad_multiple: int = 32
 
     def dense(self, features: Features, true_hw: jax.Array) -> Dense:
-        """Head outputs on all levels; the logits and deltas of the levels are lists in level order."""
-        maps = [self.head(features[level]) for level in self.anchors.levels]
-        grids = self.anchors.pyramid({level: features[level].shape[1:3] for level in self.anchors.levels})
+        """Head outputs on all levels of the anchors."""
+        maps = select_levels(features, self.anchors.levels, "the RPN")
         padded = jnp.ceil(true_hw / self.pad_multiple) * self.pad_multiple
-        exists = [
-            jax.vmap(lambda hw, i=level, n=o.shape[1:3]: on_image(i, n, self.anchors.per_cell, hw))(padded)
-            for level, (o, _) in zip(self.anchors.levels, maps, strict=True)
-        ]
-        flat = jax.vmap(lambda m: flatten_levels([m], 1)[:, 0])
-        return Dense(
-            anchors=[jnp.asarray(grid) for grid in grids],
-            on_image=exists,
-            objectness=[flat(o).astype(jnp.float32) for o, _ in maps],
-            deltas=[jax.vmap(lambda m: flatten_levels([m], 4))(d).astype(jnp.float32) for _, d in maps],
-        )
+        dense = Dense([], [], [], [])
+        for level, features_of_level in zip(self.anchors.levels, maps, strict=True):
+            objectness, deltas = self.head(features_of_level)
+            batch, height, width, per_cell = objectness.shape
+            dense.anchors.append(jnp.asarray(self.anchors.grid(level, height, width)))
+            dense.on_image.append(on_image(padded / 2**level, height, width, per_cell))
+            dense.objectness.append(objectness.reshape(batch, -1).astype(jnp.float32))
+            dense.deltas.append(deltas.reshape(batch, -1, 4).astype(jnp.float32))
+        return dense
 
     def losses(
         self, features: Features, true_hw: jax.Array, targets: Targets, key: jax.Array
@@ -76,9 +73,8 @@ class RPN(nn.Module):
         exists = jnp.concatenate(dense.on_image, 1)
         keys = jax.random.split(key, true_hw.shape[0])
         choice, target = jax.vmap(lambda *image: self._targets(anchors, *image))(exists, true_hw, targets, keys)
-        pick = jax.vmap(lambda values, index: values[index])
-        objectness = pick(jnp.concatenate(dense.objectness, 1), choice.index)
-        deltas = pick(jnp.concatenate(dense.deltas, 1), choice.index)
+        objectness = jnp.take_along_axis(jnp.concatenate(dense.objectness, 1), choice.index, axis=1)
+        deltas = jnp.take_along_axis(jnp.concatenate(dense.deltas, 1), choice.index[..., None], axis=1)
         score_loss = losses.binary_cross_entropy(objectness, choice.positive)
         box_loss = losses.l1(deltas, target) if self.beta is None else losses.smooth_l1(deltas, target, self.beta)
         number = jnp.maximum(choice.valid.sum(), 1)

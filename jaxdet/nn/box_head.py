@@ -9,8 +9,8 @@ from jaxdet.nn.layers import Linear, gaussian
 class FC2(nn.Module):
     """Two fully connected layers (FPN, Lin et al. 2017, section 4.2).
 
-    Crops ``[N, 7, 7, C]`` -> logits ``[N, K + 1]`` of K = ``num_classes``, background last, and deltas ``[N, K, 4]``, or ``[N, 1, 4]``
-    where boxes are class-agnostic.
+    Crops ``[N, 7, 7, C]`` -> logits ``[N, K + 1]`` of K = ``num_classes``, background last, and deltas
+    ``[N, K, 4]``, or ``[N, 1, 4]`` where boxes are class-agnostic.
     """
 
     channels: int = 1024

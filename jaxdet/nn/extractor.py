@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdet.ops.boxes import area
 from jaxdet.ops.roi_align import roi_align
-from jaxdet.structures import Features
+from jaxdet.structures import Features, select_levels
 
 
 class OneLevel(nn.Module):
@@ -25,11 +25,8 @@ class OneLevel(nn.Module):
 
     def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
         """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``; invalid ones are 0."""
-        missing = [level for level in self.levels if level not in features]
-        if missing:
-            raise ValueError(f"extractor reads levels {self.levels}, the pyramid has {sorted(features)}")
         return roi_align(
-            [features[level] for level in self.levels],
+            select_levels(features, self.levels, "the extractor"),
             [2.0**-level for level in self.levels],
             boxes,
             self.level_of(boxes),

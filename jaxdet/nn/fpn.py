@@ -8,9 +8,9 @@ from jaxdet.nn.layers import Conv, xavier_uniform
 from jaxdet.structures import Features
 
 
-def upsample_to(x: jax.Array, hw: tuple[int, int]) -> jax.Array:
-    """Nearest neighbour doubling of ``[B, h, w, C]``, cut to ``hw`` (2h or 2h - 1, likewise w)."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, : hw[0], : hw[1]]
+def upsample_to(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Nearest neighbour doubling of ``[B, h, w, C]``, cut to the size of ``like`` (2h or 2h - 1, likewise w)."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, : like.shape[1], : like.shape[2]]
 
 
 class FPN(nn.Module):
@@ -25,13 +25,14 @@ class FPN(nn.Module):
     def __call__(self, features: Features) -> Features:
         levels = sorted(features)
         merged = {
-            level: Conv(self.channels, 1, init=xavier_uniform, name=f"lateral{level}")(features[level])
+            level: Conv(self.channels, 1, kernel_init=xavier_uniform, name=f"lateral{level}")(features[level])
             for level in levels
         }
         for level in reversed(levels[:-1]):
-            merged[level] += upsample_to(merged[level + 1], merged[level].shape[1:3])
+            merged[level] += upsample_to(merged[level + 1], merged[level])
         pyramid = {
-            level: Conv(self.channels, 3, init=xavier_uniform, name=f"output{level}")(merged[level]) for level in levels
+            level: Conv(self.channels, 3, kernel_init=xavier_uniform, name=f"output{level}")(merged[level])
+            for level in levels
         }
         top = levels[-1]
         return {**pyramid, top + 1: pyramid[top][:, ::2, ::2]}

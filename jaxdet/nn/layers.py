@@ -36,13 +36,13 @@ class Conv(nn.Module):
     kernel: int = 3
     stride: int = 1
     bias: bool = True
-    init: Initializer = kaiming_fan_out
+    kernel_init: Initializer = kaiming_fan_out
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # The parameters belong to this module's scope, so the tree reads conv1/kernel, not conv1/Conv_0/kernel.
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.init, shape).astype(x.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
         pad = self.kernel // 2
         padding = ((pad, pad), (pad, pad)) if pad else ((0, 0), (0, 0))
         y = convolve(x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -53,11 +53,11 @@ class Linear(nn.Module):
     """Affine map of the last axis."""
 
     features: int
-    init: Initializer = xavier_uniform
+    kernel_init: Initializer = xavier_uniform
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.init, (x.shape[-1], self.features)).astype(x.dtype)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features)).astype(x.dtype)
         return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
 
 
@@ -119,4 +119,6 @@ class GroupNorm(nn.Module):
 
 def make_norm(kind: NormKind, name: str, scale_init: Initializer = nn.initializers.ones) -> nn.Module:
     """The normalisation layer of that kind."""
-    return {"batch": BatchNorm, "group": GroupNorm}[kind](scale_init=scale_init, name=name)
+    if kind == "batch":
+        return BatchNorm(scale_init=scale_init, name=name)
+    return GroupNorm(scale_init=scale_init, name=name)

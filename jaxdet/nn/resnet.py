@@ -68,7 +68,7 @@ class ResNet(nn.Module):
             raise ValueError(f"ResNet depth must be one of {sorted(BLOCKS)}, got {self.depth}")
         x = Conv(self.width, 7, 2, bias=False, name="conv1")(image)
         x = nn.relu(make_norm(self.norm, "bn1")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x)
         x = self._freeze(x, 0)
         features = {}
         for stage, blocks in enumerate(BLOCKS[self.depth], 1):
@@ -87,6 +87,12 @@ class ResNet(nn.Module):
         """Whether the parameter at this path below the backbone belongs to a frozen stage."""
         stage = int(path[0][len("layer")]) if path[0].startswith("layer") else 0
         return stage <= self.frozen_stages
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Maximum over 3x3 windows with stride 2, padded by one pixel."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
 def normalize(image: jax.Array, true_hw: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:

@@ -14,6 +14,6 @@ class RPNHead(nn.Module):
 
     @nn.compact
     def __call__(self, level: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = nn.relu(Conv(self.channels, 3, init=gaussian(0.01), name="conv")(level))
-        objectness = Conv(self.anchors, 1, init=gaussian(0.01), name="objectness")(x)
-        return objectness, Conv(4 * self.anchors, 1, init=gaussian(0.01), name="deltas")(x)
+        x = nn.relu(Conv(self.channels, 3, kernel_init=gaussian(0.01), name="conv")(level))
+        objectness = Conv(self.anchors, 1, kernel_init=gaussian(0.01), name="objectness")(x)
+        return objectness, Conv(4 * self.anchors, 1, kernel_init=gaussian(0.01), name="deltas")(x)

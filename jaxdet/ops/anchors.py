@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,20 +36,12 @@ class Anchors:
         ]
         return np.array([(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides], np.float32)
 
-    def grid(self, level: int, hw: tuple[int, int]) -> np.ndarray:
-        """Anchors ``[h * w * A, 4]`` of a level of ``hw`` cells, in the order y, x, anchor."""
-        y, x = np.meshgrid(np.arange(hw[0]), np.arange(hw[1]), indexing="ij")
+    def grid(self, level: int, height: int, width: int) -> np.ndarray:
+        """Anchors ``[height * width * A, 4]`` of a level of that many cells, in the order y, x, anchor."""
+        y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
         shift = np.stack([x, y, x, y], -1).astype(np.float32) * 2**level
-        return (shift[:, :, None] + self.cell(level)).reshape(-1, 4)
-
-    def pyramid(self, sizes: Mapping[int, tuple[int, int]]) -> list[np.ndarray]:
-        """Anchors of all levels, finest first; ``sizes`` maps each level to its ``(h, w)`` in cells."""
-        missing = [level for level in self.levels if level not in sizes]
-        if missing:
-            raise ValueError(
-                f"anchors are set on levels {self.levels}, the pyramid has {sorted(sizes)}; lacking {missing}"
-            )
-        return [self.grid(level, sizes[level]) for level in self.levels]
+        anchors: np.ndarray = shift[:, :, None] + self.cell(level)
+        return anchors.reshape(-1, 4)
 
 
 def inside(anchors: jax.Array, hw: jax.Array, border: float) -> jax.Array:
@@ -64,16 +55,12 @@ def inside(anchors: jax.Array, hw: jax.Array, border: float) -> jax.Array:
     return low & (anchors[:, 2] < hw[1] + border) & (anchors[:, 3] < hw[0] + border)
 
 
-def on_image(level: int, cells: tuple[int, int], per_cell: int, hw: jax.Array) -> jax.Array:
-    """Which anchors of a level have their cell on the image: bool ``[h * w * A]``.
+def on_image(limit: jax.Array, height: int, width: int, per_cell: int) -> jax.Array:
+    """Which anchors of a level have their cell on the image: bool ``[B, height * width * per_cell]``.
 
-    Cells are those below ``ceil(size / stride)``; the rest of the canvas is padding.
+    ``limit [B, 2]`` is the size of each image in cells, rounded up here; the rest of the canvas is padding.
     """
-    limit = jnp.ceil(hw / 2**level)
-    rows, columns = jnp.arange(cells[0]) < limit[0], jnp.arange(cells[1]) < limit[1]
-    return jnp.repeat((rows[:, None] & columns[None]).reshape(-1), per_cell)
-
-
-def flatten_levels(maps: Sequence[jax.Array], channels: int) -> jax.Array:
-    """Head outputs ``[h, w, A * channels]`` of the levels as one list ``[N, channels]`` in anchor order."""
-    return jnp.concatenate([m.reshape(-1, channels) for m in maps])
+    limit = jnp.ceil(limit)
+    rows, columns = jnp.arange(height) < limit[:, :1], jnp.arange(width) < limit[:, 1:]
+    cells = rows[:, :, None] & columns[:, None]
+    return jnp.repeat(cells.reshape(len(cells), -1), per_cell, axis=1)

@@ -1,5 +1,7 @@
 """Targets of mask heads."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -24,6 +26,8 @@ def mask_targets(
     pixels = extent / jnp.maximum(frame[..., :1:-1] - frame[..., 1::-1], 1e-6)  # bitmap pixels per image pixel
     start = (boxes[..., 1::-1] - frame[..., 1::-1]) * pixels - 0.5
     lattice = make_lattice(start, (boxes[..., :1:-1] - boxes[..., 1::-1]) * pixels, valid, (size, size), 0)
-    lattice = lattice.replace(base=gt_index * height * width, extent=jnp.broadcast_to(extent, (*gt_index.shape, 2)))
+    lattice = dataclasses.replace(
+        lattice, base=gt_index * height * width, extent=jnp.broadcast_to(extent, (*gt_index.shape, 2))
+    )
     share = sample_average(masks.reshape(batch, -1, 1).astype(jnp.float32), lattice, (size, size))[..., 0]
     return (share >= 0.5).astype(jnp.float32)

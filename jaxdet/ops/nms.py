@@ -9,6 +9,7 @@ Blocks stop when enough boxes are kept.
 """
 
 import math
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ from jaxdet.ops.boxes import area, intersection
 
 BLOCK = 512
 """Boxes settled together: large enough to fill a vector unit, small enough for a [BLOCK, BLOCK] matrix in cache."""
+
+
+State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 @struct.dataclass
@@ -60,11 +64,11 @@ def nms(
     total = valid.sum()
     boxes = jnp.where(valid[:, None], boxes, 0.0)
 
-    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(state: State) -> jax.Array:
         step, count, _, _ = state
         return (step * block < total) & (count < limit)
 
-    def settle(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def settle(state: State) -> State:
         step, count, kept_boxes, kept_index = state
         rows = step * block + jnp.arange(block)
         index = jax.lax.dynamic_slice_in_dim(order, step * block, block)

@@ -10,6 +10,7 @@ demanding member costs, so the total follows the sum over boxes, not the largest
 Unlike other ops these see the whole batch, because the number of rounds of a group is shared by all images.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -67,13 +68,13 @@ def roi_align(
     scaled = boxes * jnp.asarray(scales, jnp.float32)[level][..., None] - (0.5 if aligned else 0.0)
     start, roi_size = scaled[..., 1::-1], scaled[..., :1:-1] - scaled[..., 1::-1]
     lattice = make_lattice(start, roi_size if aligned else jnp.maximum(roi_size, 1.0), valid, size, sampling_ratio)
-    return sample_average(table, lattice.replace(base=bases[level], extent=extents[level]), size)
+    return sample_average(table, dataclasses.replace(lattice, base=bases[level], extent=extents[level]), size)
 
 
 def make_lattice(
     start: jax.Array, roi_size: jax.Array, valid: jax.Array, size: tuple[int, int], sampling_ratio: int
 ) -> Lattice:
-    """Lattice of boxes that begin at ``start [B, N, 2]`` and measure ``roi_size [B, N, 2]``, on a map to be filled in."""
+    """Lattice of boxes from ``start [B, N, 2]`` on, ``roi_size [B, N, 2]`` large; the map is filled in later."""
     if sampling_ratio < 0:
         raise ValueError(f"sampling_ratio is a number of samples, or 0 for the adaptive number; got {sampling_ratio}")
     bins = roi_size / jnp.asarray(size, jnp.float32)
