@@ -1,5 +1,6 @@
 """Detections in COCO's terms, and COCO's score of them.  NumPy and pycocotools, no jax."""
 
+from jaxdet.evaluation.categories import match_categories
 from jaxdet.evaluation.results import check_results, image_results, read_results, write_results
 from jaxdet.evaluation.score import STATISTICS, Scores, score
 from jaxdet.evaluation.tables import per_class_table, summary_table
@@ -9,6 +10,7 @@ __all__ = [
     "Scores",
     "check_results",
     "image_results",
+    "match_categories",
     "per_class_table",
     "read_results",
     "score",

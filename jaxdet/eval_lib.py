@@ -1,0 +1,197 @@
+"""Evaluation: a model over a data source, on any number of devices, to COCO's numbers.
+
+Each device predicts its own images without talking to the others; meanwhile threads on the host paste the masks of
+the batch before.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from numpy.typing import NDArray
+
+from jaxdet.data import Category, Data, Source, eval_batches
+from jaxdet.evaluation import image_results, match_categories, score
+from jaxdet.evaluation.results import Result
+from jaxdet.structures import Batch, Detections
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done (by this process) and of all images that it has."""
+
+_S = TypeVar("_S")
+_THREADS = min(8, os.cpu_count() or 1)
+_BACKLOG = 256  #: images whose masks may wait to be pasted before the devices wait for the host
+
+
+class Detector(Protocol):
+    """What evaluation needs of a model; linen modules with a method ``predict(batch) -> Detections`` have it."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def apply(self, variables: Any, *args: Any, method: str) -> Any: ...
+
+
+def evaluate(
+    model: Detector, variables: Any, source: Source, data: Data, mesh: Mesh | None = None, **settings: Any
+) -> dict[str, float]:
+    """COCO's twelve numbers, for boxes and (if the model has them) for masks.
+
+    Args:
+        model: see ``Detector``.
+        variables: of the model.
+        source: images and ground truth.
+        data: settings of resize, canvas and workers.
+        mesh: devices, with one axis ``data``; None for all there are.
+        settings: further arguments of ``detect``.
+
+    Returns:
+        ``bbox/AP``, ``bbox/AP50``, ... ``segm/AR_l`` (``evaluation.STATISTICS``); -1 where the ground truth has
+        nothing of that kind.  The same on every process.
+    """
+    return score(source.ground_truth(), detect(model, variables, source, data, mesh, **settings)).metrics
+
+
+def detect(
+    model: Detector,
+    variables: Any,
+    source: Source,
+    data: Data,
+    mesh: Mesh | None = None,
+    *,
+    batch_size: int = 8,
+    categories: Sequence[Category] | None = None,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Detections in every image of a source, each predicted exactly once.
+
+    Args:
+        model, variables, source, data, mesh: as for ``evaluate``.
+        batch_size: images over all devices; rounded up to a multiple of these.
+        categories: what the model's labels stand for, where the source may number them otherwise; they are
+            found in the source by name.  None: the source's own.
+        progress: called after each batch.
+
+    Returns:
+        COCO results in order of the source, the same on every process.
+
+    Raises:
+        ValueError: the model's classes are not those of the source.
+    """
+    mesh = mesh if mesh is not None else data_mesh()
+    ids = match_categories(model.num_classes, source.categories, categories)
+    variables = jax.device_put(variables, NamedSharding(mesh, P()))
+    size = -(-batch_size // mesh.size) * mesh.size
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    found: dict[int, Future[list[Result]]] = {}
+    with ThreadPoolExecutor(_THREADS) as pool, eval_batches(source, data, batch_size=size, **share) as batches:
+        running: deque[tuple[Batch, Detections]] = deque()
+        for batch in batches:
+            running.append((batch, _predict(model, mesh, variables, _sharded(batch, mesh))))
+            if len(running) > 1:  # the device has its next batch by now
+                _collect(*running.popleft(), source, ids, pool, found, progress)
+        while running:
+            _collect(*running.popleft(), source, ids, pool, found, progress)
+        local = {index: future.result() for index, future in found.items()}
+    return _in_order(_of_all_processes(local), len(source))
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices (or the given ones) along one axis ``data``."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _predict(model: Detector, mesh: Mesh, variables: Any, batch: Batch) -> Detections:
+    # Every device runs its own images, so that no loop of one (NMS, say) waits for another's.
+    def one_device(variables: Any, batch: Batch) -> Any:
+        return model.apply(variables, batch, method="predict")
+
+    mapped = jax.shard_map(one_device, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=False)
+    found: Detections = mapped(variables, batch)
+    return found
+
+
+def _sharded(batch: Batch, mesh: Mesh) -> Batch:
+    sharding = NamedSharding(mesh, P("data"))
+    sharded: Batch = jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+    return sharded
+
+
+def _local(leaf: jax.Array) -> NDArray[Any]:
+    """This process's rows of an array that is split along its first axis."""
+    shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def _collect(
+    batch: Batch,
+    detections: Detections,
+    source: Source,
+    category_ids: Sequence[int],
+    pool: ThreadPoolExecutor,
+    found: dict[int, Future[list[Result]]],
+    progress: Progress | None,
+) -> None:
+    """Wait for a batch from the device and hand its images to the threads."""
+    host: Detections = jax.tree.map(_local, detections)
+    for row in np.flatnonzero(batch.valid):
+        index = int(batch.index[row])
+        if index in found:
+            raise RuntimeError(f"evaluation: image {index} of the source came twice")
+        one, its = image_of(batch, int(row)), image_of(host, int(row))
+        found[index] = pool.submit(results_of, one, its, int(source.image_ids[index]), category_ids)
+    if len(found) > _BACKLOG:
+        list(found.values())[-_BACKLOG].result()
+    if progress is not None:
+        progress(len(found), len(source))
+
+
+def image_of(structure: _S, row: int) -> _S:
+    """One image of a batch of anything."""
+    one: _S = jax.tree.map(lambda leaf: leaf[row], structure)
+    return one
+
+
+def results_of(batch: Batch, detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[Result]:
+    """COCO results of one image: ``batch`` and ``detections`` without their leading axis, on the host."""
+    keep = np.asarray(detections.valid)
+    masks = detections.masks
+    return image_results(
+        np.asarray(detections.boxes)[keep],
+        np.asarray(detections.scores)[keep],
+        np.asarray(detections.labels)[keep],
+        None if masks is None else np.asarray(masks)[keep],
+        np.asarray(detections.mask_scores)[keep],
+        image_id=image_id,
+        category_ids=category_ids,
+        scale=np.asarray(batch.scale),
+        hw=(int(batch.original_hw[0]), int(batch.original_hw[1])),
+    )
+
+
+def _of_all_processes(local: dict[int, list[Result]]) -> dict[int, list[Result]]:
+    if jax.process_count() == 1:
+        return local
+    text = np.frombuffer(json.dumps(list(local.items())).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.asarray([len(text)])))[:, 0]
+    padded = np.pad(text, (0, int(sizes.max()) - len(text)))
+    texts = np.asarray(multihost_utils.process_allgather(padded))
+    parts = [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
+    return {index: results for part in parts for index, results in part}
+
+
+def _in_order(found: dict[int, list[Result]], count: int) -> list[Result]:
+    if sorted(found) != list(range(count)):
+        raise RuntimeError(f"evaluation: expected every one of {count} images once, got {len(found)} of them")
+    return [result for index in range(count) for result in found[index]]
