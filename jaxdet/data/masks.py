@@ -64,19 +64,19 @@ def _from_run_lengths(segmentation: dict[str, Any], hw: tuple[int, int]) -> dict
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list | tuple) or tuple(size) != tuple(hw):
         raise ValueError(f"segmentation: expected run lengths of the image's size {tuple(hw)}, got {size}")
-    if isinstance(counts, str | bytes):
-        encoded = {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
-        runs = read_counts(encoded["counts"])
-    else:
-        runs = _runs(counts)
-        encoded = coco_mask.frPyObjects({"size": list(size), "counts": runs}, *hw)
+    compressed = counts.encode() if isinstance(counts, str) else counts
+    packed = isinstance(compressed, bytes)
+    runs = read_counts(compressed) if packed else _runs(counts)
     if any(run < 0 for run in runs) or sum(runs) != hw[0] * hw[1]:
         raise ValueError(f"segmentation: expected runs >= 0 that sum to {hw[0] * hw[1]} pixels, got {_short(counts)}")
+    if packed:
+        return {"size": list(size), "counts": compressed}
+    encoded: dict[str, Any] = coco_mask.frPyObjects({"size": list(size), "counts": runs}, *hw)
     return encoded
 
 
 def _runs(counts: Any) -> list[int]:
-    if not isinstance(counts, list) or not all(isinstance(run, int) for run in counts):
+    if not isinstance(counts, list) or not all(type(run) is int for run in counts):
         raise ValueError(f"segmentation: expected counts as a list of integers or a string, got {_short(counts)}")
     return counts
 

@@ -4,7 +4,9 @@ Workers are spawned and import this package's modules but never the model's, so 
 ``if __name__ == "__main__"`` guard.  Close an iterator, or use it in a ``with`` statement: its workers end with it.
 """
 
+import gc
 import logging
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +25,9 @@ if TYPE_CHECKING:  # importing it costs jax and flax, which workers have no use 
     from jaxdet.structures import Batch
 
 _log = logging.getLogger(__name__)
+_MIN_SHARED = 2**16  # bytes
+# grain frees shared memory in a thread of its own; an interpreter that ends before it has done so reports leaks.
+_SETTLE = 0.1  # seconds
 _ENDLESS = 2**40  # steps; nobody gets there
 
 
@@ -38,6 +43,7 @@ class BatchIterator(Iterator["Batch"]):
         self.dropped = 0
         self.steps_per_epoch = steps_per_epoch
         self._max_boxes = data.max_boxes
+        self._workers = data.workers
         self._iterator: Any = iter(_prepared(batches, data))
         self._length = len(batches)
 
@@ -48,15 +54,12 @@ class BatchIterator(Iterator["Batch"]):
         return self
 
     def __next__(self) -> "Batch":
-        if self._iterator is None:
-            raise StopIteration
-        try:
-            arrays = next(self._iterator)
-        except BaseException:  # the end, an error, Ctrl-C: in each case the workers are of no more use
+        arrays = None if self._iterator is None else next(self._iterator, None)
+        if arrays is None:
             self.close()
-            raise
+            raise StopIteration
         self._count(int(arrays.pop("dropped", np.zeros(1)).sum()))
-        return to_batch(arrays)
+        return to_batch(_copied(arrays))
 
     def _count(self, dropped: int) -> None:
         if dropped and not self.dropped:
@@ -69,11 +72,15 @@ class BatchIterator(Iterator["Batch"]):
 
     def close(self) -> None:
         """End the workers; the iterator is at its end afterwards.  May be called again."""
-        iterator, self._iterator = self._iterator, None
-        if iterator is not None:
-            iterator.close()
-            if self.dropped:
-                _log.warning("%d instances had no slot among %d", self.dropped, self._max_boxes)
+        if self._iterator is None:
+            return
+        self._iterator.close()
+        self._iterator = None
+        if self._workers:
+            gc.collect()  # grain's iterators form cycles that hold the last batches
+            time.sleep(_SETTLE)
+        if self.dropped:
+            _log.warning("%d instances had no slot among %d", self.dropped, self._max_boxes)
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +91,15 @@ class BatchIterator(Iterator["Batch"]):
         self.close()
 
 
+def _copied(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Plain arrays instead of views of the workers' shared memory.
+
+    Some milliseconds a batch, for which the memory goes back at once: blocks that live until the interpreter ends
+    are reported as leaks.
+    """
+    return {key: _copied(value) if isinstance(value, dict) else np.array(value) for key, value in arrays.items()}
+
+
 def _prepared(batches: TrainBatches | EvalBatches, data: Data) -> Any:
     dataset = grain.MapDataset.source(batches)
     if not data.workers:
@@ -92,7 +108,11 @@ def _prepared(batches: TrainBatches | EvalBatches, data: Data) -> Any:
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only app.run parses
     options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch)
     # One thread and one batch at a time inside a worker: the parallelism is the workers'.
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(options)
+    prepared = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    # Images and masks go through shared memory, what is small through the pipe.
+    return grain.experimental.WithOptionsIterDataset(
+        prepared, grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
+    ).mp_prefetch(options)
 
 
 def train_batches(

@@ -32,48 +32,48 @@ def _square_distance(u: Field, v: Field) -> Field:
 
 def disc(u: Field, v: Field) -> Field:
     """A circle."""
-    return np.hypot(u, v) - 1
+    return np.asarray(np.hypot(u, v) - 1, np.float64)
 
 
 def ring(u: Field, v: Field) -> Field:
     """A circle with a hole."""
-    return np.abs(np.hypot(u, v) - 0.73) - 0.27
+    return np.asarray(np.abs(np.hypot(u, v) - 0.73) - 0.27, np.float64)
 
 
 def square(u: Field, v: Field) -> Field:
     """A square."""
-    return _square_distance(u, v) - 0.84
+    return np.asarray(_square_distance(u, v) - 0.84, np.float64)
 
 
 def triangle(u: Field, v: Field) -> Field:
     """An equilateral triangle."""
-    return np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 0.5
+    return np.asarray(np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 0.5, np.float64)
 
 
 def star(u: Field, v: Field) -> Field:
     """Five soft points."""
-    return np.hypot(u, v) - 0.68 - 0.32 * np.cos(5 * np.arctan2(v, u))
+    return np.asarray(np.hypot(u, v) - 0.68 - 0.32 * np.cos(5 * np.arctan2(v, u)), np.float64)
 
 
 def cross(u: Field, v: Field) -> Field:
     """Two bars at a right angle."""
     a, b = np.abs(u), np.abs(v)
-    return np.minimum(np.maximum(a - 1, b - 0.34), np.maximum(a - 0.34, b - 1))
+    return np.asarray(np.minimum(np.maximum(a - 1, b - 0.34), np.maximum(a - 0.34, b - 1)), np.float64)
 
 
 def crescent(u: Field, v: Field) -> Field:
     """A moon."""
-    return np.maximum(np.hypot(u, v) - 1, 0.78 - np.hypot(u - 0.55, v))
+    return np.asarray(np.maximum(np.hypot(u, v) - 1, 0.78 - np.hypot(u - 0.55, v)), np.float64)
 
 
 def bar(u: Field, v: Field) -> Field:
     """A long rectangle; lying over another object it leaves that one in two pieces."""
-    return np.maximum(np.abs(u) - 1.25, np.abs(v) - 0.26)
+    return np.asarray(np.maximum(np.abs(u) - 1.25, np.abs(v) - 0.26), np.float64)
 
 
 def rings(u: Field, v: Field) -> Field:
     """Concentric waves."""
-    return 0.5 + 0.5 * np.sin(16 * np.hypot(u, v))
+    return np.asarray(0.5 + 0.5 * np.sin(16 * np.hypot(u, v)), np.float64)
 
 
 def spokes(u: Field, v: Field) -> Field:
@@ -83,7 +83,7 @@ def spokes(u: Field, v: Field) -> Field:
 
 def checks(u: Field, v: Field) -> Field:
     """A chessboard."""
-    return (np.floor(u * 3) + np.floor(v * 3)) % 2
+    return np.asarray((np.floor(u * 3) + np.floor(v * 3)) % 2, np.float64)
 
 
 def stripes(u: Field, v: Field) -> Field:
@@ -98,12 +98,12 @@ def dots(u: Field, v: Field) -> Field:
 
 def slope(u: Field, v: Field) -> Field:
     """One side light, the other dark."""
-    return np.clip(0.5 + 0.5 * v, 0, 1)
+    return np.asarray(np.clip(0.5 + 0.5 * v, 0, 1), np.float64)
 
 
 def weave(u: Field, v: Field) -> Field:
     """Two waves across each other."""
-    return 0.5 + 0.25 * (np.sin(14 * u) + np.sin(14 * v))
+    return np.asarray(0.5 + 0.25 * (np.sin(14 * u) + np.sin(14 * v)), np.float64)
 
 
 def diagonals(u: Field, v: Field) -> Field:
