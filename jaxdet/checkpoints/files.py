@@ -2,11 +2,12 @@
 
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from jaxdet.checkpoints.pth import read_pth
 from jaxdet.checkpoints.table import plain_state
@@ -26,6 +27,11 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, Array]) -> None:
+    """Writes named arrays, as ``to_mmdet`` gives them, for torch's or anyone's safetensors reader."""
+    save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, path)
 
 
 def _read(path: Path) -> dict[str, Array]:

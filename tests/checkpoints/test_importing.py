@@ -1,0 +1,60 @@
+"""Whose weights a file holds is read off its names."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxdet.checkpoints.files import read_weights, write_safetensors
+from jaxdet.checkpoints.from_mmdet import from_mmdet, to_mmdet
+from jaxdet.checkpoints.importing import import_weights, recognise
+from jaxdet.checkpoints.store import CheckpointStore
+
+
+def array(*shape):
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def test_each_kind_is_recognised():
+    kernel = array(2, 3, 7, 7)
+    resnet = {"conv1.weight": kernel, "layer1.0.conv1.weight": array(2, 2, 3, 3)}
+    detector = {
+        "backbone.body.conv1.weight": kernel,
+        "roi_heads.box_predictor.cls_score.weight": array(3, 2),
+        "roi_heads.box_predictor.bbox_pred.weight": array(12, 2),
+    }
+    mmdet = {"backbone.conv1.weight": kernel, "backbone.layer1.0.conv1.weight": array(2, 2, 3, 3)}
+    cases = {
+        "resnet": (resnet, "backbone", ()),
+        "folded": (resnet | {"conv1.bias": array(2)}, "backbone", ()),
+        "detector": (detector, "", (1, 2)),
+        "mmdet": (mmdet, "", ()),
+    }
+    for name, (state, within, ids) in cases.items():
+        imported = recognise(state)
+        assert (imported.within, imported.category_ids) == (within, ids), name
+        found = imported.variables["params"]["backbone"]["conv1"]["kernel"]
+        np.testing.assert_array_equal(found, kernel.transpose(2, 3, 1, 0))
+        assert "unmapped" not in imported.variables
+    assert "bn1" in recognise(cases["folded"][0]).variables["params"]["backbone"]
+
+
+def test_unknown_names_are_named():
+    with pytest.raises(ValueError, match=r"names of no known kind, such as module_a\.w"):
+        recognise({"module_a.w": array(2)})
+
+
+def test_a_checkpoint_folder_brings_its_categories(tmp_path):
+    variables = {"params": {"w": array(3)}}
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, {"variables": variables}, {"categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}]})
+    imported = import_weights(tmp_path)
+    assert imported.category_ids == (7, 9)
+    np.testing.assert_array_equal(imported.variables["params"]["w"], variables["params"]["w"])
+
+
+def test_export_and_import_through_a_file(tmp_path):
+    state = {"backbone.conv1.weight": array(2, 3, 7, 7), "roi_head.bbox_head.shared_fcs.0.weight": array(2, 98)}
+    write_safetensors(tmp_path / "exported.safetensors", to_mmdet(from_mmdet(state)))
+    for loaded in (load_file(tmp_path / "exported.safetensors"), read_weights(tmp_path / "exported.safetensors")):
+        np.testing.assert_equal(loaded, state)
+    np.testing.assert_equal(import_weights(tmp_path / "exported.safetensors").variables, from_mmdet(state))
