@@ -64,13 +64,12 @@ def _from_run_lengths(segmentation: dict[str, Any], hw: tuple[int, int]) -> dict
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list | tuple) or tuple(size) != tuple(hw):
         raise ValueError(f"segmentation: expected run lengths of the image's size {tuple(hw)}, got {size}")
-    compressed = counts.encode() if isinstance(counts, str) else counts
-    packed = isinstance(compressed, bytes)
-    runs = read_counts(compressed) if packed else _runs(counts)
+    text = counts.encode() if isinstance(counts, str) else counts
+    runs = read_counts(text) if isinstance(text, bytes) else _runs(counts)
     if any(run < 0 for run in runs) or sum(runs) != hw[0] * hw[1]:
         raise ValueError(f"segmentation: expected runs >= 0 that sum to {hw[0] * hw[1]} pixels, got {_short(counts)}")
-    if packed:
-        return {"size": list(size), "counts": compressed}
+    if isinstance(text, bytes):
+        return {"size": list(size), "counts": text}
     encoded: dict[str, Any] = coco_mask.frPyObjects({"size": list(size), "counts": runs}, *hw)
     return encoded
 
