@@ -2,13 +2,13 @@
 
 A pickle is a program: it names functions of any module and calls them.  Here a name is looked up in one table of
 our own functions, nothing is imported, and what the table holds takes no attributes, so that a pickle cannot change
-it either.  The opcodes are checked before any of them runs.  What torch writes is described by its own reader,
+it either.  The opcodes are checked before any of them runs (``pickle_check``).  What torch
+writes is described by its own reader,
 [torch/serialization.py and torch/_utils.py](https://github.com/pytorch/pytorch/tree/main/torch).
 """
 
 import io
 import pickle
-import pickletools
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NoReturn
@@ -16,12 +16,12 @@ from typing import IO, Any, NoReturn
 import ml_dtypes
 import numpy as np
 
+from jaxdet.checkpoints.pickle_check import check_opcodes
 from jaxdet.checkpoints.tree import Array
 
 LARGEST_EXPANDED = 1 << 26
 """Bytes that a tensor larger than its storage (torch's ``expand``: a stride of 0) may have."""
 
-_FORBIDDEN_OPCODES = frozenset({"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"})
 _STORAGE_DTYPES: Mapping[str, Any] = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -194,7 +194,7 @@ def load(file: IO[bytes], storage: Callable[[tuple[Any, ...]], Array] = no_stora
     """
     start = file.tell()
     try:
-        _check_opcodes(file)
+        check_opcodes(file)
         file.seek(start)
         return _Unpickler(file, storage).load()
     except ValueError:
@@ -210,16 +210,3 @@ def loads(data: bytes, storage: Callable[[tuple[Any, ...]], Array] = no_storage)
     if file.tell() != len(data):
         raise ValueError(f"{len(data) - file.tell()} bytes after the end of the pickle")
     return value
-
-
-def _check_opcodes(file: IO[bytes]) -> None:
-    """ValueError for opcodes that torch never writes and for memo slots that could not have been filled."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in _FORBIDDEN_OPCODES:
-            raise ValueError(
-                f"it builds objects of classes of its own (opcode {opcode.name}), which is refused: "
-                "save the bare state dict (name -> tensor) and load that"
-            )
-        # The memo is an array in memory: slot 2^31 would allocate gigabytes.
-        if "PUT" in opcode.name and int(argument or 0) > count:
-            raise ValueError(f"memo slot {argument} after {count} opcodes")

@@ -78,11 +78,10 @@ def their_name(table: Table, path: Path) -> str:
 
 def plain_state(state: Mapping[str, Any]) -> dict[str, Array]:
     """The arrays of a state dict without wrappers, ``module.`` prefixes and batch counters."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state.get(wrapper), Mapping):
-            return plain_state(state[wrapper])
-    if state and all(name.startswith("module.") for name in state):
-        return plain_state({name.removeprefix("module."): value for name, value in state.items()})
+    while inner := next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), Mapping)), None):
+        state = inner
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
     bad = [name for name, value in state.items() if not hasattr(value, "shape")]
     if bad:
         raise ValueError(

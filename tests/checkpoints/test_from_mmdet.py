@@ -1,14 +1,19 @@
 """Names and layouts of mmdetection against hand-made arrays and, where it is at hand, the reference's name list."""
 
+import functools
+import importlib
 import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxdet.checkpoints.from_mmdet import from_mmdet, mmdet_name, to_mmdet
+from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.tree import flatten
+from jaxdet.structures import Batch
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 
@@ -60,6 +65,7 @@ def test_batch_norm_splits_into_parameters_and_statistics():
     lambda s: {"model": s, "optimizer": {}},
     lambda s: {"module." + k: v for k, v in s.items()},
     lambda s: {"state_dict": {"module." + k: v for k, v in s.items()}},
+    lambda s: functools.reduce(lambda inner, _: {"model": inner}, range(5000), s),
 ])  # fmt: skip
 def test_spellings_of_a_checkpoint(wrap):
     state = {"rpn_head.rpn_cls.bias": numbers(3)}
@@ -117,3 +123,20 @@ def test_every_reference_name_maps_and_returns_unchanged(model, parameters):
     assert set(back) == set(state)
     assert all(np.array_equal(back[name], state[name]) for name in state)
     assert {mmdet_name(path[1:]) for path in flatten(tree)} == set(state)
+
+
+@pytest.mark.parametrize("model", ["mask_rcnn_r50", "faster_rcnn_r50"])
+def test_the_models_are_filled_to_the_last_leaf(model):
+    state = reference_state(model)
+    config = importlib.import_module(f"configs.{model}_fpn").get_config()
+    batch = Batch(
+        image=np.zeros((1, 64, 64, 3), np.uint8),
+        true_hw=np.full((1, 2), 64, np.float32),
+        scale=np.ones((1, 2), np.float32),
+        original_hw=np.full((1, 2), 64, np.int32),
+        index=np.zeros(1, np.int32),
+        valid=np.ones(1, bool),
+    )
+    here = jax.eval_shape(lambda key: config.model.init(key, batch, method="predict"), jax.random.key(0))
+    _, report = merge(here, from_mmdet(state))
+    assert len(report.loaded) == len(state)

@@ -97,6 +97,7 @@ def test_files_of_other_kinds(tmp_path):
     refused(b"", "the file is empty")
     refused(b"\x89HDF\r\n\x1a\n" + bytes(50), r"neither torch's \.pth, nor safetensors, nor \.npz")
     refused(b"\x10\x00\x00\x00\x00\x00\x00\x00{broken", "a broken safetensors file")
+    refused(b"\xff" * 8 + b"{", "a broken safetensors file")
     refused(b"PK\x03\x04broken", "a broken archive")
     refused(b"\x80\x02K\x01.", "not one that torch.save wrote")
     with pytest.raises(FileNotFoundError):

@@ -202,6 +202,29 @@ def test_memory_bombs(tmp_path):
     refused(streamed(tmp_path, program(many)), "larger than the file")
 
 
+@pytest.mark.parametrize("body", [
+    b"}" + b")" + b"\x85" * 500_000 + b"K\x01s",  # a key to hash: the stack of the C code overflows
+    b"}" + b")" + b"q\x00\x85" * 500_000 + b"K\x01s",
+    b"}" + b"K\x01" + b"K\x01\x86" * 500_000 + b"K\x01s",
+    b"}" + b")" + b"q\x000h\x00\x85" * 500_000 + b"K\x01s",  # through the memo
+    b")" + b"\x85" * 500_000 + b"Q",
+    b"]" * 500_000 + b"a" * 499_999,
+])  # fmt: skip
+def test_deep_nesting(tmp_path, body):
+    refused(zipped(tmp_path, program(body)), "nested deeper than 200 levels")
+
+
+def test_wide_is_not_deep(tmp_path):
+    wide = {"state_dict": {str(i): (i, [i]) for i in range(5000)}, "list": [(i,) for i in range(5000)]}
+    for protocol in range(2, 5):
+        assert read_pth(zipped(tmp_path, pickle.dumps(wide, protocol))) == wide
+
+
+@pytest.mark.parametrize("body", [b"0", b"\x85", b"h\x05", b"t", b"s", b"q\x00"])
+def test_programs_that_run_out_of_stack(tmp_path, body):
+    refused(zipped(tmp_path, program(body)), "a broken pickle")
+
+
 def test_streams_whose_storages_do_not_match(tmp_path):
     body = program(tensor(what=storage(view=b"N")))
     keys, data = pickle.dumps(["0"], 2), struct.pack("<q", 4) + FLOATS["0"]
