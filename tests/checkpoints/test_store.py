@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -230,3 +231,43 @@ def test_four_devices_and_a_save_that_is_killed(tmp_path):
         assert store.steps() == (1, 2)
     assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
     np.testing.assert_array_equal(load(tmp_path)[0]["params"]["w"], [1, 1])
+
+
+TWO_PROCESSES = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxdet.checkpoints.store import CheckpointStore
+folder, port, index = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(index))
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+rows = jax.make_array_from_process_local_data(split, np.arange(4.0, dtype=np.float32) + 4 * int(index))
+tree = {"variables": {"params": {"rows": rows}}, "progress": {"step": jax.device_put(np.int32(1), whole)}}
+with CheckpointStore(folder) as store:
+    store.save(1, tree, {})
+    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), tree)
+    restored, _ = store.restore(target)
+assert np.asarray(restored["variables"]["params"]["rows"]).tolist() == list(range(8))
+"""
+
+
+def test_two_processes_write_one_checkpoint(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    commands = [[sys.executable, "-c", TWO_PROCESSES, str(tmp_path), port, str(index)] for index in range(2)]
+    running = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:  # one that waits for a partner that failed
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], errors
+    np.testing.assert_array_equal(load(tmp_path)[0]["params"]["rows"], np.arange(8.0))
