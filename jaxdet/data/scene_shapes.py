@@ -78,7 +78,7 @@ def rings(u: Field, v: Field) -> Field:
 
 def spokes(u: Field, v: Field) -> Field:
     """Rays from the centre."""
-    return (np.sin(9 * np.arctan2(v, u)) > 0).astype(np.float64)
+    return np.asarray(np.sin(9 * np.arctan2(v, u)) > 0, np.float64)
 
 
 def checks(u: Field, v: Field) -> Field:

@@ -1,0 +1,184 @@
+"""Say what is in a COCO data set, and everything that is wrong with it.
+
+    python -m jaxdet.data.check FOLDER               # every annotation json found in it
+    python -m jaxdet.data.check JSON --images FOLDER
+
+The exit status is 1 if there are errors: defects that stop training or falsify evaluation.  Warnings are defects
+that jaxdet works around, notes are no defects.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxdet.data.coco import read_json
+from jaxdet.data.findings import (
+    Finding,
+    annotation_findings,
+    entries_of,
+    image_findings,
+    repeated,
+    unreferenced,
+    usage_findings,
+)
+from jaxdet.data.settings import Data
+
+_SUMMARY = "Say what is in a COCO data set, and everything that is wrong with it."
+_STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
+_RANGES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))  # COCO's
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is in a json and what is wrong with it."""
+
+    counts: dict[str, int]
+    findings: list[Finding]
+    names: set[str]  #: image files that it names
+
+
+def check(annotations: str, images: str, *, quick: bool = False) -> Report:
+    """Examine one json with its images.
+
+    Args:
+        annotations: path of the json.
+        images: folder that ``file_name`` is relative to.
+        quick: read only the headers of the image files.
+    """
+    try:
+        data = read_json(annotations)
+    except ValueError as error:
+        return Report({}, [Finding("error", "json unreadable", str(error))], set())
+    image_entries, bad_images = entries_of(data, "images", ("id", "file_name"))
+    entries, bad_annotations = entries_of(data, "annotations", ("id", "image_id", "category_id", "bbox"))
+    categories, bad_categories = entries_of(data, "categories", ("id", "name"))
+    findings = bad_images + bad_annotations + bad_categories
+    findings += repeated(image_entries, "id", "image id repeated", "error")
+    findings += repeated(image_entries, "file_name", "image file named twice", "warning")
+    findings += repeated(entries, "id", "annotation id repeated", "error")
+    findings += repeated(categories, "id", "category id repeated", "error")
+    findings += repeated(categories, "name", "category name repeated", "warning")
+    for entry in image_entries:
+        findings += image_findings(entry, Path(images), quick)
+    by_id = {entry["id"]: entry for entry in image_entries}
+    known = {entry["id"] for entry in categories}
+    for entry in entries:
+        findings += annotation_findings(entry, by_id, known)
+    findings += usage_findings(image_entries, entries, categories, Data().max_boxes)
+    names = {str(entry["file_name"]) for entry in image_entries}
+    return Report(_counts(image_entries, entries, categories), findings, names)
+
+
+def _counts(
+    images: list[dict[str, Any]], entries: list[dict[str, Any]], categories: list[dict[str, Any]]
+) -> dict[str, int]:
+    crowd = [entry for entry in entries if entry.get("iscrowd")]
+    areas = [entry.get("area") for entry in entries if not entry.get("iscrowd")]
+    numbers = [area for area in areas if isinstance(area, int | float)]
+    by_size = {name: sum(low <= area < high for area in numbers) for name, low, high in _RANGES}
+    totals = {"images": len(images), "categories": len(categories), "annotations": len(entries)}
+    return totals | {"crowd regions": len(crowd)} | {f"{name} instances": count for name, count in by_size.items()}
+
+
+def find_sets(path: Path, images: str | None = None) -> Iterator[tuple[Path, Path]]:
+    """Annotation jsons at ``path``, a file or a folder, each with the folder of its images.
+
+    Raises:
+        ValueError: no such path, no annotation json in it, or no image folder to be guessed.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: expected a folder or an annotation json, got nothing of that name")
+    jsons = [path] if path.is_file() else [found for found in sorted(path.rglob("*.json")) if _is_annotations(found)]
+    if not jsons:
+        raise ValueError(f"{path}: expected a json with images and annotations in it, got none")
+    for found in jsons:
+        yield found, Path(images) if images else _image_folder(found)
+
+
+def _is_annotations(path: Path) -> bool:
+    with path.open("rb") as file:  # a json of 450 MB is not parsed for this, and a broken one counts
+        head = file.read(1 << 16)
+    if b'"images"' in head or b'"annotations"' in head:
+        return True
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(data, dict) and {"images", "annotations"} <= data.keys()
+
+
+def _image_folder(annotations: Path) -> Path:
+    """The folder in which most of the first images of the json are found."""
+    try:
+        entries = read_json(str(annotations))["images"][:50]
+    except ValueError:
+        return annotations.parent
+    names = [str(entry["file_name"]) for entry in entries if isinstance(entry, dict) and "file_name" in entry]
+    split = annotations.stem.rsplit("_", 1)[-1]
+    roots = (annotations.parent, annotations.parent.parent)
+    candidates = [root / name for root in roots for name in ("images", split, f"images/{split}", "")]
+    hits = Counter({folder: sum((folder / name).is_file() for name in names) for folder in candidates})
+    best, count = hits.most_common(1)[0]
+    if names and not count:
+        raise ValueError(f"{annotations}: expected its images in one of {[str(c) for c in candidates]}; give --images")
+    return best
+
+
+def print_findings(console: Console, findings: list[Finding], *, examples: int = 3) -> None:
+    """Print a table of the findings by kind, with a few examples of each."""
+    table = Table("severity", "what", "count", "where")
+    for severity in _STYLE:
+        kinds = Counter(finding.kind for finding in findings if finding.severity == severity)
+        for kind, count in kinds.most_common():
+            places = [finding.where for finding in findings if (finding.severity, finding.kind) == (severity, kind)]
+            shown = places[:examples] + ([f"... {count - examples} more"] if count > examples else [])
+            table.add_row(severity, escape(kind), str(count), escape("\n".join(shown)), style=_STYLE[severity])
+    if table.rows:
+        console.print(table)
+
+
+def _examine(console: Console, path: Path, images: str | None, quick: bool, examples: int) -> int:
+    """Check and print everything at ``path``; returns the number of errors."""
+    errors = 0
+    named: dict[Path, set[str]] = {}
+    for annotations, folder in find_sets(path, images):
+        report = check(str(annotations), str(folder), quick=quick)
+        console.print(f"\n[bold]{escape(str(annotations))}[/bold], images in {escape(str(folder))}")
+        console.print(", ".join(f"{count} {name}" for name, count in report.counts.items()))
+        print_findings(console, report.findings, examples=examples)
+        errors += sum(finding.severity == "error" for finding in report.findings)
+        named.setdefault(folder, set()).update(report.names)
+    for folder, names in named.items():  # several jsons may share a folder
+        print_findings(console, list(unreferenced(names, folder)), examples=examples)
+    return errors
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of the module; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m jaxdet.data.check", description=_SUMMARY)
+    parser.add_argument("path", metavar="PATH", help="a data set's folder, or an annotation json")
+    parser.add_argument("--images", help="folder of the images; guessed where not given")
+    parser.add_argument("--quick", action="store_true", help="read only the headers of image files")
+    parser.add_argument("--examples", type=int, default=3, help="places to show of each kind (default 3)")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        errors = _examine(console, Path(options.path), options.images, options.quick, options.examples)
+    except ValueError as error:
+        console.print(f"[bold red]{escape(str(error))}[/bold red]")
+        return 1
+    console.print(f"[bold]{errors} errors[/bold]" if errors else "no errors")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
