@@ -73,8 +73,9 @@ class Run:
     """What a run does beside its steps.  Intervals count in the schedule's unit unless they say otherwise."""
 
     seed: int = 0  #: of initialisation, data order and sampling
-    init_from: str | None = None  #: weights to start from: a checkpoint folder, .npz, .safetensors or .pth
-    init_skip: tuple[str, ...] = ()  #: patterns of parameters that keep their fresh values
+    init_from: str | None = None  #: weights to start from: a run folder, or a file of torchvision's or mmdetection's
+    init_skip: tuple[str, ...] = ()  #: regular expressions: what they match keeps its fresh values
+    init_new_classes: bool = False  #: the weights are of other classes: what depends on them keeps its fresh values
     log_every: int = 50  #: steps
     checkpoint_every: int = 1
     keep_checkpoints: int = 2  #: the newest ones

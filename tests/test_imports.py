@@ -19,6 +19,7 @@ ALLOWED = {
     "data": {"structures"},
     "checkpoints": {"structures"},
     "evaluation": {"structures", "ops", "data"},
+    "mesh": {"structures"},
     "experiment": {"models", "data"},
 }
 LIBRARIES = {"train_lib", "eval_lib", "predict_lib", "visualize"}

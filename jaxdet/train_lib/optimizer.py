@@ -1,0 +1,64 @@
+"""SGD as torch defines it, and the learning rate as a function of the step alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdet.experiment import Optimizer
+
+Rate = Callable[[jax.Array], jax.Array]
+"""Step number (int32) -> learning rate of that step (float32)."""
+
+Frozen = Callable[[tuple[str, ...]], bool]
+"""Path of a parameter -> it is not trained."""
+
+
+def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int) -> Rate:
+    """The rate for a global batch of ``batch_size`` images: linear warm-up, then drops at given steps.
+
+    Step t of a warm-up of w steps from ratio r has the share ``r + (1 - r) t / w`` of the full rate; a drop at
+    step d holds from step d on.
+    """
+    schedule = optimizer.schedule
+    drops = jnp.asarray([schedule.in_steps(d, steps_per_epoch) for d in schedule.drops], jnp.int32)
+    full = optimizer.scaled_lr(batch_size)
+    levels = jnp.asarray([full * schedule.drop_factor**i for i in range(len(schedule.drops) + 1)], jnp.float32)
+
+    def rate(step: jax.Array) -> jax.Array:
+        level = levels[(step >= drops).sum()]
+        if not schedule.warmup_steps:
+            return level
+        warm = jnp.minimum(step / schedule.warmup_steps, 1)
+        return level * (schedule.warmup_ratio + (1 - schedule.warmup_ratio) * warm)
+
+    return rate
+
+
+def sgd_direction(optimizer: Optimizer, is_frozen: Frozen) -> optax.GradientTransformation:
+    """What a step subtracts from the parameters, before the learning rate.
+
+    As torch: ``g += decay * p; v = momentum * v + g`` and the direction is ``v``, so that a change of rate acts at
+    once.  The gradient is clipped, where asked for, before decay is added.  Frozen parameters get 0, count in no
+    norm and have no momentum.
+    """
+    clip = optax.identity() if optimizer.clip_norm is None else optax.clip_by_global_norm(optimizer.clip_norm)
+    trained = optax.chain(clip, optax.add_decayed_weights(optimizer.weight_decay), optax.trace(optimizer.momentum))
+    transforms = {"trained": trained, "frozen": optax.set_to_zero()}
+    return optax.partition(transforms, lambda params: _labels(params, is_frozen))
+
+
+def trained_norm(gradients: Any, is_frozen: Frozen) -> jax.Array:
+    """Global L2 norm of the gradients of the parameters that are trained."""
+    labels = jax.tree.leaves(_labels(gradients, is_frozen))
+    pairs = zip(jax.tree.leaves(gradients), labels, strict=True)
+    return jnp.sqrt(sum((jnp.sum(jnp.square(g)) for g, label in pairs if label == "trained"), jnp.float32(0)))
+
+
+def _labels(params: Any, is_frozen: Frozen) -> Any:
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        return "frozen" if is_frozen(tuple(str(entry.key) for entry in path)) else "trained"
+
+    return jax.tree_util.tree_map_with_path(label, params)

@@ -1,0 +1,116 @@
+"""The state of a training run and the one compiled function that advances it."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdet.structures import Batch
+from jaxdet.train_lib.optimizer import Rate, trained_norm
+
+Metrics = dict[str, jax.Array]
+"""``loss`` (the total), ``loss/NAME`` for each term, ``grad_norm``, ``lr`` and the model's own metrics: scalars."""
+
+_PREFIX = "loss_"
+
+
+class Trainable(Protocol):
+    """What training needs of a model; `jaxdet.models.two_stage.TwoStage` has it."""
+
+    def init(self, rngs: jax.Array, *args: Any, method: str) -> Any: ...
+
+    def apply(self, variables: Any, *args: Any, method: str) -> Any: ...
+
+    def is_frozen(self, path: tuple[str, ...]) -> bool: ...
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a run needs to go on, beside its config."""
+
+    step: jax.Array  #: int32, number of steps done
+    params: Any
+    batch_stats: Any  #: constants: running statistics of frozen BatchNorm
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What ``model.apply`` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+
+
+def init_variables(model: Trainable, key: jax.Array, side: int = 128) -> dict[str, Any]:
+    """Fresh variables; their shapes do not depend on the canvas, so a single small image does."""
+    image = np.zeros((1, side, side, 3), np.uint8)
+    whole, one = np.full((1, 2), side, np.float32), np.ones((1, 2), np.float32)
+    batch = Batch(image, whole, one, whole.astype(np.int32), np.zeros(1, np.int32), np.ones(1, bool))
+    variables = jax.jit(lambda key: model.init(key, batch, method="predict"))(key)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def init_state(variables: Mapping[str, Any], direction: optax.GradientTransformation) -> TrainState:
+    """The state before step 0."""
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    stats = jax.tree.map(jnp.asarray, variables.get("batch_stats", {}))
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, direction.init(params))
+
+
+def make_train_step(model: Trainable, direction: optax.GradientTransformation, rate: Rate, mesh: Mesh) -> TrainStep:
+    """The compiled step ``(state, batch, key) -> (state, metrics)``; the old state's memory is given to the new one.
+
+    Args:
+        model: gives the loss terms, whose sum is minimised.
+        direction: see `sgd_direction`.
+        rate: see `learning_rate`.
+        mesh: one axis ``data``; the batch comes split along it (`jaxdet.mesh.split_batch`), the state replicated.
+
+    ``key`` is the run's; the draws of a step depend on it and on the step number alone.
+    """
+
+    def loss(params: Any, state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        variables = state.variables | {"params": params}
+        terms, metrics = model.apply(variables, batch, key, method="losses")
+        return sum(terms.values()), metrics | {
+            f"loss/{name.removeprefix(_PREFIX)}": term for name, term in terms.items()
+        }
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+        (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, state, batch, step_key)
+        updates, opt_state = direction.update(gradients, state.opt_state, state.params)
+        lr = rate(state.step)
+        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+        norm = trained_norm(gradients, model.is_frozen)
+        new = TrainState(state.step + 1, params, state.batch_stats, opt_state)
+        return new, metrics | {"loss": total, "grad_norm": norm, "lr": lr}
+
+    replicated = NamedSharding(mesh, P())
+    compiled: TrainStep = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+    return compiled
+
+
+def check_finite(metrics: Mapping[str, float], step: int) -> None:
+    """Stops a run whose loss or gradient is no longer a number.
+
+    Raises:
+        FloatingPointError: names the step and the terms.
+    """
+    watched = [name for name in metrics if name.startswith("loss/") or name == "grad_norm"]
+    bad = [name for name in watched if not math.isfinite(metrics[name])]
+    if bad:
+        values = ", ".join(f"{name} = {metrics[name]}" for name in bad)
+        raise FloatingPointError(
+            f"step {step}: {values}. The last checkpoint is untouched. A lower optimizer.lr, a longer "
+            "optimizer.schedule.warmup_steps or optimizer.clip_norm=35 usually helps; python -m jaxdet.data.check "
+            "finds broken annotations"
+        )

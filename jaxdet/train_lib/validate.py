@@ -1,0 +1,61 @@
+"""Scores of a model in training, and the pictures and tables that a finished run leaves."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+from rich.console import Console
+
+from jaxdet.data import Source
+from jaxdet.eval_lib import detect
+from jaxdet.evaluation import score
+from jaxdet.evaluation.tables import summary_table
+from jaxdet.experiment import Experiment
+from jaxdet.train_lib.log import RunLog
+from jaxdet.train_lib.workdir import METRICS
+from jaxdet.visualize import save_predictions
+
+PICTURE = "predictions.png"
+TABLE = "metrics.txt"
+
+_log = logging.getLogger(__name__)
+
+
+def validate(
+    experiment: Experiment,
+    variables: Any,
+    source: Source,
+    mesh: Mesh,
+    workdir: Path | None,
+    progress: Callable[[int, int], None],
+) -> dict[str, float]:
+    """COCO's numbers of the model over ``source``; draws ``predictions.png`` into ``workdir``, if given."""
+    run = experiment.run
+    results = detect(
+        experiment.model, variables, source, experiment.data, mesh, batch_size=run.eval_batch, progress=progress
+    )
+    if workdir is not None and run.pictures:
+        save_predictions(source, results, workdir / PICTURE, count=run.pictures)
+    return score(source.ground_truth(), results).metrics
+
+
+def report(metrics: dict[str, float], step: int, log: RunLog, workdir: Path) -> None:
+    """Numbers and pictures of the state after ``step`` into the log, and one line for whoever watches."""
+    log.scalars(step, metrics)
+    log.curves()
+    if (workdir / PICTURE).exists():
+        log.picture(step, "predictions", np.asarray(Image.open(workdir / PICTURE).convert("RGB")))
+    line = "  ".join(f"{kind} AP {metrics[f'{kind}/AP']:.3f}" for kind in ("bbox", "segm") if f"{kind}/AP" in metrics)
+    _log.info("step %d  %s", step, line)
+
+
+def write_metrics(metrics: dict[str, float], workdir: Path) -> None:
+    """``metrics.json`` of a finished run, and the same as a table in ``metrics.txt``."""
+    with (workdir / TABLE).open("w") as file:
+        Console(file=file, width=60).print(summary_table(metrics))
+    (workdir / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")

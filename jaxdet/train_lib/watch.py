@@ -1,0 +1,100 @@
+"""What happens between steps: log lines, checkpoints, evaluations, and the end when a signal asks for it."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxdet.checkpoints.store import CheckpointStore
+from jaxdet.data import BatchIterator
+from jaxdet.train_lib.log import RunLog
+from jaxdet.train_lib.loop import Pending
+from jaxdet.train_lib.meter import Meter, progress_line
+from jaxdet.train_lib.signals import Stopped, StopRequest
+from jaxdet.train_lib.start import to_save
+from jaxdet.train_lib.step import TrainState
+from jaxdet.train_lib.validate import report
+
+_log = logging.getLogger(__name__)
+
+Validate = Callable[[TrainState], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """After how many steps something is due; 0: never."""
+
+    log: int
+    checkpoint: int
+    evaluate: int
+
+
+@dataclass
+class Watch:
+    """Called after each step (`loop.AfterStep`)."""
+
+    intervals: Intervals
+    start: int  #: steps done before this process began
+    total: int  #: steps at the end
+    meter: Meter
+    log: RunLog
+    store: CheckpointStore
+    metadata: dict[str, Any]  #: goes into each checkpoint
+    batches: BatchIterator
+    validate: Validate | None
+    stop: StopRequest
+    workdir: Path
+    _began: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, step: int, state: TrainState, pending: Pending) -> None:
+        stopping = self.stop.agreed(step, self.intervals.log)
+        if step == self.start + 1:
+            self._first(pending)
+        elif self._due(step, self.intervals.log):
+            self._show(step, pending)
+        if stopping or self._due(step, self.intervals.checkpoint):
+            pending.settle()  # a state whose losses are not finite is never saved
+            self.save(step, state)
+        if stopping:
+            self._leave(step)
+        if step < self.total and self.intervals.evaluate and step % self.intervals.evaluate == 0:
+            pending.settle()
+            self.evaluate(step, state)
+            self.meter.start()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Begin to write a checkpoint."""
+        self.store.save(step, to_save(state), self.metadata)
+
+    def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Scores of the state, logged; empty without a validation set.  SystemExit if a signal comes meanwhile."""
+        if self.validate is None:
+            return {}
+        try:
+            metrics = self.validate(state)
+        except Stopped:
+            self.save(step, state)
+            self._leave(step)
+        report(metrics, step, self.log, self.workdir)
+        return metrics
+
+    def _due(self, step: int, every: int) -> bool:
+        return step == self.total or step % every == 0
+
+    def _first(self, pending: Pending) -> None:
+        pending.settle()
+        _log.info("the first step took %.1f s, most of it compiling", time.perf_counter() - self._began)
+        self.meter.start()
+
+    def _show(self, step: int, pending: Pending) -> None:
+        pending.settle()
+        summary = self.meter.take(self.total - step)
+        _log.info(progress_line(step, self.total, summary))
+        self.log.scalars(step, summary | {"dropped": self.batches.dropped})
+
+    def _leave(self, step: int) -> None:
+        self.store.wait()
+        _log.warning("stopped after step %d of %d; the same command continues", step, self.total)
+        raise SystemExit(128 + self.stop.signal)

@@ -1,0 +1,55 @@
+"""The folder of a run: its config, and whether a rerun goes on with the same one."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from jaxdet.config import differences, to_text
+
+CONFIG = "config.json"
+METRICS = "metrics.json"
+
+_log = logging.getLogger(__name__)
+
+
+def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
+    """Makes the folder and writes the config into it, or checks that the run in it has the same config.
+
+    Writes ``config.json`` (`jaxdet.config.from_data` reads it) and ``config.txt`` (for people).
+
+    Args:
+        workdir: folder of the run.
+        experiment: the config.
+        config: the same as data.
+        accept_changes: go on with the new config where it differs.
+
+    Raises:
+        ValueError: the config differs from the stored one; every difference is listed.
+    """
+    path = workdir / CONFIG
+    if path.exists():
+        changes = differences(json.loads(path.read_text()), config)
+        if changes and not accept_changes:
+            raise ValueError(_refusal(workdir, changes))
+        if changes:
+            _log.warning("going on with changes:\n  %s", "\n  ".join(changes))
+            (workdir / METRICS).unlink(missing_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config, indent=1) + "\n")
+    (workdir / "config.txt").write_text(to_text(experiment) + "\n")
+
+
+def read_metrics(workdir: Path) -> dict[str, float] | None:
+    """Numbers of the finished run in this folder; None where none is finished."""
+    path = workdir / METRICS
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _refusal(workdir: Path, changes: list[str]) -> str:
+    lines = "\n  ".join(changes)
+    return (
+        f"{workdir} holds a run with another config (stored -> now):\n  {lines}\n"
+        "Take another --workdir for a new run, drop the changes to continue this one, "
+        "or pass --accept-changes to continue it with them"
+    )

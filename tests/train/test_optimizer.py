@@ -1,0 +1,131 @@
+"""SGD and the learning rate against their definition, written out in NumPy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdet.experiment import Optimizer, Schedule
+from jaxdet.train_lib.optimizer import learning_rate, sgd_direction, trained_norm
+
+
+def is_frozen(path: tuple[str, ...]) -> bool:
+    return path[0] == "stem"
+
+
+def torch_sgd(params: Any, gradients: list[Any], rates: list[float], momentum: float, decay: float, clip: float | None):
+    """The loop of torch.optim.SGD (dampening 0, no Nesterov) after clip_grad_norm_, over the trained parameters."""
+    params = {k: np.float64(v) for k, v in params.items()}
+    velocity: dict[str, Any] = {}
+    for gradient, lr in zip(gradients, rates, strict=True):
+        norm = np.sqrt(sum((np.float64(gradient[k]) ** 2).sum() for k in params))
+        scale = 1.0 if clip is None else min(clip / norm, 1.0)
+        for name in params:
+            d = np.float64(gradient[name]) * scale + decay * params[name]
+            velocity[name] = d if name not in velocity else momentum * velocity[name] + d
+            params[name] = params[name] - lr * velocity[name]
+    return params
+
+
+@pytest.mark.parametrize("clip", [None, 0.5, 1e6])
+def test_steps_equal_torch_sgd(clip: float | None) -> None:
+    draw = np.random.default_rng(0)
+    shapes = {"kernel": (3, 4), "bias": (4,), "scale": ()}
+    trained = {k: draw.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    stem = {"kernel": np.ones(3, np.float32)}
+    gradients = [{k: draw.normal(size=s).astype(np.float32) for k, s in shapes.items()} for _ in range(5)]
+    rates = [0.1, 0.1, 0.01, 0.3, 0.05]  # changes at once: momentum holds gradients, not steps
+    direction = sgd_direction(Optimizer(momentum=0.9, weight_decay=0.1, clip_norm=clip), is_frozen)
+    params = {"head": trained, "stem": stem}
+    state = direction.init(params)
+    for gradient, lr in zip(gradients, rates, strict=True):
+        updates, state = direction.update({"head": gradient, "stem": {"kernel": 100 * np.ones(3)}}, state, params)
+        params = jax.tree.map(lambda p, u, lr=lr: p - lr * u, params, updates)
+    expected = torch_sgd(trained, gradients, rates, 0.9, 0.1, clip)
+    for name, value in expected.items():
+        np.testing.assert_allclose(params["head"][name], value, rtol=2e-6, atol=1e-7)
+    np.testing.assert_array_equal(params["stem"]["kernel"], 1)  # neither update nor decay
+
+
+def test_frozen_parameters_have_no_momentum_and_count_in_no_norm() -> None:
+    params = {"head": {"w": jnp.ones(2)}, "stem": {"w": jnp.ones(5)}}
+    direction = sgd_direction(Optimizer(), is_frozen)
+    assert sum(leaf.size for leaf in jax.tree.leaves(direction.init(params))) == 2
+    gradients = {"head": {"w": jnp.array([3.0, 4.0])}, "stem": {"w": 7 * jnp.ones(5)}}
+    assert trained_norm(gradients, is_frozen) == 5
+    assert trained_norm(gradients, lambda path: True) == 0
+
+
+def test_the_1x_schedule() -> None:
+    """Values of mmcv's linear warm-up and steps for 16 images, at 7330 steps an epoch."""
+    rate = learning_rate(Optimizer(), batch_size=16, steps_per_epoch=7330)
+    expected = {
+        0: 0.02 * 0.001,
+        1: 0.02 * (1 - (1 - 1 / 500) * 0.999),
+        250: 0.02 * (1 - 0.5 * 0.999),
+        499: 0.02 * (1 - (1 - 499 / 500) * 0.999),
+        500: 0.02,
+        8 * 7330 - 1: 0.02,
+        8 * 7330: 0.002,
+        11 * 7330 - 1: 0.002,
+        11 * 7330: 0.0002,
+        12 * 7330: 0.0002,
+    }
+    for step, value in expected.items():
+        np.testing.assert_allclose(rate(jnp.int32(step)), value, rtol=2e-6, err_msg=str(step))
+
+
+def test_the_rate_scales_with_the_batch() -> None:
+    plain = Schedule(warmup_steps=0, drops=())
+    for batch, base, expected in ((16, 16, 0.02), (4, 16, 0.005), (64, 16, 0.08), (2, None, 0.02)):
+        rate = learning_rate(Optimizer(base_batch=base, schedule=plain), batch, 10)
+        np.testing.assert_allclose(rate(jnp.int32(0)), expected, rtol=1e-6)
+
+
+def test_drops_in_steps() -> None:
+    schedule = Schedule(length=30, drops=(10, 20), unit="steps", warmup_steps=0, drop_factor=0.5)
+    rate = learning_rate(Optimizer(lr=1.0, schedule=schedule), 16, steps_per_epoch=999)
+    assert [float(rate(jnp.int32(s))) for s in (0, 9, 10, 19, 20, 29)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_the_rate_is_the_same_inside_jit() -> None:
+    rate = learning_rate(Optimizer(), 8, 100)
+    for step in (0, 123, 500, 900):
+        assert jax.jit(rate)(jnp.int32(step)) == pytest.approx(float(rate(jnp.int32(step))), rel=1e-6)
+
+
+def test_against_optax_sgd_where_they_must_agree() -> None:
+    """Without decay, with one rate, and with nothing frozen, optax.sgd is the same thing."""
+    direction, other = sgd_direction(Optimizer(weight_decay=0.0), lambda path: False), optax.sgd(0.1, momentum=0.9)
+    params = {"w": jnp.arange(3.0)}
+    state, other_state, theirs = direction.init(params), other.init(params), params
+    for i in range(3):
+        gradient = {"w": jnp.sin(jnp.arange(3.0) + i)}
+        updates, state = direction.update(gradient, state, params)
+        params = jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
+        updates, other_state = other.update(gradient, other_state)
+        theirs = optax.apply_updates(theirs, updates)
+    np.testing.assert_allclose(params["w"], theirs["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: Optimizer(lr=0.0),
+        lambda: Optimizer(lr=float("nan")),
+        lambda: Optimizer(momentum=1.0),
+        lambda: Optimizer(weight_decay=-1.0),
+        lambda: Optimizer(clip_norm=0.0),
+        lambda: Optimizer(base_batch=0),
+        lambda: Schedule(length=0),
+        lambda: Schedule(drops=(11, 8)),
+        lambda: Schedule(drops=(0, 8)),
+        lambda: Schedule(warmup_steps=-1),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        wrong()

@@ -1,0 +1,70 @@
+"""Trains a model: python train.py --config configs/mask_rcnn_r50_fpn.py --workdir runs/mask_rcnn [KEY=VALUE ...]
+
+A run that was stopped goes on when the same command is given again.  KEY=VALUE changes a setting of the config by its
+dotted name, as in optimizer.lr=0.01 data.batch_size=8; --print-config shows all of them.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    arguments = _parse()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("jaxdet").setLevel(logging.INFO)
+
+    # Here and not above: worker processes import this file again and have no use for jax.
+    import jax
+
+    from jaxdet.config import load_config, override, print_config
+    from jaxdet.train_lib import train
+
+    try:
+        experiment = override(load_config(arguments.config), arguments.overrides)
+        if arguments.print_config:
+            print_config(experiment)
+            return 0
+        if arguments.distributed:
+            jax.distributed.initialize()
+        workdir = arguments.workdir or Path("runs") / arguments.config.stem
+        metrics = train(experiment, workdir, accept_changes=arguments.accept_changes)
+    except (ValueError, FloatingPointError, FileNotFoundError) as error:
+        if arguments.traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    _print_outcome(metrics, workdir)
+    return 0
+
+
+def _print_outcome(metrics: dict[str, float], workdir: Path) -> None:
+    from rich.console import Console
+
+    from jaxdet.evaluation.tables import summary_table
+
+    if metrics:
+        Console().print(summary_table(metrics))
+    print(f"{workdir} holds the checkpoints, the log, curves.png, the config and, with a validation set, the scores")
+
+
+def _parse() -> argparse.Namespace:
+    title, _, more = str(__doc__).partition("\n\n")
+    parser = argparse.ArgumentParser(description=title, epilog=more)
+    parser.add_argument("--config", type=Path, required=True, help="a Python file with get_config()")
+    parser.add_argument("--workdir", type=Path, help="folder of the run; runs/NAME OF THE CONFIG if not given")
+    parser.add_argument("--print-config", action="store_true", help="show the config with all changes, and stop")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="continue a run although its config was another one"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the other hosts of the job (jax.distributed.initialize)"
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
