@@ -137,14 +137,18 @@ def test_metadata_that_is_not_ours(tmp_path, content):
         load(tmp_path)
 
 
-def test_damage_is_an_error_that_names_the_other_checkpoints(tmp_path):
-    folder = saved(tmp_path)
-    for file in (folder / "variables").rglob("*"):
-        if file.is_file() and file.parent.name == "d":
+@pytest.mark.parametrize("damaged", ["d", "variables"])  # the arrays, the lists of what there is
+def test_damage_is_an_error_that_names_the_other_checkpoints(tmp_path, damaged):
+    # One leaf: with more, orbax's readers of the others outlive its event loop and complain in the background.
+    with CheckpointStore(tmp_path) as store:
+        for step in (1, 2):
+            store.save(step, {"variables": {"params": {"w": jnp.full(1000, step)}}}, METADATA)
+    for file in (tmp_path / "checkpoints" / "2" / "variables").rglob("*"):
+        if file.is_file() and file.parent.name == damaged:
             file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"cannot restore .*2: (?s:.*) Other checkpoints beside it: \[1\]"):
         load(tmp_path)
-    equal(load(tmp_path / "checkpoints" / "1")[0], jax.tree.map(np.asarray, state(1)["variables"]))
+    assert (load(tmp_path / "checkpoints" / "1")[0]["params"]["w"] == 1).all()
 
 
 def test_a_target_that_does_not_fit(tmp_path):
