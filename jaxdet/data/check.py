@@ -157,7 +157,8 @@ def _examine(console: Console, path: Path, images: str | None, quick: bool, exam
         print_findings(console, report.findings, examples=examples)
         errors += sum(finding.severity == "error" for finding in report.findings)
         named.setdefault(folder, set()).update(report.names)
-    for folder, names in named.items():  # several jsons may share a folder
+    shared = {folder: names for folder, names in named.items() if names}  # several jsons may share a folder
+    for folder, names in shared.items():
         print_findings(console, list(unreferenced(names, folder)), examples=examples)
     return errors
 

@@ -1,0 +1,152 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxdet.data import Annotation, Data, Record
+from jaxdet.data.transforms import View, canvas_hw, image_arrays, resized_hw, target_arrays, view_of
+
+
+@pytest.mark.parametrize(
+    ("hw", "expected"),
+    [
+        ((480, 640), (800, 1067)),
+        ((640, 480), (1067, 800)),
+        ((427, 640), (800, 1199)),
+        ((300, 1000), (400, 1333)),
+        ((1, 5000), (1, 1333)),
+        ((800, 1333), (800, 1333)),
+        ((100, 100), (800, 800)),
+    ],
+)
+def test_resized_sizes(hw, expected):
+    assert resized_hw(hw, 800, 1333) == expected
+
+
+def test_every_resized_image_fits_its_canvas():
+    data = Data()
+    rng = np.random.default_rng(0)
+    for hw in rng.integers(1, 3000, (500, 2)).tolist():
+        size, canvas = resized_hw(tuple(hw), 800, 1333), canvas_hw(tuple(hw), data)
+        assert size[0] <= canvas[0]
+        assert size[1] <= canvas[1]
+
+
+def test_canvases():
+    data = Data()
+    assert canvas_hw((480, 640), data) == (800, 1344)
+    assert canvas_hw((640, 480), data) == (1344, 800)
+    assert canvas_hw((500, 500), data) == (1344, 800)
+
+
+def test_boxes_are_scaled_clipped_and_mirrored():
+    view = View((10, 20), (20, 40), (32, 64))
+    boxes = np.array([[1.0, 2, 3, 4], [-5, -5, 100, 100]])
+    np.testing.assert_array_equal(view.boxes(boxes), [[2, 4, 8, 12], [0, 0, 40, 20]])
+    mirrored = dataclasses.replace(view, flip=True)
+    np.testing.assert_array_equal(mirrored.boxes(boxes), [[32, 4, 38, 12], [0, 0, 40, 20]])
+
+
+def test_the_image_lies_top_left_and_mirrors_in_itself():
+    image = np.random.default_rng(0).integers(1, 256, (4, 6, 3), dtype=np.uint8)
+    view = View((4, 6), (4, 6), (8, 8))
+    canvas = view.image(image)
+    np.testing.assert_array_equal(canvas[:4, :6], image)
+    assert not canvas[4:].any()
+    assert not canvas[:, 6:].any()
+    np.testing.assert_array_equal(dataclasses.replace(view, flip=True).image(image)[:4, :6], image[:, ::-1])
+
+
+def _record(annotations: list[Annotation], hw: tuple[int, int] = (20, 30)) -> Record:
+    return Record(0, 7, "a.png", np.zeros((*hw, 3), np.uint8), tuple(annotations))
+
+
+def _square(number: int, **changes) -> Annotation:
+    polygon = [[2.0, 3, 12, 3, 12, 11, 2, 11]]
+    return dataclasses.replace(Annotation(number, 1, (2.0, 3.0, 10.0, 8.0), 80.0, False, False, polygon), **changes)
+
+
+DATA = Data(short_side=40, long_side=60, pad_multiple=8, max_boxes=3, mask_size=28)
+
+
+def test_targets_by_hand():
+    record = _record([_square(1)])
+    targets = target_arrays(record, view_of((20, 30), DATA), DATA)
+    np.testing.assert_array_equal(targets["boxes"][0], [4, 6, 24, 22])
+    np.testing.assert_array_equal(targets["valid"], [True, False, False])
+    np.testing.assert_array_equal(targets["labels"], [1, 0, 0])
+    expected = np.zeros((28, 28), np.uint8)
+    expected[1:17, 1:21] = 1
+    np.testing.assert_array_equal(targets["masks"][0], expected)
+    np.testing.assert_array_equal(targets["frames"][0], [3, 5, 31, 33])
+    assert targets["dropped"] == 0
+    assert (targets["frames"][:, 2:] > targets["frames"][:, :2]).all()
+
+
+def test_whole_masks_cover_the_canvas():
+    data = dataclasses.replace(DATA, whole_masks=True)
+    targets = target_arrays(_record([_square(1)]), view_of((20, 30), data, flip=True), data)
+    expected = np.zeros((40, 64), np.uint8)
+    expected[6:22, 36:56] = 1
+    np.testing.assert_array_equal(targets["masks"][0], expected)
+    np.testing.assert_array_equal(targets["frames"][0], [0, 0, 64, 40])
+
+
+def test_crop_and_whole_mask_are_the_same_pixels():
+    mask = np.zeros((20, 30), np.uint8)
+    mask[3:9, 4:10] = np.random.default_rng(0).integers(0, 2, (6, 6))
+    for flip in (False, True):
+        view = view_of((20, 30), DATA, flip)
+        whole = view.mask(mask)
+        bitmap, frame = view.cropped_mask(mask, 28)
+        padded = np.pad(whole, 28)
+        x1, y1, x2, y2 = (frame + 28).astype(int)
+        np.testing.assert_array_equal(padded[y1:y2, x1:x2], bitmap)
+
+
+def test_without_masks_none_are_read():
+    data = dataclasses.replace(DATA, masks=False)
+    targets = target_arrays(_record([_square(1, segmentation=None)]), view_of((20, 30), data), data)
+    assert targets["masks"].shape == (3, 0, 0)
+    assert targets["valid"][0]
+
+
+def test_crowds_come_last_and_carry_no_bitmap():
+    record = _record([_square(1, crowd=True, segmentation=None), _square(2, label=4)])
+    targets = target_arrays(record, view_of((20, 30), DATA), DATA)
+    np.testing.assert_array_equal(targets["crowd"], [False, True, False])
+    np.testing.assert_array_equal(targets["labels"], [4, 1, 0])
+    assert not targets["masks"][1].any()
+
+
+def test_the_unusable_is_left_out_and_what_has_no_slot_is_counted():
+    unusable = [
+        _square(10, ignore=True),
+        _square(11, area=0.0),
+        _square(12, bbox=(2.0, 3.0, 0.5, 9.0)),
+        _square(13, bbox=(31.0, 3.0, 5.0, 9.0)),
+    ]
+    record = _record([*unusable, *(_square(n, label=n) for n in range(5))])
+    targets = target_arrays(record, view_of((20, 30), DATA), DATA)
+    np.testing.assert_array_equal(targets["labels"], [0, 1, 2])
+    assert targets["dropped"] == 2
+
+
+def test_a_mask_that_cannot_be_read_is_named():
+    with pytest.raises(ValueError, match=r"annotation 5 of image a\.png: segmentation"):
+        target_arrays(_record([_square(5, segmentation=[[1.0, 2.0]])]), view_of((20, 30), DATA), DATA)
+
+
+def test_image_arrays_map_back():
+    image = np.zeros((20, 30, 3), np.uint8)
+    arrays = image_arrays(image, view_of((20, 30), DATA), 4)
+    np.testing.assert_array_equal(arrays["true_hw"] / arrays["scale"], arrays["original_hw"])
+    assert arrays["index"] == 4
+    assert {key: value.dtype.name for key, value in arrays.items()} == {
+        "image": "uint8",
+        "true_hw": "float32",
+        "scale": "float32",
+        "original_hw": "int32",
+        "index": "int32",
+        "valid": "bool",
+    }
