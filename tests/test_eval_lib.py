@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from jaxdet.data import Category, Data, Record
-from jaxdet.eval_lib import data_mesh, detect, evaluate
+from jaxdet.eval_lib import detect, evaluate
 from jaxdet.evaluation import match_categories
+from jaxdet.mesh import data_mesh
 from jaxdet.structures import Batch, Detections
 
 # pycocotools 2.0.11 decodes with a call that NumPy 2 deprecates
@@ -135,7 +136,7 @@ def test_second_evaluation_compiles_nothing(caplog: pytest.LogCaptureFixture) ->
         caplog.clear()
         with jax.log_compiles():
             evaluate(DarkSquare(), VARIABLES, Squares(3), DATA, batch_size=2)
-        counts.append(sum("compilation of jit(_predict)" in record.getMessage() for record in caplog.records))
+        counts.append(sum("compilation of jit(predict_batch)" in record.getMessage() for record in caplog.records))
     assert counts == [2, 0]  # a landscape and a portrait canvas
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: a model over a data source, on any number of devices, to COCO's numbers.
+"""A model over a data source.
 
 Each device predicts its own images without talking to the others; meanwhile threads on the host paste the masks of
 the batch before.
@@ -15,13 +15,14 @@ from typing import Any, Protocol, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from jaxdet.data import Category, Data, Source, eval_batches
 from jaxdet.evaluation import image_results, match_categories, score
 from jaxdet.evaluation.results import Result
+from jaxdet.mesh import data_mesh, replicate, split_batch
 from jaxdet.structures import Batch, Detections
 
 Progress = Callable[[int, int], None]
@@ -89,14 +90,14 @@ def detect(
     """
     mesh = mesh if mesh is not None else data_mesh()
     ids = match_categories(model.num_classes, source.categories, categories)
-    variables = jax.device_put(variables, NamedSharding(mesh, P()))
+    variables = replicate(variables, mesh)
     size = -(-batch_size // mesh.size) * mesh.size
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     found: dict[int, Future[list[Result]]] = {}
     with ThreadPoolExecutor(_THREADS) as pool, eval_batches(source, data, batch_size=size, **share) as batches:
         running: deque[tuple[Batch, Detections]] = deque()
         for batch in batches:
-            running.append((batch, _predict(model, mesh, variables, _sharded(batch, mesh))))
+            running.append((batch, predict_batch(model, mesh, variables, split_batch(batch, mesh))))
             if len(running) > 1:  # the device has its next batch by now
                 _collect(*running.popleft(), source, ids, pool, found, progress)
         while running:
@@ -105,14 +106,10 @@ def detect(
     return _in_order(_of_all_processes(local), len(source))
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (or the given ones) along one axis ``data``."""
-    devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-
-
 @partial(jax.jit, static_argnums=(0, 1))
-def _predict(model: Detector, mesh: Mesh, variables: Any, batch: Batch) -> Detections:
+def predict_batch(model: Detector, mesh: Mesh, variables: Any, batch: Batch) -> Detections:
+    """Detections of a batch that is split over the mesh; does not wait for them."""
+
     # Every device runs its own images, so that no loop of one (NMS, say) waits for another's.
     def one_device(variables: Any, batch: Batch) -> Any:
         return model.apply(variables, batch, method="predict")
@@ -120,12 +117,6 @@ def _predict(model: Detector, mesh: Mesh, variables: Any, batch: Batch) -> Detec
     mapped = jax.shard_map(one_device, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=False)
     found: Detections = mapped(variables, batch)
     return found
-
-
-def _sharded(batch: Batch, mesh: Mesh) -> Batch:
-    sharding = NamedSharding(mesh, P("data"))
-    sharded: Batch = jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
-    return sharded
 
 
 def _local(leaf: jax.Array) -> NDArray[Any]:
@@ -163,9 +154,11 @@ def image_of(structure: _S, row: int) -> _S:
     return one
 
 
-def results_of(batch: Batch, detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[Result]:
+def results_of(
+    batch: Batch, detections: Detections, image_id: int, category_ids: Sequence[int], score_threshold: float = 0.0
+) -> list[Result]:
     """COCO results of one image: ``batch`` and ``detections`` without their leading axis, on the host."""
-    keep = np.asarray(detections.valid)
+    keep = np.asarray(detections.valid) & (np.asarray(detections.scores) >= score_threshold)
     masks = detections.masks
     return image_results(
         np.asarray(detections.boxes)[keep],

@@ -1,0 +1,84 @@
+"""A trained model as a checkpoint holds it: config, weights and category names, ready to be used."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from jaxdet.checkpoints.importing import import_weights
+from jaxdet.checkpoints.merge import merge
+from jaxdet.checkpoints.store import load as load_checkpoint
+from jaxdet.config import from_data, override
+from jaxdet.data import Category, Data, single_batch
+from jaxdet.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What it takes to predict."""
+
+    experiment: Experiment
+    variables: Any  #: ``{"params": ..., "batch_stats": ...}``
+    categories: tuple[Category, ...]  #: what the labels 0..K-1 stand for; empty where the weights do not say
+    step: int  #: of training
+
+
+Checkpoint: TypeAlias = str | PathLike[str] | Trained
+"""A run folder (its newest checkpoint counts), the folder of one checkpoint, or one that is loaded already."""
+
+
+def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides: Sequence[str] = ()) -> Trained:
+    """Load a checkpoint; nothing in it is executed.
+
+    Args:
+        checkpoint: where it is.  With a ``config`` also a weight file of mmdetection or torchvision.
+        config: instead of the one that the checkpoint has.
+        overrides: dotted settings to change in either, as ``data.short_side=600``.
+
+    Raises:
+        FileNotFoundError: there is nothing at that place.
+        ValueError: it is no checkpoint, an override is wrong, or the weights do not fit the changed model.
+    """
+    if isinstance(checkpoint, Trained):
+        trained = checkpoint
+    elif config is not None and Path(checkpoint).is_file():
+        return _from_file(checkpoint, override(config, overrides))
+    else:
+        trained = _read(checkpoint)
+    experiment = override(config if config is not None else trained.experiment, overrides)
+    variables = trained.variables
+    if experiment.model != trained.experiment.model:
+        variables, _ = merge(_shapes(experiment), variables)
+    return dataclasses.replace(trained, experiment=experiment, variables=variables)
+
+
+def _read(checkpoint: str | PathLike[str]) -> Trained:
+    variables, metadata = load_checkpoint(checkpoint)
+    missing = [key for key in ("config", "categories", "step") if key not in metadata]
+    if missing:
+        raise ValueError(f"checkpoint {checkpoint}: expected metadata with {missing}, got {sorted(metadata)}")
+    experiment = from_data(metadata["config"])
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"checkpoint {checkpoint}: expected the config of an Experiment, got {experiment!r:.60}")
+    categories = tuple(Category(int(each["id"]), str(each["name"])) for each in metadata["categories"])
+    return Trained(experiment, variables, categories, int(metadata["step"]))
+
+
+def _from_file(path: str | PathLike[str], experiment: Experiment) -> Trained:
+    imported = import_weights(path)
+    if imported.within:
+        raise ValueError(f"weights {path}: expected those of a whole model, got the {imported.within} alone")
+    variables, _ = merge(_shapes(experiment), imported.variables)
+    return Trained(experiment, variables, (), 0)
+
+
+def _shapes(experiment: Experiment) -> Any:
+    """The variables that the model asks for, as shapes."""
+    data = Data(short_side=64, long_side=64, pad_multiple=experiment.data.pad_multiple)
+    batch = single_batch(np.zeros((64, 64, 3), np.uint8), data)
+    return jax.eval_shape(lambda: experiment.model.init(jax.random.key(0), batch, method="predict"))
