@@ -24,7 +24,7 @@ def per_class_table(scores: Scores) -> Table:
     """A row for each category, in order of category id."""
     kinds = [kind for kind in ("bbox", "segm") if f"{kind}/AP" in scores.metrics]
     keys = [f"{kind}/{name}" for kind in kinds for name in _PER_CLASS]
-    table = Table("category", *keys, title="per class")
+    table = Table("category", *(key.replace("/", "\n") for key in keys), title="per class")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, row in scores.per_class.items():

@@ -151,9 +151,7 @@ def test_image_sized_masks_are_never_made() -> None:
     ("probabilities", "box", "hw"),
     [((1, 28, 28), (4,), (5, 5)), ((28, 28), (1, 4), (5, 5)), ((28, 28), (4,), (0, 5)), ((0, 28), (4,), (5, 5))],
 )
-def test_wrong_shapes_are_named(
-    probabilities: tuple[int, ...], box: tuple[int, ...], hw: tuple[int, int]
-) -> None:
+def test_wrong_shapes_are_named(probabilities: tuple[int, ...], box: tuple[int, ...], hw: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="expected"):
         paste_mask(np.zeros(probabilities), np.ones(box), hw)
 

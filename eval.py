@@ -1,0 +1,106 @@
+"""Score a checkpoint, or a results file, by COCO's rules.
+
+    python eval.py --checkpoint runs/demo
+    python eval.py --checkpoint runs/demo --images DIR --annotations instances.json --per-class --out results.json
+    python eval.py --checkpoint weights.pth --config configs/mask_rcnn_r50_fpn.py data.short_side=600
+    python eval.py --results results.json --annotations instances.json
+
+Settings of the checkpoint's config are changed by dotted overrides at the end of the line.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, score, print; 0, or 1 with a message where the input is at fault."""
+    options = _parser().parse_args(arguments)
+    try:
+        scores = _score_results(options) if options.results else _score_checkpoint(options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"eval.py: {error}", file=sys.stderr)
+        return 1
+    if scores is not None:
+        _show(scores, options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", help="run folder, checkpoint folder, or (with --config) a weight file")
+    what.add_argument("--results", help="COCO results json to score without a model (needs --annotations)")
+    parser.add_argument("--config", help="config file to use instead of the checkpoint's own")
+    parser.add_argument("--images", help="folder of images to evaluate on instead of the config's data.val")
+    parser.add_argument("--annotations", help="instances json of these images")
+    parser.add_argument("--per-class", action="store_true", help="print a table of the categories too")
+    parser.add_argument("--fast", action="store_true", help="judge by faster-coco-eval: the same numbers sooner")
+    parser.add_argument("--out", help="write the detections here, as COCO results json")
+    parser.add_argument("--metrics", help="write the numbers here, as json")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    return parser
+
+
+def _score_results(options: argparse.Namespace) -> Scores:
+    given = [name for name in ("config", "images", "out", "overrides") if getattr(options, name)]
+    if given or not options.annotations:
+        raise ValueError(f"--results: expected --annotations and no model's options, got {given or 'no --annotations'}")
+    truth = _read_json(options.annotations)
+    return score(truth, read_results(options.results, truth), fast=options.fast)
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        truth = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"annotations {path}: expected a JSON file, got {error}") from error
+    if not isinstance(truth, dict) or not {"images", "annotations", "categories"} <= set(truth):
+        raise ValueError(f"annotations {path}: expected an instances json with images, annotations and categories")
+    return truth
+
+
+def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
+    """Numbers on the first process, None on the others (which took part in predicting)."""
+    import jax  # here, because scoring a file must not need it
+
+    from jaxdet.config import load_config
+    from jaxdet.eval_lib import detect_all, open_checkpoint
+
+    config = load_config(options.config) if options.config else None
+    trained, source = open_checkpoint(
+        options.checkpoint, options.images, options.annotations, config=config, overrides=options.overrides
+    )
+    results = detect_all(trained, source, progress=_progress)
+    if jax.process_index() != 0:
+        return None
+    if options.out:
+        write_results(options.out, results)
+    return score(source.ground_truth(), results, fast=options.fast)
+
+
+def _progress(done: int, count: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} / {count} images", end="\n" if done == count else "", file=sys.stderr, flush=True)
+
+
+def _show(scores: Scores, options: argparse.Namespace) -> None:
+    console = Console()
+    if options.per_class:
+        console.print(per_class_table(scores))
+    console.print(summary_table(scores.metrics))
+    if options.metrics:
+        Path(options.metrics).write_text(json.dumps(scores.metrics, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
