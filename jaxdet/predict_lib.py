@@ -26,6 +26,7 @@ Picture: TypeAlias = str | PathLike[str] | Pixels
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What is taken from a folder; files that are named are tried whatever they end with."""
 RESULTS = "results.json"
+_READABLE = 480  #: long side, in pixels, up to which a picture is enlarged before names are written on it
 
 
 def predict(
@@ -95,6 +96,7 @@ def predict_files(
 ) -> Report:
     """Write an overlay for each image, and ``results.json`` with all detections, into the folder ``out``.
 
+    A small image is enlarged so that names can be read; one without detections is written as it is.
     An image that cannot be read is named in the report, and the others go on.
 
     Raises:
@@ -114,7 +116,8 @@ def predict_files(
             del pictures[file]
             continue
         found = predictor(image, image_id)
-        Image.fromarray(overlay(image, found, predictor.categories)).save(pictures[file])
+        zoom = max(1, _READABLE // max(image.shape[:2])) if found else 1
+        Image.fromarray(overlay(image, found, predictor.categories, zoom=zoom)).save(pictures[file])
         results += [result | {"file_name": str(file)} for result in found]
     write_results(folder / RESULTS, results)
     return Report(results, pictures, failed)

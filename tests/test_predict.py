@@ -14,6 +14,7 @@ from PIL import Image
 import eval as eval_script
 import jaxdet
 import predict as predict_script
+from jaxdet.checkpoints.from_mmdet import to_mmdet
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import to_data
 from jaxdet.data import Category, CocoFolder, Data, load_image, single_batch, write_scenes
@@ -76,8 +77,8 @@ class TestFiles:
         np.testing.assert_allclose(results[0]["bbox"], [0, 0, 20, 60], atol=0.5)
         assert results[2]["segmentation"]["size"] == [40, 60]
         picture = load_image(tmp_path / "out" / "b.png")
-        assert picture.shape == (40, 60, 3)
-        assert (picture[:, :28] != 120).any(axis=-1).mean() > 0.9
+        assert picture.shape == (320, 480, 3)
+        assert (picture[:, :220] != 120).any(axis=-1).mean() > 0.9
 
     def test_threshold(self, tmp_path: Path) -> None:
         report = predict_files(trained(), [write(tmp_path / "a.png")], tmp_path / "out")
@@ -199,6 +200,19 @@ class TestCheckpoint:
         assert eval_script.main(["--checkpoint", str(run), "model.num_clases=3"]) == 1
         assert "num_classes" in capsys.readouterr().err
         assert load(run, overrides=["model.finish.max_detections=5"]).experiment.model.finish.max_detections == 5
+
+    def test_weight_file_with_a_config(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        model = load(run)
+        np.savez(tmp_path / "weights.npz", **to_mmdet(model.variables))
+        config = tmp_path / "config.py"
+        config.write_text(f"import jaxdet\n\ndef get_config():\n    return jaxdet.load({str(run)!r}).experiment\n")
+        arguments = ["--checkpoint", str(tmp_path / "weights.npz"), "--config", str(config)]
+        assert eval_script.main([*arguments, "--out", str(tmp_path / "file.json")]) == 0
+        assert eval_script.main(["--checkpoint", str(run), "--out", str(tmp_path / "run.json")]) == 0
+        assert json.loads((tmp_path / "file.json").read_text()) == json.loads((tmp_path / "run.json").read_text())
+        capsys.readouterr()
+        assert eval_script.main(arguments[:2]) == 1
+        assert "expected a run folder" in capsys.readouterr().err
 
     def test_images_without_annotations(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert eval_script.main(["--checkpoint", str(run), "--images", "x"]) == 1
