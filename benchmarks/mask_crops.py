@@ -29,18 +29,15 @@ def sampling_matrix(start: float, end: float, cells: int, pixels: int) -> NDArra
     """
     size = (end - start) / cells
     count = int(np.ceil(size))
+    cell, sample = np.indices((cells, count)).reshape(2, -1)
+    at = start - 0.5 + (cell + (sample + 0.5) / max(count, 1)) * size
+    cell, at = cell[(at >= -1) & (at <= pixels)], at[(at >= -1) & (at <= pixels)]
+    at = np.clip(at, 0, pixels - 1)
+    low = at.astype(int)
     matrix = np.zeros((cells, pixels))
-    for cell in range(cells):
-        for sample in range(count):
-            at = start - 0.5 + (cell + (sample + 0.5) / count) * size
-            if at < -1 or at > pixels:
-                continue
-            at = min(max(at, 0.0), pixels - 1.0)
-            low = min(int(at), pixels - 1)
-            high = min(low + 1, pixels - 1)
-            matrix[cell, low] += (1 - (at - low)) / count
-            matrix[cell, high] += (at - low) / count
-    return matrix
+    np.add.at(matrix, (cell, low), 1 - (at - low))
+    np.add.at(matrix, (cell, np.minimum(low + 1, pixels - 1)), at - low)
+    return matrix / max(count, 1)
 
 
 def target(
@@ -52,8 +49,9 @@ def target(
     scale_x, scale_y = width / (x2 - x1), height / (y2 - y1)
     rows = sampling_matrix((float(box[1]) - y1) * scale_y, (float(box[3]) - y1) * scale_y, size, height)
     columns = sampling_matrix((float(box[0]) - x1) * scale_x, (float(box[2]) - x1) * scale_x, size, width)
-    average: NDArray[np.float64] = rows @ bitmap.astype(np.float64) @ columns.T
-    return average >= 0.5
+    near_y, near_x = np.flatnonzero(rows.any(axis=0)), np.flatnonzero(columns.any(axis=0))
+    average: NDArray[np.float64] = rows[:, near_y] @ bitmap[np.ix_(near_y, near_x)].astype(np.float64)
+    return np.asarray(average @ columns[:, near_x].T >= 0.5)
 
 
 def jittered(box: NDArray[np.float32], view: View, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -69,7 +69,7 @@ def check(annotations: str, images: str, *, quick: bool = False) -> Report:
     findings += repeated(categories, "name", "category name repeated", "warning")
     for entry in image_entries:
         findings += image_findings(entry, Path(images), quick)
-    by_id = {entry["id"]: entry for entry in image_entries}
+    by_id = {entry["id"]: entry for entry in reversed(image_entries)}  # of repeated ids the first counts
     known = {entry["id"] for entry in categories}
     for entry in entries:
         findings += annotation_findings(entry, by_id, known)

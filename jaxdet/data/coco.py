@@ -156,7 +156,7 @@ def _columns(entries: list[dict[str, Any]], categories: Sequence[Category]) -> d
         "ids": np.array([entry["id"] for entry in entries], np.int64),
         "labels": np.array([_known(label, entry, "category_id") for entry in entries], np.int32),
         "boxes": np.array([_box(entry) for entry in entries], np.float64).reshape(-1, 4),
-        "areas": np.array([area_of(entry) for entry in entries], np.float64),
+        "areas": np.array([_area(entry) for entry in entries], np.float64),
         "crowd": np.array([bool(entry.get("iscrowd", 0)) for entry in entries], np.bool_),
         "ignore": np.array([bool(entry.get("ignore", 0)) for entry in entries], np.bool_),
         "segmentations": segmentations,
@@ -177,8 +177,21 @@ def _box(entry: dict[str, Any]) -> list[float]:
     return [float(value) for value in box]
 
 
-def area_of(entry: dict[str, Any]) -> float:
-    """Area of a json annotation; where the json has none, that of its box."""
+def annotation_of(entry: dict[str, Any], label: int) -> Annotation:
+    """An annotation of the json whose category has the label ``label``; without an area, that of the box is taken."""
+    x, y, width, height = _box(entry)
+    return Annotation(
+        id=int(entry["id"]),
+        label=label,
+        bbox=(x, y, width, height),
+        area=_area(entry),
+        crowd=bool(entry.get("iscrowd", 0)),
+        ignore=bool(entry.get("ignore", 0)),
+        segmentation=entry.get("segmentation"),
+    )
+
+
+def _area(entry: dict[str, Any]) -> float:
     area = entry.get("area")
     return float(entry["bbox"][2]) * float(entry["bbox"][3]) if area is None else float(area)
 

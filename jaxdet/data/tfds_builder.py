@@ -8,7 +8,7 @@ COCO's zip files have it; or ``instances_<split>.json`` and ``images/``, as ``ja
 are train and val; one of them is enough.  Read the result by ``Tfds(directory=DATA, split="train")``.
 
 The stock ``coco`` builder of TFDS has no masks and needs tensorflow.  Records keep the json's order and all its
-values; a segmentation is stored as JSON text, since TFDS writes ragged arrays by tensorflow only.
+values as text: TFDS stores ragged arrays, polygons say, by tensorflow only, and floats in 32 bits.
 """
 
 import argparse
@@ -93,19 +93,17 @@ class JaxdetCoco(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
 
 
 def _features() -> tfds.features.FeaturesDict:
+    """All of the json is kept as text; beside it, for other readers, what is asked for most."""
     annotation = {
         "id": np.int64,
-        "label": np.int32,
-        "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float64),  # x, y, width, height in pixels, as in the json
-        "area": np.float64,
-        "crowd": np.bool_,
-        "ignore": np.bool_,
-        "segmentation": tfds.features.Text(),  # JSON
-        "json": tfds.features.Text(),  # the other keys of the annotation
+        "label": np.int32,  # 0..K-1, by ascending category id
+        "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),  # x, y, width, height in pixels
+        "is_crowd": np.bool_,
+        "json": tfds.features.Text(),  # the annotation's entry, segmentation included
     }
     return tfds.features.FeaturesDict(
         {
-            "image": tfds.features.Image(shape=(None, None, 3)),
+            "image": tfds.features.Image(shape=(None, None, 3)),  # the file's bytes
             "json": tfds.features.Text(),  # the image's entry
             "annotations": tfds.features.Sequence(annotation),
         }
@@ -113,7 +111,6 @@ def _features() -> tfds.features.FeaturesDict:
 
 
 def _example(source: CocoSource, index: int, image: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    stored = ("id", "segmentation")
     return {
         "image": str(source.image_path(index)),
         "json": json.dumps(image),
@@ -121,12 +118,9 @@ def _example(source: CocoSource, index: int, image: dict[str, Any], entries: lis
             {
                 "id": annotation.id,
                 "label": annotation.label,
-                "bbox": np.array(annotation.bbox, np.float64),
-                "area": annotation.area,
-                "crowd": annotation.crowd,
-                "ignore": annotation.ignore,
-                "segmentation": json.dumps(annotation.segmentation),
-                "json": json.dumps({key: value for key, value in entry.items() if key not in stored}),
+                "bbox": np.array(annotation.bbox, np.float32),
+                "is_crowd": annotation.crowd,
+                "json": json.dumps(entry),
             }
             for annotation, entry in zip(source.annotations(index), entries, strict=True)
         ],

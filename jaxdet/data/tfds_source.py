@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 
-from jaxdet.data.coco import read_categories
+from jaxdet.data.coco import annotation_of, read_categories
 from jaxdet.data.images import decode_image
 from jaxdet.data.records import Annotation, Record
 from jaxdet.data.shared_arrays import SharedArrays
@@ -76,7 +76,7 @@ class TfdsSource:
         for index in range(len(self)):
             example = self._records[index]
             images.append(json.loads(example["json"]))
-            annotations += _entries(example["annotations"])
+            annotations += [json.loads(text) for text in example["annotations"]["json"]]
         return {**self._other_keys, "images": images, "annotations": annotations}
 
 
@@ -91,22 +91,6 @@ def _version_folder(directory: Path) -> Path:
 
 def _annotations(columns: dict[str, Any]) -> tuple[Annotation, ...]:
     return tuple(
-        Annotation(
-            id=int(columns["id"][row]),
-            label=int(columns["label"][row]),
-            bbox=(box[0], box[1], box[2], box[3]),
-            area=float(columns["area"][row]),
-            crowd=bool(columns["crowd"][row]),
-            ignore=bool(columns["ignore"][row]),
-            segmentation=json.loads(columns["segmentation"][row]),
-        )
-        for row, box in enumerate(np.asarray(columns["bbox"]).tolist())
+        annotation_of(json.loads(text), int(label))
+        for text, label in zip(columns["json"], columns["label"], strict=True)
     )
-
-
-def _entries(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """The annotations as the json had them."""
-    return [
-        {**json.loads(rest), "id": int(number), "segmentation": json.loads(segmentation)}
-        for rest, number, segmentation in zip(columns["json"], columns["id"], columns["segmentation"], strict=True)
-    ]

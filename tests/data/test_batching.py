@@ -1,0 +1,109 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from jaxdet.data import Data
+from jaxdet.data.batching import EvalPlan, Share, TrainPlan, buckets, stack, trainable
+
+SIZES = np.array([[10, 20], [20, 10], [10, 10], [5, 50], [50, 5]] * 5, np.int32)
+EVERYTHING = np.arange(len(SIZES))
+
+
+def _plan(seed: int = 0, batch_size: int = 4) -> TrainPlan:
+    return TrainPlan(tuple(buckets(SIZES, EVERYTHING, Data())), batch_size, seed)
+
+
+def test_wider_than_high_is_landscape():
+    landscape, portrait = buckets(SIZES, EVERYTHING, Data())
+    assert (SIZES[landscape, 1] > SIZES[landscape, 0]).all()
+    assert (SIZES[portrait, 1] <= SIZES[portrait, 0]).all()
+    assert sorted([*landscape, *portrait]) == list(EVERYTHING)
+
+
+def test_a_square_canvas_is_one_bucket():
+    assert len(buckets(SIZES, EVERYTHING, Data(short_side=100, long_side=120, pad_multiple=64))) == 1
+
+
+def test_only_buckets_that_occur():
+    assert len(buckets(SIZES, np.flatnonzero(SIZES[:, 1] > SIZES[:, 0]), Data())) == 1
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_an_epoch_has_every_image_and_pure_batches(epoch):
+    plan = _plan()
+    steps = plan.steps_per_epoch
+    assert steps == 3 + 4  # 10 landscape images, 15 others, 4 at a time
+    batches = [plan.batch(epoch * steps + step) for step in range(steps)]
+    counts = Counter(int(index) for batch in batches for index in batch)
+    assert set(counts) == set(EVERYTHING.tolist())
+    assert sum(counts.values()) == 28
+    assert max(counts.values()) == 2
+    for batch in batches:
+        assert len({bool(SIZES[index, 1] > SIZES[index, 0]) for index in batch}) == 1
+        assert len(set(batch.tolist())) == 4
+
+
+def test_epochs_and_seeds_differ_and_a_plan_repeats_itself():
+    order = [tuple(_plan().batch(step)) for step in range(14)]
+    assert order == [tuple(_plan().batch(step)) for step in range(14)]
+    assert order[:7] != order[7:]
+    assert order != [tuple(_plan(seed=1).batch(step)) for step in range(14)]
+
+
+def test_steps_may_be_asked_for_in_any_order():
+    plan, other = _plan(), _plan()
+    backwards = {step: plan.batch(step) for step in reversed(range(30))}
+    for step in range(30):
+        np.testing.assert_array_equal(other.batch(step), backwards[step])
+
+
+def test_a_bucket_smaller_than_the_batch_repeats_its_images():
+    plan = TrainPlan((np.array([3, 8]),), 5, 0)
+    assert plan.steps_per_epoch == 1
+    assert set(plan.batch(0).tolist()) == {3, 8}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_evaluation_has_every_image_once(batch_size):
+    order = EvalPlan(tuple(buckets(SIZES, EVERYTHING, Data())), batch_size).batches()
+    assert sorted(order[order >= 0]) == list(EVERYTHING)
+    for row in order:
+        assert row[0] >= 0
+        real = SIZES[row[row >= 0]]
+        assert len(set((real[:, 1] > real[:, 0]).tolist())) == 1
+
+
+def test_processes_share_a_batch_without_overlap():
+    slots = [Share(index, 3, 12).slots for index in range(3)]
+    assert [slot for part in slots for slot in part] == list(range(12))
+
+
+@pytest.mark.parametrize("values", [(0, 3, 16), (2, 2, 4), (-1, 2, 4)])
+def test_impossible_shares_are_refused(values):
+    with pytest.raises(ValueError, match="expected"):
+        Share(*values)
+
+
+class _Sizes:
+    """What ``trainable`` asks of a source."""
+
+    sizes = np.array([[100, 100], [100, 31], [100, 100]], np.int32)
+    usable = np.array([2, 3, 0], np.int32)
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_what_is_trained_on():
+    assert trainable(_Sizes(), Data()).tolist() == [0]
+    assert trainable(_Sizes(), Data(filter_empty=False)).tolist() == [0, 2]
+    assert trainable(_Sizes(), Data(min_side=0)).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="got none among 3"):
+        trainable(_Sizes(), Data(min_side=200))
+
+
+def test_stack_goes_into_nested_dicts():
+    stacked = stack([{"a": np.int32(1), "b": {"c": np.zeros(2)}}, {"a": np.int32(2), "b": {"c": np.ones(2)}}])
+    np.testing.assert_array_equal(stacked["a"], [1, 2])
+    np.testing.assert_array_equal(stacked["b"]["c"], [[0, 0], [1, 1]])

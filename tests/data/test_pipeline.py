@@ -1,0 +1,169 @@
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdet.data import CocoFolder, eval_batches, load_image, open_source, single_batch, train_batches
+from jaxdet.structures import Batch
+
+
+def _same(a: Batch, b: Batch) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def _take(source, data, *, start, count, **options) -> list[Batch]:
+    with train_batches(source, data, seed=5, start_step=start, steps=count, **options) as batches:
+        return list(batches)
+
+
+@pytest.fixture(scope="module")
+def reference(scenes):
+    from jaxdet.data import Data
+
+    data = Data(short_side=64, long_side=96, batch_size=4, max_boxes=8, mask_size=28, workers=0)
+    return _take(scenes, data, start=0, count=9)
+
+
+def test_shapes_and_types(scenes, small, reference):
+    for batch in reference:
+        assert batch.image.shape in ((4, 64, 96, 3), (4, 96, 64, 3))
+        assert batch.targets.masks.shape == (4, 8, 28, 28)
+        assert batch.valid.all()
+        assert batch.targets.valid.any(axis=1).all()
+        types = {leaf.dtype.name for leaf in jax.tree.leaves(batch)}
+        assert types == {"uint8", "float32", "int32", "bool"}
+    assert len({batch.image.shape for batch in reference}) == 2
+
+
+def test_some_are_mirrored_and_some_not(scenes, small):
+    plain, mirrored = (
+        _take(scenes, dataclasses.replace(small, flip_probability=p), start=0, count=1)[0] for p in (0.0, 1.0)
+    )
+    mixed = _take(scenes, small, start=0, count=8)
+    for slot in range(4):
+        width = int(plain.true_hw[slot, 1])
+        np.testing.assert_array_equal(plain.image[slot, :, :width], mirrored.image[slot, :, :width][:, ::-1])
+    unlike = [
+        (batch.image != other.image).any()
+        for batch, other in zip(
+            mixed, _take(scenes, dataclasses.replace(small, flip_probability=0), start=0, count=8), strict=True
+        )
+    ]
+    assert any(unlike)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers_gives_the_same_batches(scenes, small, reference, workers):
+    data = dataclasses.replace(small, workers=workers)
+    for batch, expected in zip(_take(scenes, data, start=0, count=9), reference, strict=True):
+        _same(batch, expected)
+
+
+@pytest.mark.parametrize(("start", "workers"), [(1, 0), (6, 0), (4, 2)])
+def test_resume_needs_the_step_number_only(scenes, small, reference, start, workers):
+    resumed = _take(scenes, dataclasses.replace(small, workers=workers), start=start, count=9 - start)
+    for batch, expected in zip(resumed, reference[start:], strict=True):
+        _same(batch, expected)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_batch(scenes, small, reference, processes):
+    parts = [
+        _take(scenes, small, start=2, count=2, process_index=index, process_count=processes)
+        for index in range(processes)
+    ]
+    for step in range(2):
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part[step] for part in parts])
+        _same(joined, reference[2 + step])
+
+
+def test_every_image_comes_in_each_epoch(scenes, small):
+    with train_batches(scenes, small, seed=0, start_step=0) as batches:
+        steps = batches.steps_per_epoch
+        seen = {int(index) for _ in range(steps) for index in next(batches).index}
+    assert seen == set(np.flatnonzero(scenes.usable > 0).tolist())
+
+
+def test_dropped_instances_are_counted_and_logged(scenes, small, caplog):
+    data = dataclasses.replace(small, max_boxes=2, flip_probability=0.0)
+    with caplog.at_level(logging.WARNING), train_batches(scenes, data, seed=0, start_step=0, steps=3) as batches:
+        taken = list(batches)
+        dropped = batches.dropped
+    expected = 0
+    for batch in taken:
+        for index in batch.index:
+            expected += max(len([a for a in scenes[int(index)].annotations]) - 2, 0)
+    assert dropped == expected > 0
+    assert "more than 2 instances" in caplog.text
+    assert f"{expected} instances had no slot" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "workers"), [(1, 1, 0), (4, 1, 0), (4, 2, 0), (6, 3, 0), (4, 1, 2)]
+)
+def test_evaluation_sees_every_image_once(scenes, small, batch_size, processes, workers):
+    data = dataclasses.replace(small, workers=workers)
+    parts = []
+    for index in range(processes):
+        with eval_batches(scenes, data, batch_size=batch_size, process_index=index, process_count=processes) as batches:
+            assert len(batches) == batches.steps_per_epoch
+            parts.append(list(batches))
+    seen = [int(i) for part in parts for batch in part for i in batch.index[batch.valid]]
+    assert sorted(seen) == list(range(len(scenes)))
+    for step in zip(*parts, strict=True):
+        assert len({batch.image.shape for batch in step}) == 1
+        assert all(batch.targets is None for batch in step)
+        assert all(len(batch.valid) == batch_size // processes for batch in step)
+
+
+def test_slots_without_an_image_are_harmless(scenes, small):
+    with eval_batches(scenes, small, batch_size=64) as batches:
+        for batch in batches:
+            empty = ~batch.valid
+            assert empty.any()
+            assert not batch.image[empty].any()
+            assert (batch.index[empty] == -1).all()
+            assert (batch.true_hw > 0).all()
+            assert (batch.scale > 0).all()
+
+
+def test_a_closed_iterator_is_at_its_end(scenes, small):
+    batches = train_batches(scenes, dataclasses.replace(small, workers=1), seed=0, start_step=0)
+    next(batches)
+    batches.close()
+    batches.close()
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_record_arrives_and_names_it(coco, one_box, small, workers):
+    one_box["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    source = open_source(coco.write(one_box))
+    data = dataclasses.replace(small, min_side=0, workers=workers)
+    with train_batches(source, data, seed=0, start_step=0) as batches, pytest.raises(ValueError, match=r"a\.png"):
+        next(batches)
+
+
+def test_bad_arguments_are_refused(scenes, small):
+    with pytest.raises(ValueError, match="start_step"):
+        train_batches(scenes, small, seed=0, start_step=-1)
+    with pytest.raises(ValueError, match="multiple of the number of processes"):
+        train_batches(scenes, small, seed=0, start_step=0, process_count=3)
+
+
+def test_a_single_image_is_as_evaluation_sees_it(scenes_folder, small):
+    source = open_source(CocoFolder(str(scenes_folder / "images"), str(scenes_folder / "instances_val.json")))
+    with eval_batches(source, small, batch_size=1) as batches:
+        expected = next(batches)
+    image = load_image(source.image_path(int(expected.index[0])))
+    single = single_batch(image, small)
+    _same(dataclasses.replace(single, index=expected.index), expected)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+def test_what_is_no_image_is_refused(image, small):
+    with pytest.raises(ValueError, match="load_image"):
+        single_batch(image, small)

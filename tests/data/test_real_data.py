@@ -1,0 +1,120 @@
+"""Sources, batches and the check on real annotations; skipped where there are none."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from jaxdet.data import CocoFolder, Data, eval_batches, open_source, train_batches
+from jaxdet.data.check import check
+from jaxdet.data.masks import decode_mask
+
+DATA = Data(short_side=128, long_side=224, batch_size=8, max_boxes=100, workers=0)
+
+
+def _coco(shared: Path, split: str) -> CocoFolder:
+    folder = shared / "data" / "coco_mini"
+    return CocoFolder(str(folder / "images"), str(folder / "annotations" / f"instances_{split}2017.json"))
+
+
+def _fudan(shared: Path, name: str) -> CocoFolder:
+    folder = shared / "data" / "penn_fudan"
+    return CocoFolder(str(folder / "images"), str(folder / "annotations" / f"instances_{name}.json"))
+
+
+def test_coco_as_a_source(shared):
+    source = open_source(_coco(shared, "val"))
+    assert len(source) == 197
+    assert [len(source.categories), source.categories[0].id, source.categories[-1].id] == [80, 1, 90]
+    annotations = [annotation for index in range(len(source)) for annotation in source.annotations(index)]
+    assert len(annotations) == 1762
+    assert sum(annotation.crowd for annotation in annotations) == 21
+    assert (source.usable == 0).sum() >= 2
+
+
+def test_areas_are_those_of_the_masks(shared):
+    source = open_source(_coco(shared, "val"))
+    for index in range(0, len(source), 10):
+        hw = tuple(source.sizes[index].tolist())
+        for annotation in source.annotations(index):
+            if annotation.area > 500:
+                mask = decode_mask(annotation.segmentation, hw)
+                assert mask.sum() == pytest.approx(annotation.area, rel=0.1)
+
+
+def test_batches_of_coco(shared):
+    source = open_source(_coco(shared, "train"))
+    with train_batches(source, DATA, seed=0, start_step=0, steps=4) as batches:
+        for batch in batches:
+            targets = batch.targets
+            real = targets.valid & ~targets.crowd
+            assert targets.masks[real].any(axis=(1, 2)).mean() > 0.97  # nearest resize loses a few tiny ones
+            limits = np.concatenate([batch.true_hw[:, ::-1]] * 2, axis=1)[:, None]
+            assert ((targets.boxes >= 0) & (targets.boxes <= limits)).all()
+
+
+def test_masks_travel_to_where_their_boxes_are(shared):
+    """Bitmap and frame give back the box: the far sides differ by the annotators' rounding and by one resized pixel."""
+    source = open_source(_fudan(shared, "train"))
+    with train_batches(source, DATA, seed=0, start_step=0, steps=4) as batches:
+        for batch in batches:
+            targets = batch.targets
+            for slot in zip(*np.nonzero(targets.valid), strict=True):
+                x1, y1, x2, y2 = targets.frames[slot]
+                rows, columns = np.nonzero(targets.masks[slot])
+                cell_y, cell_x = (y2 - y1) / DATA.mask_size, (x2 - x1) / DATA.mask_size
+                extent = [
+                    x1 + columns.min() * cell_x,
+                    y1 + rows.min() * cell_y,
+                    x1 + (columns.max() + 1) * cell_x,
+                    y1 + (rows.max() + 1) * cell_y,
+                ]
+                np.testing.assert_allclose(extent, targets.boxes[slot], atol=2.5)
+
+
+def test_evaluation_of_coco_sees_empty_images_too(shared):
+    source = open_source(_coco(shared, "val"))
+    with eval_batches(source, dataclasses.replace(DATA, short_side=64, long_side=96), batch_size=16) as batches:
+        seen = sorted(int(index) for batch in batches for index in batch.index[batch.valid])
+    assert seen == list(range(197))
+
+
+@pytest.mark.parametrize("name", ["train", "val", "train_poly", "val_poly"])
+def test_real_sets_have_no_errors(shared, name):
+    settings = _fudan(shared, name)
+    report = check(settings.annotations, settings.images, quick=True)
+    assert [finding for finding in report.findings if finding.severity == "error"] == []
+
+
+def _benchmark() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "mask_crops.py"
+    spec = importlib.util.spec_from_file_location("mask_crops", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_crops_cost_little_of_the_targets(shared):
+    """Mean IoU of 28x28 targets with full-resolution ones, at the default settings."""
+    measured, instances = _benchmark().measure(open_source(_coco(shared, "val")), Data(), [Data().mask_size], limit=12)
+    assert instances > 50
+    assert (measured >= 0.985).all()
+
+
+def test_the_benchmark_s_target_by_hand():
+    """A left half at twice the target's resolution, seen by its own box, one moved by half, and one elsewhere."""
+    target = _benchmark().target
+    bitmap = np.zeros((8, 8), np.uint8)
+    bitmap[:, :4] = 1
+    frame = np.float32([10, 20, 26, 36])
+    half = np.zeros((4, 4), bool)
+    half[:, :2] = True
+    np.testing.assert_array_equal(target(bitmap, frame, frame, 4), half)
+    np.testing.assert_array_equal(target(bitmap, frame, np.float32([18, 20, 34, 36]), 4), np.zeros((4, 4)))
+    np.testing.assert_array_equal(target(bitmap, frame, np.float32([10, 20, 18, 36]), 4), np.ones((4, 4)))
+    np.testing.assert_array_equal(target(bitmap, frame, np.float32([90, 90, 95, 95]), 4), np.zeros((4, 4)))

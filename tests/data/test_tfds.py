@@ -1,0 +1,114 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdet.data import CocoFolder, Tfds, eval_batches, open_source, train_batches
+from jaxdet.data.tfds_builder import FILES, find_splits, main, prepare
+
+
+@pytest.fixture(scope="module")
+def prepared(scenes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tfds")
+    prepare(str(folder), str(scenes_folder))
+    return folder
+
+
+def test_records_are_those_of_the_folder(prepared, scenes_folder):
+    for split, name in (("train", "train"), ("validation", "val")):
+        stored = open_source(Tfds(str(prepared), split))
+        plain = open_source(CocoFolder(str(scenes_folder / "images"), str(scenes_folder / f"instances_{name}.json")))
+        assert stored.categories == plain.categories
+        for field in ("sizes", "image_ids", "usable"):
+            np.testing.assert_array_equal(getattr(stored, field), getattr(plain, field))
+        assert len(stored) == len(plain)
+        for index in range(len(plain)):
+            np.testing.assert_array_equal(stored[index].image, plain[index].image)
+            assert stored[index].annotations == plain[index].annotations
+        assert stored.ground_truth() == plain.ground_truth()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_both_sources_give_identical_batches(prepared, scenes, small, workers):
+    import dataclasses
+
+    data = dataclasses.replace(small, workers=workers)
+    stored = open_source(Tfds(str(prepared), "train"))
+    with (
+        train_batches(stored, data, seed=1, start_step=3, steps=4) as ours,
+        train_batches(scenes, small, seed=1, start_step=3, steps=4) as theirs,
+    ):
+        for a, b in zip(ours, theirs, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, a, b)
+    with eval_batches(stored, data, batch_size=4) as ours, eval_batches(scenes, small, batch_size=4) as theirs:
+        for a, b in zip(ours, theirs, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_reading_imports_no_tensorflow_and_no_model(prepared):
+    code = (
+        "import sys; from jaxdet.data import Tfds, open_source\n"
+        f"record = open_source(Tfds({str(prepared)!r}, 'train'))[0]\n"
+        "print(sorted({'tensorflow', 'flax', 'jaxdet.structures'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True)
+    assert done.stdout.decode().strip() == "[]"
+
+
+def test_the_version_folder_may_be_named(prepared):
+    (version,) = (prepared / "jaxdet_coco").iterdir()
+    assert len(open_source(Tfds(str(version), "validation"))) == 5
+
+
+def test_a_wrong_folder_or_split_is_named(prepared, tmp_path):
+    with pytest.raises(ValueError, match=r"jaxdet_coco.*tfds_builder"):
+        open_source(Tfds(str(tmp_path), "train"))
+    with pytest.raises(ValueError, match=r"\['train', 'validation'\], got 'val'"):
+        open_source(Tfds(str(prepared), "val"))
+
+
+def test_annotations_of_any_form_survive(coco, one_box, tmp_path):
+    first = one_box["annotations"][0]
+    one_box["images"].append({**coco.image("b.png"), "id": 1})
+    one_box["annotations"] += [
+        {**first, "id": 2, "segmentation": {"size": [20, 30], "counts": [600]}, "iscrowd": 1, "extra": "ä"},
+        {**first, "id": 3, "segmentation": {"size": [20, 30], "counts": "h`0"}, "area": 0.1 + 0.2, "ignore": 1},
+    ]
+    settings = coco.write(one_box)
+    (coco.folder / "instances_train.json").write_text(Path(settings.annotations).read_text())
+    prepare(str(tmp_path / "out"), str(coco.folder))
+    stored = open_source(Tfds(str(tmp_path / "out"), "train"))
+    assert stored.ground_truth() == one_box
+    assert stored[0].annotations == open_source(settings)[0].annotations
+    assert stored[1].annotations == ()
+
+
+def test_layouts_of_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="manual_dir"):
+        find_splits(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / f"{split}2017").mkdir()
+        (tmp_path / "annotations" / f"instances_{split}2017.json").write_text("{}")
+    assert {split: images.name for split, (images, _) in find_splits(tmp_path).items()} == {
+        "train": "train2017",
+        "val": "val2017",
+    }
+
+
+def test_downloads_are_the_official_files_with_checksums():
+    assert {url.rsplit("/", 1)[1] for url in FILES} == {
+        "train2017.zip",
+        "val2017.zip",
+        "annotations_trainval2017.zip",
+    }
+    assert all(size > 0 and len(digest) == 64 and int(digest, 16) for size, digest in FILES.values())
+
+
+def test_command_line_asks_for_an_origin(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--data_dir", str(tmp_path)])
+    assert "--manual_dir" in capsys.readouterr().err
