@@ -40,11 +40,15 @@ class Schedule:
 class Optimizer:
     """SGD with momentum, as the reference trains: weight decay on every trained parameter, biases and norms too.
 
+    ``rule="adamw"`` (Loshchilov and Hutter 2019) is for short runs from scratch; it needs a rate some 20 times lower
+    and has no use for ``momentum``.
+
     ``lr`` belongs to a global batch of ``base_batch`` images and is scaled in proportion to the batch in use
     (Goyal et al. 2017), so that another number of devices needs no other setting; ``base_batch=none`` switches
     the scaling off.
     """
 
+    rule: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.02
     base_batch: int | None = 16
     momentum: float = 0.9

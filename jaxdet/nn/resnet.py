@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdet.nn.layers import Conv, NormKind, make_norm
 from jaxdet.structures import Features
@@ -92,7 +93,9 @@ class ResNet(nn.Module):
 def max_pool(x: jax.Array) -> jax.Array:
     """Maximum over 3x3 windows with stride 2, padded by one pixel."""
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return jax.lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+    # A NumPy scalar: with a traced start value XLA no longer sees a maximum, and there is no gradient.
+    lowest = np.array(-np.inf, x.dtype)
+    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
 def normalize(image: jax.Array, true_hw: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:

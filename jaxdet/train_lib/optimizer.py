@@ -1,4 +1,4 @@
-"""SGD as torch defines it, and the learning rate as a function of the step alone."""
+"""What a step subtracts from the parameters, and the learning rate as a function of the step alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,16 +37,17 @@ def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int) -
     return rate
 
 
-def sgd_direction(optimizer: Optimizer, is_frozen: Frozen) -> optax.GradientTransformation:
+def update_direction(optimizer: Optimizer, is_frozen: Frozen) -> optax.GradientTransformation:
     """What a step subtracts from the parameters, before the learning rate.
 
-    As torch: ``g += decay * p; v = momentum * v + g`` and the direction is ``v``, so that a change of rate acts at
-    once.  The gradient is clipped, where asked for, before decay is added.  Frozen parameters get 0, count in no
-    norm and have no momentum.
+    SGD as torch defines it: ``g += decay * p; v = momentum * v + g`` and the direction is ``v``, so that a change of
+    rate acts at once.  AdamW adds the decay after its own scaling.  The gradient is clipped, where asked for, before
+    either.  Frozen parameters get 0, count in no norm and have no momentum.
     """
     clip = optax.identity() if optimizer.clip_norm is None else optax.clip_by_global_norm(optimizer.clip_norm)
-    trained = optax.chain(clip, optax.add_decayed_weights(optimizer.weight_decay), optax.trace(optimizer.momentum))
-    transforms = {"trained": trained, "frozen": optax.set_to_zero()}
+    decay = optax.add_decayed_weights(optimizer.weight_decay)
+    rules = {"sgd": (decay, optax.trace(optimizer.momentum)), "adamw": (optax.scale_by_adam(), decay)}
+    transforms = {"trained": optax.chain(clip, *rules[optimizer.rule]), "frozen": optax.set_to_zero()}
     return optax.partition(transforms, lambda params: _labels(params, is_frozen))
 
 

@@ -1,0 +1,49 @@
+"""Mask R-CNN with ResNet-18 on small images: fine-tuning on one's own data without an accelerator.
+
+Start it from ImageNet weights (``run.init_from=FILE``) and name the data by overrides, as in
+``data.train.images=DIR data.train.annotations=FILE model.num_classes=1``.  Short side 256; FPN and heads have half the
+channels; anchors are half as large, because the objects are.
+"""
+
+from jaxdet.data.settings import CocoFolder, Data
+from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
+from jaxdet.models.branches import Head
+from jaxdet.models.loop import Step
+from jaxdet.models.proposals import RPN
+from jaxdet.models.two_stage import TwoStage
+from jaxdet.nn.box_head import FC2
+from jaxdet.nn.extractor import OneLevel
+from jaxdet.nn.fpn import FPN
+from jaxdet.nn.mask_head import FCN
+from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.ops.anchors import Anchors
+from jaxdet.ops.sampling import Sampler
+
+
+def get_config() -> Experiment:
+    head = Head(
+        box_extractor=OneLevel(size=7, finest=28.0),
+        box_head=FC2(channels=512),
+        mask_extractor=OneLevel(size=14, finest=28.0),
+        mask_head=FCN(channels=128),
+    )
+    model = TwoStage(
+        num_classes=80,
+        backbone=ResNet(depth=18),
+        neck=FPN(channels=128),
+        rpn=RPN(head=RPNHead(channels=128), anchors=Anchors(scales=(4.0,)), pre_nms_train=1000, post_nms_train=500),
+        heads=(head,),
+        schedule=(Step(sampler=Sampler(number=128, positive_fraction=0.25)),),
+    )
+    data = Data(
+        train=CocoFolder("data/coco/train2017", "data/coco/annotations/instances_train2017.json"),
+        val=CocoFolder("data/coco/val2017", "data/coco/annotations/instances_val2017.json"),
+        short_side=256,
+        long_side=352,
+        batch_size=4,
+        workers=1,
+    )
+    schedule = Schedule(length=1000, drops=(700, 900), unit="steps", warmup_steps=100, warmup_ratio=0.01)
+    optimizer = Optimizer(rule="adamw", lr=5e-4, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
+    return Experiment(model, data, optimizer, Run(checkpoint_every=200, eval_every=0))
