@@ -59,7 +59,7 @@ def jittered(box: NDArray[np.float32], view: View, rng: np.random.Generator) -> 
     width, height = box[2] - box[0], box[3] - box[1]
     moved = box + rng.uniform(-0.2, 0.2, 4) * np.array([width, height, width, height])
     limits = np.array([view.hw[1], view.hw[0]] * 2)
-    return np.clip(moved, 0, limits).astype(np.float32)
+    return np.asarray(np.clip(moved, 0, limits), np.float32)
 
 
 def overlaps(record: Record, data: Data, sizes: list[int], rng: np.random.Generator) -> list[NDArray[np.float64]]:

@@ -1,6 +1,7 @@
 """Masks: from COCO's three forms to bitmaps, and to the small bitmaps that travel in a batch."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -115,6 +116,13 @@ def resize_mask(mask: Bitmap, hw: tuple[int, int]) -> Bitmap:
     """Nearest-neighbour resize of ``[H, W]`` to ``hw`` as ``cv2.INTER_NEAREST`` does it (the reference's choice)."""
     resized = cv2.resize(mask, (hw[1], hw[0]), interpolation=cv2.INTER_NEAREST)
     return np.asarray(resized, np.uint8)
+
+
+@lru_cache(maxsize=64)
+def nearest_lines(before: int, after: int) -> NDArray[np.intp]:
+    """``[after]``: which of ``before`` rows (or columns) each row of ``resize_mask`` repeats; asked from cv2 itself."""
+    numbers = np.arange(before, dtype=np.float32)[:, None]
+    return np.asarray(cv2.resize(numbers, (1, after), interpolation=cv2.INTER_NEAREST)[:, 0], np.intp)
 
 
 def crop_mask(mask: Bitmap, size: int) -> tuple[Bitmap, NDArray[np.float32]]:

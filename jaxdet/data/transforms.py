@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.data.masks import crop_mask, decode_mask, resize_mask
+from jaxdet.data.masks import crop_mask, decode_mask, nearest_lines, resize_mask
 from jaxdet.data.records import Annotation, Record, usable_boxes
 from jaxdet.data.settings import Data
 
@@ -74,14 +74,27 @@ class View:
         return self._on_canvas(resize_mask(mask, self.hw))
 
     def cropped_mask(self, mask: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """``[H, W]`` as stored -> bitmap ``[size, size]`` and frame in the view (see ``masks.crop_mask``)."""
-        bitmap, frame = crop_mask(resize_mask(mask, self.hw), size)
-        return (bitmap[:, ::-1] if self.flip else bitmap), self.mirrored(frame)
+        """``[H, W]`` as stored -> bitmap ``[size, size]`` and frame in the view (see ``masks.crop_mask``).
+
+        The same pixels as a crop of ``mask``, but only those near the instance are resized.
+        """
+        rows, columns = nearest_lines(self.original_hw[0], self.hw[0]), nearest_lines(self.original_hw[1], self.hw[1])
+        top, bottom = _span(mask.max(axis=1)[rows])
+        left, right = _span(mask.max(axis=0)[columns])
+        bitmap, frame = crop_mask(mask[np.ix_(rows[top:bottom], columns[left:right])], size)
+        frame = self.mirrored(frame + np.array([left, top, left, top], np.float32))
+        return (bitmap[:, ::-1] if self.flip else bitmap), frame
 
     def _on_canvas(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         canvas = np.zeros((*self.canvas, *pixels.shape[2:]), np.uint8)
-        canvas[: self.hw[0], : self.hw[1]] = pixels[:, ::-1] if self.flip else pixels
+        canvas[: self.hw[0], : self.hw[1]] = cv2.flip(pixels, 1) if self.flip else pixels
         return canvas
+
+
+def _span(flags: NDArray[np.uint8]) -> tuple[int, int]:
+    """First and one past the last that is not 0; 0, 0 where there is none."""
+    places = np.flatnonzero(flags)
+    return (int(places[0]), int(places[-1]) + 1) if places.size else (0, 0)
 
 
 def view_of(hw: tuple[int, int], data: Data, flip: bool = False) -> View:

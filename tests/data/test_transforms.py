@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdet.data import Annotation, Data, Record
+from jaxdet.data.masks import crop_mask, resize_mask
 from jaxdet.data.transforms import View, canvas_hw, image_arrays, resized_hw, target_arrays, view_of
 
 
@@ -102,6 +103,23 @@ def test_crop_and_whole_mask_are_the_same_pixels():
         padded = np.pad(whole, 28)
         x1, y1, x2, y2 = (frame + 28).astype(int)
         np.testing.assert_array_equal(padded[y1:y2, x1:x2], bitmap)
+
+
+@pytest.mark.parametrize("hw", [(7, 11), (31, 17), (40, 60), (100, 150)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_cropping_before_the_resize_changes_nothing(hw, flip):
+    rng = np.random.default_rng(hw[0])
+    for _ in range(20):
+        mask = np.zeros(hw, np.uint8)
+        top, left = rng.integers(0, hw[0]), rng.integers(0, hw[1])
+        part = mask[top : top + rng.integers(1, 20), left : left + rng.integers(1, 20)]
+        part[:] = rng.integers(0, 2, part.shape)
+        view = view_of(hw, DATA, flip)
+        bitmap, frame = view.cropped_mask(mask, 28)
+        expected, expected_frame = crop_mask(resize_mask(mask, view.hw), 28)
+        np.testing.assert_array_equal(bitmap, expected[:, ::-1] if flip else expected)
+        if expected.any():
+            np.testing.assert_array_equal(frame, view.mirrored(expected_frame))
 
 
 def test_without_masks_none_are_read():
