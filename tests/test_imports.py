@@ -22,6 +22,7 @@ ALLOWED = {
     "mesh": {"structures"},
     "experiment": {"models", "data"},
 }
+ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "experiment"}  # what a checkpoint holds
 LIBRARIES = {"train_lib", "eval_lib", "predict_lib", "visualize"}
 ALLOWED |= {library: {*ALLOWED, *LIBRARIES} for library in LIBRARIES}
 

@@ -34,12 +34,16 @@ class Meter:
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
+    def means(self) -> dict[str, float]:
+        """Mean of what the steps since `start` reported."""
+        return {name: total / max(self._steps, 1) for name, total in self._sums.items()}
+
     def take(self, steps_left: int) -> dict[str, float]:
         """Means since `start`, with ``images_per_second``, ``data_wait`` (0..1) and ``eta_seconds``; starts anew."""
         if not self._steps or self._since is None:
             raise ValueError("Meter.take: expected at least one step since start()")
         elapsed = max(self.clock() - self._since, 1e-9)
-        summary = {name: total / self._steps for name, total in self._sums.items()}
+        summary = self.means()
         summary["images_per_second"] = self._steps * self.batch_size / elapsed
         summary["data_wait"] = min(self._waited / elapsed, 1.0)
         summary["eta_seconds"] = steps_left * elapsed / self._steps

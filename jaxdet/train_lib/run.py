@@ -19,7 +19,7 @@ from jaxdet.mesh import check_batch_size, data_mesh, replicate
 from jaxdet.train_lib.log import RunLog
 from jaxdet.train_lib.loop import run_steps
 from jaxdet.train_lib.meter import Meter
-from jaxdet.train_lib.optimizer import learning_rate, sgd_direction
+from jaxdet.train_lib.optimizer import learning_rate, update_direction
 from jaxdet.train_lib.signals import StopRequest, stop_on_signal
 from jaxdet.train_lib.start import start_state
 from jaxdet.train_lib.step import TrainState, make_train_step
@@ -52,7 +52,7 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     check(experiment)
     job = _prepare(experiment, Path(workdir), accept_changes)
     run = experiment.run
-    direction = sgd_direction(experiment.optimizer, experiment.model.is_frozen)
+    direction = update_direction(experiment.optimizer, experiment.model.is_frozen)
     with stop_on_signal() as stop, CheckpointStore(workdir, keep=run.keep_checkpoints) as store:
         state = start_state(experiment.model, direction, run, store, job.mesh)
         start = int(state.step)

@@ -1,23 +1,16 @@
 """Where a run starts: from its own last checkpoint, from weights of another, or afresh."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jaxdet.checkpoints.files import read_weights
-from jaxdet.checkpoints.from_mmdet import from_mmdet
-from jaxdet.checkpoints.from_torchvision import (
-    Imported,
-    from_folded_resnet,
-    from_torchvision,
-    from_torchvision_resnet,
-)
+from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.merge import merge
-from jaxdet.checkpoints.store import VARIABLES, CheckpointStore, load
+from jaxdet.checkpoints.store import VARIABLES, CheckpointStore
 from jaxdet.experiment import Run
 from jaxdet.mesh import replicate
 from jaxdet.train_lib.step import Trainable, TrainState, init_state, init_variables
@@ -36,42 +29,27 @@ def start_state(
         ValueError: the weights or the checkpoint do not fit the model.
     """
     step = store.latest_step()
+    if step is not None:
+        like = jax.eval_shape(lambda: init_state(init_variables(model, jax.random.key(0)), direction))
+        whole = NamedSharding(mesh, P())
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), like)
+        saved, _ = store.restore(to_save(target), step)
+        _log.info("continuing after step %d", step)
+        return _from_saved(like, saved)
     variables = init_variables(model, jax.random.key(run.seed))
-    if step is None and run.init_from is not None:
+    if run.init_from is not None:
         variables = initialised(variables, run)
-    state = replicate(init_state(variables, direction), mesh)
-    if step is None:
-        return state
-    saved, metadata = store.restore(to_save(state), step)
-    _log.info("continuing after step %d", metadata["step"])
-    return _from_saved(state, saved)
+    return replicate(init_state(variables, direction), mesh)
 
 
 def initialised(variables: dict[str, Any], run: Run) -> dict[str, Any]:
     """Fresh variables with the weights of ``run.init_from`` in their places; says which they leave."""
-    imported = read_variables(str(run.init_from))
+    imported = import_weights(str(run.init_from))
     merged, report = merge(
         variables, imported.variables, run.init_skip, new_classes=run.init_new_classes, within=imported.within
     )
     _log.info("weights from %s: %s", run.init_from, report)
     return merged
-
-
-def read_variables(path: str) -> Imported:
-    """Variables in a run folder, a checkpoint, or a weight file, whose names tell where it comes from.
-
-    Files: mmdetection's detectors, torchvision's detectors and ResNet classifiers (batch norm folded or not).
-    Errors as `jaxdet.checkpoints.store.load` and `jaxdet.checkpoints.files.read_weights`.
-    """
-    if Path(path).is_dir():
-        return Imported(load(path)[0])
-    state = read_weights(path)
-    if any(name.startswith("roi_heads.") for name in state):
-        return from_torchvision(state)
-    if any(name.startswith(("roi_head.", "rpn_head.")) for name in state):
-        return Imported(from_mmdet(state))
-    folded = "conv1.bias" in state and "bn1.weight" not in state
-    return from_folded_resnet(state) if folded else from_torchvision_resnet(state)
 
 
 def to_save(state: TrainState) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def make_train_step(model: Trainable, direction: optax.GradientTransformation, r
 
     Args:
         model: gives the loss terms, whose sum is minimised.
-        direction: see `sgd_direction`.
+        direction: see `update_direction`.
         rate: see `learning_rate`.
         mesh: one axis ``data``; the batch comes split along it (`jaxdet.mesh.split_batch`), the state replicated.
 

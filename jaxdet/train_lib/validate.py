@@ -49,7 +49,8 @@ def report(metrics: dict[str, float], step: int, log: RunLog, workdir: Path) -> 
     log.scalars(step, metrics)
     log.curves()
     if (workdir / PICTURE).exists():
-        log.picture(step, "predictions", np.asarray(Image.open(workdir / PICTURE).convert("RGB")))
+        with Image.open(workdir / PICTURE) as picture:
+            log.picture(step, "predictions", np.asarray(picture.convert("RGB")))
     line = "  ".join(f"{kind} AP {metrics[f'{kind}/AP']:.3f}" for kind in ("bbox", "segm") if f"{kind}/AP" in metrics)
     _log.info("step %d  %s", step, line)
 

@@ -51,7 +51,7 @@ class Watch:
     def __call__(self, step: int, state: TrainState, pending: Pending) -> None:
         stopping = self.stop.agreed(step, self.intervals.log)
         if step == self.start + 1:
-            self._first(pending)
+            self._first(step, pending)
         elif self._due(step, self.intervals.log):
             self._show(step, pending)
         if stopping or self._due(step, self.intervals.checkpoint):
@@ -83,9 +83,11 @@ class Watch:
     def _due(self, step: int, every: int) -> bool:
         return step == self.total or step % every == 0
 
-    def _first(self, pending: Pending) -> None:
+    def _first(self, step: int, pending: Pending) -> None:
         pending.settle()
         _log.info("the first step took %.1f s, most of it compiling", time.perf_counter() - self._began)
+        if self._due(step, self.intervals.log):  # without speed, of which compiling is no part
+            self.log.scalars(step, self.meter.means())
         self.meter.start()
 
     def _show(self, step: int, pending: Pending) -> None:

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxdet.experiment import Optimizer, Schedule
-from jaxdet.train_lib.optimizer import learning_rate, sgd_direction, trained_norm
+from jaxdet.train_lib.optimizer import learning_rate, update_direction, trained_norm
 
 
 def is_frozen(path: tuple[str, ...]) -> bool:
@@ -38,7 +38,7 @@ def test_steps_equal_torch_sgd(clip: float | None) -> None:
     stem = {"kernel": np.ones(3, np.float32)}
     gradients = [{k: draw.normal(size=s).astype(np.float32) for k, s in shapes.items()} for _ in range(5)]
     rates = [0.1, 0.1, 0.01, 0.3, 0.05]  # changes at once: momentum holds gradients, not steps
-    direction = sgd_direction(Optimizer(momentum=0.9, weight_decay=0.1, clip_norm=clip), is_frozen)
+    direction = update_direction(Optimizer(momentum=0.9, weight_decay=0.1, clip_norm=clip), is_frozen)
     params = {"head": trained, "stem": stem}
     state = direction.init(params)
     for gradient, lr in zip(gradients, rates, strict=True):
@@ -52,7 +52,7 @@ def test_steps_equal_torch_sgd(clip: float | None) -> None:
 
 def test_frozen_parameters_have_no_momentum_and_count_in_no_norm() -> None:
     params = {"head": {"w": jnp.ones(2)}, "stem": {"w": jnp.ones(5)}}
-    direction = sgd_direction(Optimizer(), is_frozen)
+    direction = update_direction(Optimizer(), is_frozen)
     assert sum(leaf.size for leaf in jax.tree.leaves(direction.init(params))) == 2
     gradients = {"head": {"w": jnp.array([3.0, 4.0])}, "stem": {"w": 7 * jnp.ones(5)}}
     assert trained_norm(gradients, is_frozen) == 5
@@ -99,7 +99,7 @@ def test_the_rate_is_the_same_inside_jit() -> None:
 
 def test_against_optax_sgd_where_they_must_agree() -> None:
     """Without decay, with one rate, and with nothing frozen, optax.sgd is the same thing."""
-    direction, other = sgd_direction(Optimizer(weight_decay=0.0), lambda path: False), optax.sgd(0.1, momentum=0.9)
+    direction, other = update_direction(Optimizer(weight_decay=0.0), lambda path: False), optax.sgd(0.1, momentum=0.9)
     params = {"w": jnp.arange(3.0)}
     state, other_state, theirs = direction.init(params), other.init(params), params
     for i in range(3):

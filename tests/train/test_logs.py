@@ -1,0 +1,240 @@
+"""What a run writes and shows, and what it does between steps."""
+
+import json
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdet.checkpoints.store import VARIABLES
+from jaxdet.experiment import Optimizer, Run
+from jaxdet.train_lib.log import CURVES, RunLog, read_log
+from jaxdet.train_lib.loop import Pending
+from jaxdet.train_lib.meter import Meter, progress_line
+from jaxdet.train_lib.signals import Stopped, StopRequest, stop_on_signal
+from jaxdet.train_lib.step import TrainState
+from jaxdet.train_lib.watch import Intervals, Watch
+from jaxdet.train_lib.workdir import claim, read_metrics
+
+
+def test_meter_counts_images_waiting_and_what_is_left() -> None:
+    now = [100.0]
+    meter = Meter(batch_size=4, clock=lambda: now[0])
+    meter.add({"loss": 99.0})  # before start: compiling
+    meter.start()
+    for loss in (1.0, 3.0):
+        meter.wait(0.5)
+        meter.add({"loss": loss})
+        now[0] += 2
+    assert meter.take(steps_left=10) == {
+        "loss": 2.0,
+        "images_per_second": 2.0,
+        "data_wait": 0.25,
+        "eta_seconds": 20.0,
+    }
+    with pytest.raises(ValueError, match="at least one step"):
+        meter.take(0)
+
+
+def test_progress_line() -> None:
+    summary = {"loss": 2.0, "loss/cls": 1.5, "loss/mask": 0.5, "lr": 0.02, "grad_norm": 3.0}
+    summary |= {"images_per_second": 12.34, "data_wait": 0.013, "eta_seconds": 3725.0}
+    assert progress_line(50, 100, summary) == (
+        "step 50/100  loss 2.000 (cls 1.500, mask 0.500)  lr 0.02  12.3 images/s  data 1%  ETA 1:02:05"
+    )
+
+
+def test_log_of_a_continued_run_has_each_step_once(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log:
+        for step in (2, 4, 6):
+            log.scalars(step, {"loss": step / 2, "lr": 0.1})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # killed while it wrote
+    with RunLog(tmp_path, 4) as log:  # the last checkpoint was that of step 4
+        log.scalars(6, {"loss": 10.0})
+        log.scalars(6, {"bbox/AP": 0.5, "bbox/AP50": 0.6})
+        log.picture(6, "predictions", np.zeros((4, 5, 3), np.uint8))
+        log.curves()
+    records = [{k: v for k, v in record.items() if k != "time"} for record in read_log(tmp_path)]
+    assert records == [
+        {"step": 2, "loss": 1.0, "lr": 0.1},
+        {"step": 4, "loss": 2.0, "lr": 0.1},
+        {"step": 6, "loss": 10.0},
+        {"step": 6, "bbox/AP": 0.5, "bbox/AP50": 0.6},
+    ]
+    with Image.open(tmp_path / CURVES) as picture:
+        assert picture.size == (1200, 400)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_only_the_writing_process_writes(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0, writes=False) as log:
+        log.scalars(1, {"loss": 1.0})
+        log.picture(1, "x", np.zeros((4, 5, 3), np.uint8))
+        log.curves()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_belongs_to_one_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, config = Run(seed=1), {"class": "jaxdet.experiment.Run", "seed": 1}
+    claim(tmp_path / "run", run, config, accept_changes=False)
+    claim(tmp_path / "run", run, config, accept_changes=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
+    assert (tmp_path / "run" / "config.txt").read_text().startswith("Run(")
+    (tmp_path / "run" / "metrics.json").write_text('{"bbox/AP": 0.5}')
+    assert read_metrics(tmp_path / "run") == {"bbox/AP": 0.5}
+    with pytest.raises(ValueError, match=r"seed: 1 -> 2\n.*--workdir.*\n?.*--accept-changes"):
+        claim(tmp_path / "run", Run(seed=2), config | {"seed": 2}, accept_changes=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
+    with caplog.at_level(logging.WARNING):
+        claim(tmp_path / "run", Run(seed=2), config | {"seed": 2}, accept_changes=True)
+    assert "seed: 1 -> 2" in caplog.text
+    assert read_metrics(tmp_path / "run") is None  # they are those of another config
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
+
+
+class Store:
+    """Remembers what it was to save."""
+
+    def __init__(self) -> None:
+        self.saved: list[int] = []
+        self.waited = False
+
+    def save(self, step: int, state: dict[str, Any], metadata: dict[str, Any]) -> None:
+        assert VARIABLES in state
+        assert metadata == {"version": "x"}
+        self.saved.append(step)
+
+    def wait(self) -> None:
+        self.waited = True
+
+
+def watch(tmp_path: Path, log: RunLog, stop: StopRequest, validate: Any = None) -> Watch:
+    return Watch(
+        intervals=Intervals(log=2, checkpoint=3, evaluate=4),
+        start=0,
+        total=10,
+        meter=Meter(4),
+        log=log,
+        store=Store(),  # type: ignore[arg-type]
+        metadata={"version": "x"},
+        batches=SimpleNamespace(dropped=7),  # type: ignore[arg-type]
+        validate=validate,
+        stop=stop,
+        workdir=tmp_path,
+    )
+
+
+STATE = TrainState(step=jnp.int32(0), params={}, batch_stats={}, opt_state=())
+METRICS = {"loss": 1.0, "loss/a": 1.0, "grad_norm": 1.0, "lr": 0.1}
+
+
+def step_through(watched: Watch, steps: int, metrics: Any = METRICS) -> None:
+    pending = Pending(watched.meter)
+    for step in range(1, steps + 1):
+        pending.push(step, metrics)
+        watched(step, STATE, pending)
+
+
+def test_logs_checkpoints_and_evaluations_come_when_due(tmp_path: Path) -> None:
+    evaluated = []
+
+    def validate(state: TrainState) -> dict[str, float]:
+        evaluated.append(len(saved))
+        return {"bbox/AP": 0.25}
+
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, StopRequest(), validate)
+        saved = watched.store.saved  # type: ignore[attr-defined]
+        step_through(watched, 10)
+    assert saved == [3, 6, 9, 10]
+    assert evaluated == [1, 2]  # after steps 4 and 8; that of step 10 is the end of the run
+    records = read_log(tmp_path)
+    assert [r["step"] for r in records if "loss" in r] == [2, 4, 6, 8, 10]
+    assert [r["step"] for r in records if "bbox/AP" in r] == [4, 8]
+    assert records[0]["dropped"] == 7
+
+
+def test_a_state_with_a_loss_that_is_no_number_is_never_saved(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, StopRequest())
+        pending = Pending(watched.meter)
+        for step in (1, 2):
+            pending.push(step, METRICS)
+            watched(step, STATE, pending)
+        pending.push(3, METRICS | {"loss/a": jnp.nan})
+        with pytest.raises(FloatingPointError, match="step 3: loss/a = nan"):
+            watched(3, STATE, pending)
+        assert watched.store.saved == []  # type: ignore[attr-defined]
+
+
+def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log, stop_on_signal() as stop:
+        watched = watch(tmp_path, log, stop)
+        pending = Pending(watched.meter)
+        pending.push(1, METRICS)
+        watched(1, STATE, pending)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pending.push(2, METRICS)
+        with pytest.raises(SystemExit) as left:
+            watched(2, STATE, pending)
+        assert left.value.code == 128 + signal.SIGTERM
+        assert watched.store.saved == [2]  # type: ignore[attr-defined]
+        assert watched.store.waited  # type: ignore[attr-defined]
+
+
+def test_a_signal_during_evaluation_does_not_wait_for_its_end(tmp_path: Path) -> None:
+    stop = StopRequest()
+
+    def validate(state: TrainState) -> dict[str, float]:
+        stop.break_off(0, 5000)
+        stop.signal = signal.SIGINT
+        stop.break_off(8, 5000)
+        raise AssertionError("not reached")
+
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, stop, validate)
+        with pytest.raises(SystemExit) as left:
+            step_through(watched, 4)
+    assert left.value.code == 130
+    assert watched.store.saved == [3, 4]  # type: ignore[attr-defined]
+
+
+def test_the_second_signal_acts_as_usual_and_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Stopped):
+            stop.break_off(1, 2)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_no_handler_is_set() -> None:
+    requests = []
+
+    def work() -> None:
+        with stop_on_signal() as stop:
+            requests.append(stop)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert requests[0].signal == 0
+
+
+def test_run_settings_out_of_range_are_refused() -> None:
+    for wrong in ({"log_every": 0}, {"eval_every": -1}, {"seed": -1}, {"keep_checkpoints": 0}):
+        with pytest.raises(ValueError, match="expected"):
+            Run(**wrong)
+    assert Optimizer(lr=0.02, base_batch=16).scaled_lr(8) == 0.01
