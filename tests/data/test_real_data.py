@@ -104,17 +104,3 @@ def test_crops_cost_little_of_the_targets(shared):
     measured, instances = _benchmark().measure(open_source(_coco(shared, "val")), Data(), [Data().mask_size], limit=12)
     assert instances > 50
     assert (measured >= 0.985).all()
-
-
-def test_the_benchmark_s_target_by_hand():
-    """A left half at twice the target's resolution, seen by its own box, one moved by half, and one elsewhere."""
-    target = _benchmark().target
-    bitmap = np.zeros((8, 8), np.uint8)
-    bitmap[:, :4] = 1
-    frame = np.float32([10, 20, 26, 36])
-    half = np.zeros((4, 4), bool)
-    half[:, :2] = True
-    np.testing.assert_array_equal(target(bitmap, frame, frame, 4), half)
-    np.testing.assert_array_equal(target(bitmap, frame, np.float32([18, 20, 34, 36]), 4), np.zeros((4, 4)))
-    np.testing.assert_array_equal(target(bitmap, frame, np.float32([10, 20, 18, 36]), 4), np.ones((4, 4)))
-    np.testing.assert_array_equal(target(bitmap, frame, np.float32([90, 90, 95, 95]), 4), np.zeros((4, 4)))
