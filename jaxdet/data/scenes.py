@@ -71,16 +71,16 @@ def cached_scenes(settings: Scenes) -> Path:
     folder = Path(settings.directory or home) / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".scenes-", dir=folder.parent))
-        _write_split(scratch, settings)
-        _publish(scratch, folder)
+        with tempfile.TemporaryDirectory(prefix=".scenes-", dir=folder.parent) as scratch:
+            _write_split(Path(scratch) / "new", settings)
+            _publish(Path(scratch) / "new", folder)
     return folder
 
 
-def _publish(scratch: Path, folder: Path) -> None:
+def _publish(written: Path, folder: Path) -> None:
     """Rename at the end, so that a folder is either whole or not there; the first of two writers wins."""
     try:
-        scratch.rename(folder)
+        written.rename(folder)
     except OSError:
         if not folder.exists():
             raise

@@ -96,6 +96,14 @@ def test_scenes_are_written_once(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_an_interrupted_writer_leaves_nothing(tmp_path, monkeypatch):
+    settings = Scenes("val", 2, 48, directory=str(tmp_path))
+    monkeypatch.setattr("jaxdet.data.scenes._annotations", None)
+    with pytest.raises(TypeError):
+        open_source(settings)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_command_line(tmp_path):
     command = [sys.executable, "-m", "jaxdet.data.scenes", str(tmp_path), "--train", "2", "--val", "0", "--size", "48"]
     subprocess.run(command, check=True, capture_output=True)
