@@ -10,15 +10,7 @@ from PIL import Image
 
 from jaxdet.data import CocoFolder, Data, Source, open_source, write_scenes
 
-# pycocotools 2.0.11 under numpy 2.4, at each decode; nothing that we could do otherwise.
-_PYCOCOTOOLS = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.filterwarnings(_PYCOCOTOOLS))
 
 
 @pytest.fixture(scope="session")
