@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxdet.experiment import Optimizer, Schedule
-from jaxdet.train_lib.optimizer import learning_rate, update_direction, trained_norm
+from jaxdet.train_lib.optimizer import learning_rate, trained_norm, update_direction
 
 
 def is_frozen(path: tuple[str, ...]) -> bool:
@@ -48,6 +48,26 @@ def test_steps_equal_torch_sgd(clip: float | None) -> None:
     for name, value in expected.items():
         np.testing.assert_allclose(params["head"][name], value, rtol=2e-6, atol=1e-7)
     np.testing.assert_array_equal(params["stem"]["kernel"], 1)  # neither update nor decay
+
+
+def test_steps_equal_torch_adamw() -> None:
+    """The loop of torch.optim.AdamW with betas 0.9, 0.999 and eps 1e-8."""
+    draw = np.random.default_rng(1)
+    start = draw.normal(size=(3, 4)).astype(np.float32)
+    gradients = [draw.normal(size=(3, 4)).astype(np.float32) for _ in range(4)]
+    optimizer = Optimizer(rule="adamw", weight_decay=0.1)
+    direction = update_direction(optimizer, is_frozen)
+    params: Any = {"head": start, "stem": np.ones(2, np.float32)}
+    state = direction.init(params)
+    expected, m, v = np.float64(start), 0.0, 0.0
+    for t, (gradient, lr) in enumerate(zip(gradients, (0.1, 0.1, 0.01, 0.2), strict=True), 1):
+        updates, state = direction.update({"head": gradient, "stem": np.ones(2)}, state, params)
+        params = jax.tree.map(lambda p, u, lr=lr: p - lr * u, params, updates)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * np.float64(gradient) ** 2
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        expected = expected * (1 - lr * 0.1) - lr * step
+    np.testing.assert_allclose(params["head"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(params["stem"], 1)
 
 
 def test_frozen_parameters_have_no_momentum_and_count_in_no_norm() -> None:
