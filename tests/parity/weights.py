@@ -1,0 +1,58 @@
+"""Weights that are a function of their torch name, so that golden numbers need no weight file.
+
+An array is drawn from NumPy's PCG64, seeded with the CRC-32 of a salt and the name, and scaled so that activations
+keep about unit variance through the network.  The rule is that of the golden numbers; another rule gives others.
+"""
+
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxdet.checkpoints.from_mmdet import to_mmdet
+from jaxdet.checkpoints.tree import Variables, flatten, unflatten
+
+WEIGHT_GAIN = {
+    "rpn_conv": 1.0,
+    "rpn_cls": 0.7,
+    "rpn_reg": 0.15,
+    "fc_cls": 1.4,
+    "fc_reg": 0.25,
+    "conv_logits": 0.8,
+    "lateral_convs": 0.3,
+    "fpn_convs": 0.6,
+}
+"""Standard deviation times sqrt(fan in), by a part of the name; sqrt(2) for all others."""
+
+
+def normal(tag: str, shape: tuple[int, ...], salt: str = "") -> np.ndarray:
+    """Standard normal float64 array ``shape``, decided by salt and tag alone."""
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"{salt}{tag}".encode())))
+    return generator.standard_normal(shape)
+
+
+def named_weight(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarray:
+    """The float32 array of a torch name, in torch layout."""
+    noise = normal(name, shape, salt)
+    kind = name.rpartition(".")[2]
+    if kind == "running_mean":
+        values = 0.1 * noise
+    elif kind == "running_var":
+        values = np.exp(0.1 * noise)
+    elif kind == "bias":
+        values = 0.05 * noise
+    elif len(shape) == 1:  # the scale of a normalisation; the last of a bottleneck is small, as in training
+        values = 1.0 + 0.1 * noise
+        values = 0.4 * values if name.endswith("bn3.weight") else values
+    else:
+        # a transposed convolution has its inputs first, and 2x2 blocks at stride 2 see each of them once
+        fan_in = shape[0] if name.endswith("upsample.weight") else np.prod(shape[1:])
+        gain = next((g for part, g in WEIGHT_GAIN.items() if part in name), np.sqrt(2.0))
+        values = gain / np.sqrt(fan_in) * noise
+    return values.astype(np.float32)
+
+
+def state_dict(shapes: Variables | Mapping[str, object], salt: str = "") -> dict[str, np.ndarray]:
+    """Torch-named weights for a model's variables (arrays or shapes of them)."""
+    zeros = unflatten({path: np.zeros(leaf.shape, np.float32) for path, leaf in flatten(shapes).items()})
+    return {name: named_weight(name, value.shape, salt) for name, value in to_mmdet(zeros).items()}
