@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -112,7 +113,12 @@ def _prepared(batches: TrainBatches | EvalBatches, data: Data) -> Any:
     # Images and masks go through shared memory, what is small through the pipe.
     return grain.experimental.WithOptionsIterDataset(
         prepared, grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
-    ).mp_prefetch(options)
+    ).mp_prefetch(options, worker_init_fn=_one_thread)
+
+
+def _one_thread(worker: int, workers: int) -> None:
+    """Each worker of many: OpenCV would start a thread for every core in each of them."""
+    cv2.setNumThreads(1)
 
 
 def train_batches(

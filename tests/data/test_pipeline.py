@@ -1,5 +1,9 @@
 import dataclasses
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -167,3 +171,34 @@ def test_a_single_image_is_as_evaluation_sees_it(scenes_folder, small):
 def test_what_is_no_image_is_refused(image, small):
     with pytest.raises(ValueError, match="load_image"):
         single_batch(image, small)
+
+
+_SCRIPT = """
+import sys
+from jaxdet.data import CocoFolder, Data, eval_batches, open_source, train_batches
+
+def main(images, annotations):
+    source = open_source(CocoFolder(images, annotations))
+    data = Data(short_side=160, long_side=160, batch_size=4, max_boxes=8, workers=2)
+    with eval_batches(source, data, batch_size=4) as batches:
+        print(sum(int(batch.valid.sum()) for batch in batches))
+    with train_batches(source, data, seed=0, start_step=0) as batches:
+        next(batches)
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+"""
+
+
+def test_a_script_with_workers_ends_silently(scenes_folder, tmp_path):
+    (tmp_path / "script.py").write_text(_SCRIPT)
+    paths = [str(scenes_folder / "images"), str(scenes_folder / "instances_train.json")]
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), *paths],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert (done.stdout, done.stderr) == ("13\n", "")
