@@ -24,6 +24,13 @@ def replicate(tree: T, mesh: Mesh) -> T:
     return replicated
 
 
+def replicated_key(seed: int, mesh: Mesh) -> jax.Array:
+    """``jax.random.key(seed)`` on every device; keys, unlike arrays, can not be put on another process's devices."""
+    make = jax.jit(lambda: jax.random.key(seed), out_shardings=NamedSharding(mesh, P()))
+    key: jax.Array = make()
+    return key
+
+
 def split_batch(batch: Batch, mesh: Mesh) -> Batch:
     """This process's share of a batch as part of the global batch, images split over the devices.  Does not wait."""
     sharding = NamedSharding(mesh, P("data"))

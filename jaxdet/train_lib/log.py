@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from PIL import Image
 from tensorboardX import SummaryWriter
 
 JSONL = "log.jsonl"
@@ -46,10 +46,11 @@ class RunLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
-        """An image ``[H, W, 3]`` RGB for TensorBoard."""
-        if self._writes:
-            self._board.add_image(name, image, step, dataformats="HWC")
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """A picture file for TensorBoard, if it is there."""
+        if self._writes and path.exists():
+            with Image.open(path) as picture:
+                self._board.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
     def curves(self) -> None:
         """Draw ``curves.png`` from the log."""

@@ -15,7 +15,7 @@ from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import check, to_data
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
 from jaxdet.experiment import Experiment
-from jaxdet.mesh import check_batch_size, data_mesh, replicate
+from jaxdet.mesh import check_batch_size, data_mesh, replicated_key
 from jaxdet.train_lib.log import RunLog
 from jaxdet.train_lib.loop import run_steps
 from jaxdet.train_lib.meter import Meter
@@ -132,7 +132,7 @@ class _Job:
             "%d steps, of which %d are done, %d in an epoch, on %d device(s), learning rate %.3g",
             *(watch.total, watch.start, batches.steps_per_epoch, self.mesh.size, optimizer.scaled_lr(data.batch_size)),
         )
-        key = replicate(jax.random.key(self.experiment.run.seed), self.mesh)
+        key = replicated_key(self.experiment.run.seed, self.mesh)
         train_step = make_train_step(self.experiment.model, direction, rate, self.mesh)
         return run_steps(
             train_step, state, batches, watch.total, mesh=self.mesh, key=key, meter=watch.meter, after=watch

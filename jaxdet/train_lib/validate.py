@@ -6,9 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 from rich.console import Console
 
 from jaxdet.data import Source
@@ -48,9 +46,7 @@ def report(metrics: dict[str, float], step: int, log: RunLog, workdir: Path) -> 
     """Numbers and pictures of the state after ``step`` into the log, and one line for whoever watches."""
     log.scalars(step, metrics)
     log.curves()
-    if (workdir / PICTURE).exists():
-        with Image.open(workdir / PICTURE) as picture:
-            log.picture(step, "predictions", np.asarray(picture.convert("RGB")))
+    log.picture(step, "predictions", workdir / PICTURE)
     line = "  ".join(f"{kind} AP {metrics[f'{kind}/AP']:.3f}" for kind in ("bbox", "segm") if f"{kind}/AP" in metrics)
     _log.info("step %d  %s", step, line)
 
