@@ -1,11 +1,13 @@
-"""Mask R-CNN, small, on the built-in scenes: what ``make demo`` trains in some minutes on two cores.
+"""Mask R-CNN that learns generated scenes from scratch on two CPU cores in less than ten minutes (``make demo``).
 
-Images of 128 pixels, a ResNet-18 of half the width, heads of a quarter.  Everything is trained from scratch.
+The network is the paper's with fewer channels.  Boxes are class-agnostic, because eight sets of box weights need eight
+times the examples; AdamW and no pretrained weights, because there is no time for SGD and nothing to fetch.
 """
 
 from jaxdet.data.settings import Data, Scenes
 from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
 from jaxdet.models.branches import Head
+from jaxdet.models.finish import Finish
 from jaxdet.models.loop import Step
 from jaxdet.models.proposals import RPN
 from jaxdet.models.two_stage import TwoStage
@@ -15,24 +17,25 @@ from jaxdet.nn.fpn import FPN
 from jaxdet.nn.mask_head import FCN
 from jaxdet.nn.resnet import ResNet
 from jaxdet.nn.rpn_head import RPNHead
-from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.sampling import Sampler
+
+SIZE = 128  # pixels
 
 
 def get_config() -> Experiment:
     head = Head(
-        box_extractor=OneLevel(size=7, sampling_ratio=2, finest=28.0),
+        box_extractor=OneLevel(size=7, sampling_ratio=2),
         box_head=FC2(channels=256, class_agnostic=True),
-        mask_extractor=OneLevel(size=14, sampling_ratio=1, finest=28.0),
+        mask_extractor=OneLevel(size=14, sampling_ratio=2),
         mask_head=FCN(channels=64, convs=2),
     )
     rpn = RPN(
         head=RPNHead(channels=64),
-        anchors=Anchors(scales=(4.0,)),
+        sampler=Sampler(number=128, positive_fraction=0.5),
         pre_nms_train=300,
-        post_nms_train=150,
+        post_nms_train=200,
         pre_nms_test=300,
-        post_nms_test=150,
+        post_nms_test=200,
     )
     model = TwoStage(
         num_classes=8,
@@ -40,18 +43,20 @@ def get_config() -> Experiment:
         neck=FPN(channels=64),
         rpn=rpn,
         heads=(head,),
-        schedule=(Step(sampler=Sampler(number=64, positive_fraction=0.25)),),
+        schedule=(Step(sampler=Sampler(number=32, positive_fraction=0.5)),),
+        finish=Finish(max_detections=50),
     )
     data = Data(
-        train=Scenes(split="train", count=3000, size=128),
-        val=Scenes(split="val", count=200, size=128),
-        short_side=128,
-        long_side=128,
-        batch_size=8,
-        max_boxes=30,
+        train=Scenes("train", count=3000, size=SIZE),
+        val=Scenes("val", count=200, size=SIZE),
+        short_side=SIZE,
+        long_side=SIZE,
+        batch_size=4,
+        max_boxes=24,
         mask_size=56,
-        workers=1,
+        workers=0,
     )
-    schedule = Schedule(length=2000, drops=(1500, 1850), unit="steps", warmup_steps=100, warmup_ratio=0.01)
-    optimizer = Optimizer(rule="adamw", lr=1e-3, base_batch=8, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
-    return Experiment(model, data, optimizer, Run(checkpoint_every=500, eval_every=1000))
+    schedule = Schedule(length=3200, drops=(2400, 2900), unit="steps", warmup_steps=100, warmup_ratio=0.01)
+    optimizer = Optimizer(rule="adamw", lr=1e-3, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
+    run = Run(log_every=50, checkpoint_every=800, eval_every=0, eval_batch=10, pictures=8)
+    return Experiment(model, data, optimizer, run)

@@ -18,11 +18,14 @@ class MergeReport:
     """What a merge did, in names such as ``params/backbone/conv1/kernel``."""
 
     loaded: tuple[str, ...]  #: taken from there
-    kept: tuple[str, ...]  #: skipped by a pattern (or outside ``within``): the value here stays
+    kept: tuple[str, ...]  #: skipped by a pattern: the value here stays
     dropped: tuple[str, ...]  #: skipped by a pattern: a value there without a place here
+    outside: tuple[str, ...] = ()  #: outside the part of the model that was to be filled: the value here stays
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} arrays loaded, {len(self.kept)} kept, {len(self.dropped)} dropped"]
+        if self.outside:
+            lines += [f"  {len(self.outside)} arrays lie in parts of the model that these weights do not cover"]
         lines += [f"  kept its own value: {name}" for name in self.kept]
         lines += [f"  not taken: {name}" for name in self.dropped]
         return "\n".join(lines)
@@ -61,10 +64,10 @@ def merge(
     if problems:
         raise ValueError("the weights do not fit the model\n" + "\n".join(problems) + _advice(new_classes))
     merged = {name: np.asarray(theirs[name], dtype=np.float32) for name in loaded}
-    kept = tuple(name for name in ours if name not in merged)
+    kept = tuple(name for name in ours if name not in merged and name not in outside)
     dropped = tuple(sorted(name for name in skipped if name not in ours))
     tree = unflatten({tuple(name.split("/")): merged.get(name, value) for name, value in ours.items()})
-    return tree, MergeReport(tuple(loaded), kept, dropped)
+    return tree, MergeReport(tuple(loaded), kept, dropped, tuple(name for name in ours if name in outside))
 
 
 def _named(variables: Mapping[str, Any]) -> dict[str, Any]:
