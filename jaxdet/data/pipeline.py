@@ -6,6 +6,7 @@ Workers are spawned and import this package's modules but never the model's, so 
 
 import gc
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -113,12 +114,13 @@ def _prepared(batches: TrainBatches | EvalBatches, data: Data) -> Any:
     # Images and masks go through shared memory, what is small through the pipe.
     return grain.experimental.WithOptionsIterDataset(
         prepared, grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
-    ).mp_prefetch(options, worker_init_fn=_one_thread)
+    ).mp_prefetch(options, worker_init_fn=_start_worker)
 
 
-def _one_thread(worker: int, workers: int) -> None:
-    """Each worker of many: OpenCV would start a thread for every core in each of them."""
+def _start_worker(worker: int, workers: int) -> None:
+    """Each worker of many: OpenCV would start a thread for every core in each; Ctrl-C is for the main process."""
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def train_batches(

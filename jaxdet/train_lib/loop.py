@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from jaxdet.mesh import split_batch
 from jaxdet.structures import Batch
 from jaxdet.train_lib.meter import Meter
-from jaxdet.train_lib.signals import interrupts_held
 from jaxdet.train_lib.step import Metrics, TrainState, TrainStep, check_finite
 
 
@@ -70,8 +69,7 @@ def run_steps(
     if step >= total:
         return state
     pending = Pending(meter)
-    with interrupts_held():  # the first batch starts the workers
-        batch = fetch()
+    batch = fetch()
     while step < total:
         state, metrics = train_step(state, batch, key)
         step += 1

@@ -71,16 +71,3 @@ def stop_on_signal() -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Processes that are started inside never see Ctrl-C, which a terminal sends to a program's children too.
-
-    One that comes meanwhile is delivered at the end.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
