@@ -58,6 +58,11 @@ class RPN(nn.Module):
         for level, features_of_level in zip(self.anchors.levels, maps, strict=True):
             objectness, deltas = self.head(features_of_level)
             batch, height, width, per_cell = objectness.shape
+            if per_cell != self.anchors.per_cell:
+                raise ValueError(
+                    f"the RPN head scores {per_cell} anchors a cell, the anchors have {self.anchors.per_cell} "
+                    "(scales times ratios): set anchors of the head to that"
+                )
             dense.anchors.append(jnp.asarray(self.anchors.grid(level, height, width)))
             dense.on_image.append(on_image(padded / 2**level, height, width, per_cell))
             dense.objectness.append(objectness.reshape(batch, -1).astype(jnp.float32))
@@ -77,7 +82,9 @@ class RPN(nn.Module):
         deltas = jnp.take_along_axis(jnp.concatenate(dense.deltas, 1), choice.index[..., None], axis=1)
         score_loss = losses.binary_cross_entropy(objectness, choice.positive)
         box_loss = losses.l1(deltas, target) if self.beta is None else losses.smooth_l1(deltas, target, self.beta)
-        number = jnp.maximum(choice.valid.sum(), 1)
+        # The reference counts at least one positive and one negative an image.
+        counts = jnp.stack([choice.positive.sum(1), (choice.valid & ~choice.positive).sum(1)])
+        number = jnp.maximum(counts, 1).sum()
         terms = {
             "loss_rpn_cls": losses.masked_sum(score_loss, choice.valid) / number,
             "loss_rpn_bbox": losses.masked_sum(box_loss, choice.positive[..., None]) / number,

@@ -26,8 +26,8 @@ class Matcher:
     A box is positive from ``positive_iou`` on and negative below ``negative_iou``.  With ``low_quality`` each
     ground truth whose best overlap is at least ``min_positive_iou`` also takes every box that reaches exactly
     that overlap, overriding what those boxes were; among several such ground truths the last one takes it.
-    ``ignore_cover`` drops boxes that lie to that share or more in a crowd region (None: crowds have no effect,
-    the reference's setting).
+    ``ignore_cover`` drops boxes that lie in a crowd region by more than that share, as if they were invalid (None:
+    crowds have no effect, the reference's setting).
     """
 
     positive_iou: float = 0.5
@@ -43,8 +43,13 @@ class Matcher:
 
         ``valid [N]`` and ``gt_valid [G]`` mark real slots, ``crowd [G]`` those ground truths that are crowd regions
         and match nothing.  An invalid slot may hold anything; an invalid box is neither positive nor negative.
-        Without any ground truth all valid boxes are negative.
+        Without any ground truth all valid boxes are negative; there must be a slot for one, though (G >= 1).
         """
+        if gt_boxes.shape[0] == 0:
+            raise ValueError("matching needs at least one ground-truth slot, got 0: pad with an invalid one")
+        if self.ignore_cover is not None:
+            cover = jnp.where((gt_valid & crowd)[None], coverage(boxes, gt_boxes), 0.0)
+            valid = valid & (cover.max(1) <= self.ignore_cover)
         usable = gt_valid & ~crowd
         overlap = jnp.where(usable[:, None] & valid, iou(gt_boxes, boxes), -1.0)  # [G, N]
         best, gt_index = overlap.max(0), overlap.argmax(0).astype(jnp.int32)
@@ -54,9 +59,6 @@ class Matcher:
             forced, forced_index = self._low_quality(overlap)
             gt_index = jnp.where(forced, forced_index, gt_index)
             positive, negative = positive | forced, negative & ~forced
-        if self.ignore_cover is not None:
-            covered = jnp.where((gt_valid & crowd)[None], coverage(boxes, gt_boxes), 0.0).max(1) >= self.ignore_cover
-            positive, negative = positive & ~covered, negative & ~covered
         return Match(jnp.where(positive, gt_index, 0), positive, negative, jnp.maximum(best, 0.0))
 
     def _low_quality(self, overlap: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,7 +66,7 @@ class Matcher:
 
         ``overlap [G, N]`` is -1 where either side does not count.
         """
-        best = overlap.max(1, keepdims=True)
+        best = overlap.max(1, keepdims=True, initial=-1.0)
         takes = (overlap == best) & (best >= max(self.min_positive_iou, 0.0)) & (overlap >= 0.0)
         last = overlap.shape[0] - 1 - takes[::-1].argmax(0)
         return takes.any(0), last.astype(jnp.int32)

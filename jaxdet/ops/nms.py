@@ -56,6 +56,8 @@ def nms(
     ``boxes [N, 4]``, ``scores [N]``, ``valid [N]``; an invalid slot, and one with a NaN, is never kept and suppresses
     nothing.  Equal scores count in index order.  A box is suppressed at IoU strictly above ``threshold``.
     """
+    if scores.shape[0] == 0:
+        return Kept(jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool))
     valid = valid & jnp.isfinite(scores) & jnp.isfinite(boxes).all(-1)
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
     block = min(block, order.shape[0])

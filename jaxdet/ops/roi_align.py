@@ -22,6 +22,10 @@ from flax import struct
 GROUP = 64
 """Boxes worked on together.  Small keeps the accumulator in cache and members alike; large feeds an accelerator."""
 
+MAX_COUNT = 128
+"""At most so many adaptive samples along an axis of a bin: exact for crops of 7 bins from 896 pixels of a map.
+Without a bound one wild box, a million pixels wide, would hold up the whole batch."""
+
 Corners: TypeAlias = list[tuple[jax.Array, jax.Array]]
 
 
@@ -78,8 +82,8 @@ def make_lattice(
     if sampling_ratio < 0:
         raise ValueError(f"sampling_ratio is a number of samples, or 0 for the adaptive number; got {sampling_ratio}")
     bins = roi_size / jnp.asarray(size, jnp.float32)
-    count = jnp.ceil(bins).astype(jnp.int32) if sampling_ratio == 0 else jnp.full_like(bins, sampling_ratio, jnp.int32)
-    count = jnp.where(valid[..., None], jnp.maximum(count, 0), 0)
+    count = jnp.clip(jnp.ceil(bins), 0, MAX_COUNT) if sampling_ratio == 0 else jnp.full_like(bins, sampling_ratio)
+    count = jnp.where(valid[..., None], count, 0).astype(jnp.int32)
     nothing = jnp.zeros_like(count)
     return Lattice(nothing[..., 0], nothing, start, bins, count)
 
