@@ -1,0 +1,145 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.ops.masks import mask_targets
+from tests.ops import oracles
+from tests.ops.golden import INPUTS, OPS
+
+targets_of = jax.jit(mask_targets, static_argnames="size")
+
+
+def whole(masks: np.ndarray) -> np.ndarray:
+    """Frames of bitmaps ``[G, h, w]`` that are the whole canvas."""
+    return np.tile(np.float32([0, 0, masks.shape[2], masks.shape[1]]), (len(masks), 1))
+
+
+def one_image(
+    masks: np.ndarray,
+    frames: np.ndarray,
+    boxes: np.ndarray,
+    index: np.ndarray,
+    size: int,
+    valid: np.ndarray | None = None,
+) -> np.ndarray:
+    valid = np.ones(len(boxes), bool) if valid is None else valid
+    arrays = masks.astype(np.uint8), np.float32(frames), np.float32(boxes), index.astype(np.int32), valid
+    return np.asarray(targets_of(*(a[None] for a in arrays), size=size)[0])
+
+
+def blobs(rng: np.random.Generator, number: int, hw: tuple[int, int]) -> np.ndarray:
+    """Smooth random bitmaps: a coarse one, each pixel enlarged."""
+    coarse = rng.integers(0, 2, (number, -(-hw[0] // 4), -(-hw[1] // 4)), np.uint8)
+    return coarse.repeat(4, 1).repeat(4, 2)[:, : hw[0], : hw[1]]
+
+
+def test_a_half_full_box_by_hand() -> None:
+    """The left half of the canvas is set; the box looks at its middle, so its left half is."""
+    mask = np.zeros((1, 8, 8))
+    mask[:, :, :4] = 1
+    target = one_image(mask, whole(mask), np.array([[2, 2, 6, 6]]), np.zeros(1), 4)
+    np.testing.assert_array_equal(target[0], [[1, 1, 0, 0]] * 4)
+
+
+def test_exactly_one_half_counts_as_set() -> None:
+    mask = np.zeros((1, 4, 4))
+    mask[:, :, ::2] = 1
+    assert one_image(mask, whole(mask), np.array([[0, 0, 4, 4]]), np.zeros(1), 2).all()
+
+
+def test_frame_of_a_crop_maps_onto_the_box() -> None:
+    """The bitmap covers x 10..18, y 20..24 with half-pixel cells; its upper left quarter is set."""
+    mask, frame = np.zeros((1, 8, 16)), [[10, 20, 18, 24]]
+    mask[:, :4, :8] = 1
+    same = one_image(mask, frame, np.array(frame), np.zeros(1), 2)
+    np.testing.assert_array_equal(same[0], [[1, 0], [0, 0]])
+    wider = one_image(mask, frame, np.array([[6, 18, 14, 22]]), np.zeros(1), 4)
+    np.testing.assert_array_equal(wider[0], [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_against_the_oracle(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks, boxes, index = blobs(rng, 3, (20, 24)), oracles.random_boxes(rng, 10, 22.0), rng.integers(0, 3, 10)
+    target = one_image(masks, whole(masks), boxes, index, 5)
+    for i in range(10):
+        share = oracles.roi_align(masks[index[i], :, :, None], boxes[i], 1.0, (5, 5), 0, True)[:, :, 0]
+        certain = np.abs(share - 0.5) > 1e-5
+        np.testing.assert_array_equal(target[i][certain], (share >= 0.5)[certain])
+    assert 0.1 < target.mean() < 0.9, "a test of nothing"
+
+
+def test_a_frame_moved_and_scaled_with_its_box_gives_the_same_target() -> None:
+    rng = np.random.default_rng(3)
+    masks, boxes, index = blobs(rng, 3, (20, 24)), oracles.random_boxes(rng, 10, 22.0), rng.integers(0, 3, 10)
+    expected = one_image(masks, whole(masks), boxes, index, 5)
+    moved = np.float32([32, 64, 32, 64])  # exact in float32, as is the factor
+    np.testing.assert_array_equal(one_image(masks, whole(masks) * 2 + moved, boxes * 2 + moved, index, 5), expected)
+
+
+@pytest.mark.parametrize("value", oracles.GARBAGE)
+def test_padding_changes_nothing(value: float) -> None:
+    rng = np.random.default_rng(4)
+    masks, boxes, index = blobs(rng, 3, (20, 24)), oracles.random_boxes(rng, 10, 22.0), rng.integers(0, 3, 10)
+    expected = one_image(masks, whole(masks), boxes, index, 5)
+    more = [oracles.padded(a, 2, value) for a in (masks, whole(masks))]
+    boxes, index = oracles.padded(boxes, 4, value), np.concatenate([index, [3, 4, 0, 0]])
+    target = one_image(*more, boxes, index, 5, valid=np.arange(14) < 10)
+    np.testing.assert_array_equal(target[:10], expected)
+    np.testing.assert_array_equal(target[10:], 0.0)
+
+
+@pytest.mark.parametrize("frame", [[0, 0, 0, 0], [5, 5, 5, 9], [np.nan] * 4, [0, 0, 1e-3, 1e-3]])
+def test_hostile_frames_and_boxes_end_in_zeros_or_ones(frame: list[float]) -> None:
+    mask = np.ones((1, 8, 8))
+    boxes = np.array([[0, 0, 9, 9], [5, 5, 5, 5], [np.nan] * 4, [-1e6, 0, 1e6, 1], [9, 9, 1, 1]])
+    target = one_image(mask, np.array([frame]), boxes, np.zeros(5), 5)
+    assert np.isin(target, (0.0, 1.0)).all()
+    np.testing.assert_array_equal(target[[1, 2, 4]], 0.0)
+
+
+def test_a_batch_is_its_images() -> None:
+    rng = np.random.default_rng(5)
+    masks = np.stack([blobs(rng, 3, (20, 24)) for _ in range(2)])
+    boxes = np.stack([oracles.random_boxes(rng, 10, 22.0) for _ in range(2)])
+    index, valid = rng.integers(0, 3, (2, 10)).astype(np.int32), rng.random((2, 10)) < 0.7
+    frames = np.stack([whole(m) for m in masks])
+    together = targets_of(masks, frames, boxes, index, valid, size=5)
+    for b in range(2):
+        np.testing.assert_array_equal(together[b], one_image(masks[b], frames[b], boxes[b], index[b], 5, valid[b]))
+    mapped = jax.vmap(lambda *arrays: mask_targets(*(a[None] for a in arrays), size=5)[0])
+    np.testing.assert_array_equal(mapped(masks, frames, boxes, jnp.asarray(index), valid), together)
+
+
+def golden_targets(masks: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    return one_image(masks, frames, INPUTS["fixed_proposals"][:80], np.arange(80) // 16, 28)
+
+
+def expected_targets() -> np.ndarray:
+    return np.unpackbits(OPS["mask_target/packbits28"])[: 80 * 28 * 28].reshape(80, 28, 28)
+
+
+def test_golden_targets_from_whole_masks() -> None:
+    target = golden_targets(INPUTS["gt_masks"], whole(INPUTS["gt_masks"]))
+    different = (target != expected_targets()).mean()
+    assert different < 1e-4, "more than a sample or two at exactly one half"
+    np.testing.assert_allclose(target.sum((1, 2)), OPS["mask_target/sum"], atol=1)
+
+
+def test_golden_targets_from_crops() -> None:
+    """Bitmaps of 112 x 112 pixels inside each instance's box lose little."""
+    frames = INPUTS["gt_boxes"]
+    crops = [oracle_crop(m, f) for m, f in zip(INPUTS["gt_masks"], frames, strict=True)]
+    target, expected = golden_targets(np.stack(crops), frames) > 0, expected_targets() > 0
+    ious = (target & expected).sum((1, 2)) / (target | expected).sum((1, 2))
+    assert ious.mean() > 0.98
+
+
+def oracle_crop(mask: np.ndarray, frame: np.ndarray, size: int = 112) -> np.ndarray:
+    """The nearest pixel of each cell's centre."""
+    sample = partial(np.linspace, num=2 * size + 1)
+    x, y = (sample(frame[a], frame[a + 2])[1::2].astype(int) for a in (0, 1))
+    return mask[y[:, None], x[None]]
