@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # importing it costs jax and flax, which workers have no use 
     from jaxdet.structures import Batch
 
 _log = logging.getLogger(__name__)
-_MIN_SHARED = 2**16  # bytes
+# bytes.  What is smaller goes through a pipe of 64 KB, and a worker whose last batch does not fit into it can not end
+# before grain kills it after 25 s: so no array of some size may go there.
+_MIN_SHARED = 2**12
 # grain frees shared memory in a thread of its own; an interpreter that ends before it has done so reports leaks.
 _SETTLE = 0.1  # seconds
 _ENDLESS = 2**40  # steps; nobody gets there
