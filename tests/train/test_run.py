@@ -15,8 +15,10 @@ import pytest
 from jaxdet.checkpoints.store import load
 from jaxdet.config import from_data, load_config, override
 from jaxdet.data import open_source
-from jaxdet.experiment import Experiment
+from jaxdet.experiment import Experiment, Run
 from jaxdet.train_lib import train
+from jaxdet.train_lib.start import initialised
+from jaxdet.train_lib.step import init_variables
 
 HERE = Path(__file__).parent
 
@@ -94,6 +96,33 @@ def test_a_finished_run_is_left_alone(folder: Path, experiment: Experiment, whol
     before = (folder / "whole" / "log.jsonl").read_text()
     assert train(experiment, folder / "whole") == whole
     assert (folder / "whole" / "log.jsonl").read_text() == before
+
+
+def test_weights_of_another_run_are_a_start(
+    folder: Path, experiment: Experiment, whole: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "jaxdet")
+    fresh = init_variables(experiment.model, jax.random.key(5))
+    theirs = load(folder / "whole")[0]
+    started = initialised(fresh, Run(init_from=str(folder / "whole")))
+    jax.tree.map(np.testing.assert_array_equal, started, theirs)
+
+    started = initialised(fresh, Run(init_from=str(folder / "whole"), init_new_classes=True))
+    logits = ("params", "heads_0", "box_head", "logits", "kernel")
+    np.testing.assert_array_equal(leaf(started, logits), leaf(fresh, logits))
+    conv = ("params", "neck", "lateral3", "kernel")
+    np.testing.assert_array_equal(leaf(started, conv), leaf(theirs, conv))
+    assert "kept its own value: params/heads_0/box_head/logits/kernel" in caplog.text
+
+    other = init_variables(experiment.model.clone(num_classes=3), jax.random.key(5))
+    with pytest.raises(ValueError, match="heads_0/box_head/logits/kernel: shape"):
+        initialised(other, Run(init_from=str(folder / "whole")))
+
+
+def leaf(tree: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
 
 
 def test_another_config_is_refused(folder: Path, experiment: Experiment, whole: dict[str, float]) -> None:
