@@ -18,14 +18,10 @@ def whole(masks: np.ndarray) -> np.ndarray:
 
 
 def one_image(
-    masks: np.ndarray,
-    frames: np.ndarray,
-    boxes: np.ndarray,
-    index: np.ndarray,
-    size: int,
-    valid: np.ndarray | None = None,
+    masks: np.ndarray, frames: np.ndarray, boxes: np.ndarray, index: np.ndarray, size: int, invalid: int = 0
 ) -> np.ndarray:
-    valid = np.ones(len(boxes), bool) if valid is None else valid
+    """Targets of one image, of whose boxes the last few are invalid."""
+    valid = np.arange(len(boxes)) < len(boxes) - invalid
     arrays = masks.astype(np.uint8), np.float32(frames), np.float32(boxes), index.astype(np.int32), valid
     return np.asarray(targets_of(*(a[None] for a in arrays), size=size)[0])
 
@@ -56,8 +52,8 @@ def test_frame_of_a_crop_maps_onto_the_box() -> None:
     mask[:, :4, :8] = 1
     same = one_image(mask, frame, np.array(frame), np.zeros(1), 2)
     np.testing.assert_array_equal(same[0], [[1, 0], [0, 0]])
-    wider = one_image(mask, frame, np.array([[6, 18, 14, 22]]), np.zeros(1), 4)
-    np.testing.assert_array_equal(wider[0], [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
+    wider = one_image(mask, frame, np.array([[6, 18, 14, 22]]), np.zeros(1), 2)
+    np.testing.assert_array_equal(wider[0], [[0, 0], [0, 1]])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -87,7 +83,7 @@ def test_padding_changes_nothing(value: float) -> None:
     expected = one_image(masks, whole(masks), boxes, index, 5)
     more = [oracles.padded(a, 2, value) for a in (masks, whole(masks))]
     boxes, index = oracles.padded(boxes, 4, value), np.concatenate([index, [3, 4, 0, 0]])
-    target = one_image(*more, boxes, index, 5, valid=np.arange(14) < 10)
+    target = one_image(*more, boxes, index, 5, invalid=4)
     np.testing.assert_array_equal(target[:10], expected)
     np.testing.assert_array_equal(target[10:], 0.0)
 
@@ -105,11 +101,11 @@ def test_a_batch_is_its_images() -> None:
     rng = np.random.default_rng(5)
     masks = np.stack([blobs(rng, 3, (20, 24)) for _ in range(2)])
     boxes = np.stack([oracles.random_boxes(rng, 10, 22.0) for _ in range(2)])
-    index, valid = rng.integers(0, 3, (2, 10)).astype(np.int32), rng.random((2, 10)) < 0.7
+    index, valid = rng.integers(0, 3, (2, 10)).astype(np.int32), np.arange(10)[None] < [[7], [10]]
     frames = np.stack([whole(m) for m in masks])
     together = targets_of(masks, frames, boxes, index, valid, size=5)
     for b in range(2):
-        np.testing.assert_array_equal(together[b], one_image(masks[b], frames[b], boxes[b], index[b], 5, valid[b]))
+        np.testing.assert_array_equal(together[b], one_image(masks[b], frames[b], boxes[b], index[b], 5, (3, 0)[b]))
     mapped = jax.vmap(lambda *arrays: mask_targets(*(a[None] for a in arrays), size=5)[0])
     np.testing.assert_array_equal(mapped(masks, frames, boxes, jnp.asarray(index), valid), together)
 
