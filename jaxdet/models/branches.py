@@ -33,7 +33,7 @@ class Head(nn.Module):
         logits, deltas = self.box_head(crops_as_batch(self.box_extractor(features, boxes, valid)), num_classes)
         lead = valid.shape
         return (
-            logits.reshape(*lead, -1).astype(jnp.float32),
+            logits.reshape(*lead, logits.shape[-1]).astype(jnp.float32),
             deltas.reshape(*lead, *deltas.shape[1:]).astype(jnp.float32),
         )
 

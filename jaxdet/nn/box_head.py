@@ -1,5 +1,7 @@
 """Box heads: class and box of a crop."""
 
+import math
+
 import flax.linen as nn
 import jax
 
@@ -18,7 +20,7 @@ class FC2(nn.Module):
 
     @nn.compact
     def __call__(self, crops: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
-        x = crops.reshape(crops.shape[0], -1)
+        x = crops.reshape(crops.shape[0], math.prod(crops.shape[1:]))
         x = nn.relu(Linear(self.channels, name="fc1")(x))
         x = nn.relu(Linear(self.channels, name="fc2")(x))
         logits = Linear(num_classes + 1, gaussian(0.01), name="logits")(x)
