@@ -1,0 +1,107 @@
+"""Pyramid, heads and extractor: shapes, layouts and what goes where."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.nn.box_head import FC2
+from jaxdet.nn.extractor import OneLevel, crops_as_batch
+from jaxdet.nn.fpn import FPN, upsample_to
+from jaxdet.nn.mask_head import FCN
+from jaxdet.nn.rpn_head import RPNHead
+from tests.ops.golden import INPUTS, OPS
+
+KEY = jax.random.key(0)
+
+
+def test_pyramid_shapes() -> None:
+    features = {2 + i: jnp.zeros((1, 16 >> i, 24 >> i, 4 << i)) for i in range(4)}
+    pyramid, _ = jax.eval_shape(lambda: FPN(channels=16).init_with_output(KEY, features))
+    assert {k: f.shape for k, f in pyramid.items()} == {
+        2: (1, 16, 24, 16),
+        3: (1, 8, 12, 16),
+        4: (1, 4, 6, 16),
+        5: (1, 2, 3, 16),
+        6: (1, 1, 2, 16),
+    }
+
+
+def test_pyramid_adds_the_coarse_level_to_the_fine_one() -> None:
+    """With lateral and output convolutions that copy, level 2 is the sum of both, level 4 every second pixel of 3."""
+    features = {2: jnp.ones((1, 4, 6, 1)), 3: jnp.arange(6.0).reshape(1, 2, 3, 1)}
+    centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    params = {f"output{i}": {"kernel": centre, "bias": jnp.zeros(1)} for i in (2, 3)}
+    params |= {f"lateral{i}": {"kernel": jnp.ones((1, 1, 1, 1)), "bias": jnp.zeros(1)} for i in (2, 3)}
+    pyramid = FPN(channels=1).apply({"params": params}, features)
+    np.testing.assert_array_equal(pyramid[2][0, :, :, 0], 1 + np.arange(6).reshape(2, 3).repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(pyramid[3], features[3])
+    np.testing.assert_array_equal(pyramid[4][0, :, :, 0], [[0, 2]])
+
+
+def test_upsampling_is_cut_to_odd_sizes() -> None:
+    small = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    large = upsample_to(small, jnp.zeros((1, 3, 4, 1)))
+    np.testing.assert_array_equal(large[0, :, :, 0], [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]])
+
+
+def test_rpn_head_shapes() -> None:
+    head = RPNHead(anchors=3, channels=8)
+    (objectness, deltas), _ = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((2, 4, 6, 16))))
+    assert (objectness.shape, deltas.shape) == ((2, 4, 6, 3), (2, 4, 6, 12))
+
+
+@pytest.mark.parametrize(("agnostic", "boxes"), [(False, 5), (True, 1)])
+def test_box_head_shapes(agnostic: bool, boxes: int) -> None:
+    head = FC2(channels=16, class_agnostic=agnostic)
+    (logits, deltas), _ = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((3, 7, 7, 8)), 5))
+    assert (logits.shape, deltas.shape) == ((3, 6), (3, boxes, 4))
+
+
+def test_box_head_treats_crops_alone() -> None:
+    head, crops = FC2(channels=16), jax.random.normal(KEY, (3, 7, 7, 8))
+    variables = head.init(KEY, crops, 5)
+    together, alone = head.apply(variables, crops, 5), head.apply(variables, crops[1:2], 5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1:2], b, atol=1e-6), together, alone)
+    fewer = head.apply(variables, crops[:0], 5)
+    assert (fewer[0].shape, fewer[1].shape) == ((0, 6), (0, 5, 4))
+
+
+def test_mask_head_doubles_the_crop() -> None:
+    head = FCN(channels=8, convs=2)
+    logits, variables = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((3, 14, 14, 8)), 5))
+    assert logits.shape == (3, 28, 28, 5)
+    assert set(variables["params"]) == {"conv1", "conv2", "upsample", "logits"}
+
+
+def test_level_by_the_size_of_the_box() -> None:
+    """Sides of 111, 112, 223, 224, 447, 448 and more; an empty box reads the finest level."""
+    extractor, sides = OneLevel(), np.float32([0, 1, 111, 112, 223, 224, 447, 448, 5000])
+    boxes = np.stack([0 * sides, 0 * sides, sides, sides], 1)
+    np.testing.assert_array_equal(jax.jit(extractor.level_of)(boxes), [0, 0, 0, 1, 1, 2, 2, 3, 3])
+    long = np.float32([[0, 0, 448, 28], [0, 0, 7, 448]])  # areas of 112 and 56 squared
+    np.testing.assert_array_equal(extractor.level_of(long), [1, 0])
+    assert extractor.level_of(np.full((2, 4), np.nan, np.float32)).dtype == jnp.int32
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_golden_levels(jit: bool) -> None:
+    level_of = jax.jit(OneLevel().level_of) if jit else OneLevel().level_of
+    np.testing.assert_array_equal(level_of(OPS["levels/rois"][:, 1:]), OPS["levels/lvl"])
+    np.testing.assert_array_equal(level_of(INPUTS["fixed_rois"]), OPS["levels/fixed_rois_lvl"])
+
+
+def test_extractor_reads_the_level_of_the_box() -> None:
+    """Each level is constant, so a crop says which one it came from."""
+    pyramid = {level: jnp.full((1, 512 >> level, 512 >> level, 2), float(level)) for level in (2, 3, 4, 5)}
+    sides = np.float32([50, 120, 230, 450])
+    boxes = np.stack([0 * sides, 0 * sides, sides, sides], 1)[None]
+    crops = jax.jit(OneLevel(size=3).__call__)(pyramid, boxes, np.array([[True, True, True, False]]))
+    np.testing.assert_allclose(crops[0, :, 1, 1, 0], [2, 3, 4, 0], rtol=1e-6)
+    assert crops_as_batch(crops).shape == (4, 3, 3, 2)
+
+
+def test_a_pyramid_that_lacks_a_level_is_an_error() -> None:
+    pyramid = {level: jnp.zeros((1, 32 >> level, 32 >> level, 1)) for level in (2, 3)}
+    with pytest.raises(ValueError, match=r"the extractor reads levels \(2, 3, 4, 5\), the pyramid has \[2, 3\]"):
+        OneLevel()(pyramid, jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))

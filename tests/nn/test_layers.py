@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.nn.layers import BatchNorm, Conv, GroupNorm, Linear, Upsample
+
+KEY = jax.random.key(0)
+
+
+def slow_conv(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
+    """``x [H, W, C]`` with ``kernel [k, k, C, F]``, zeros around, one output pixel at a time."""
+    k = kernel.shape[0]
+    x = np.pad(x, ((k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+    rows, columns = ((n - k) // stride + 1 for n in x.shape[:2])
+    out = np.zeros((rows, columns, kernel.shape[3]))
+    for i in range(rows):
+        for j in range(columns):
+            window = x[i * stride : i * stride + k, j * stride : j * stride + k]
+            out[i, j] = np.einsum("hwc,hwcf->f", window, kernel)
+    return out
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+def test_conv_against_loops(kernel: int, stride: int) -> None:
+    layer, x = Conv(4, kernel, stride), jax.random.normal(KEY, (1, 7, 8, 3))
+    variables = layer.init(KEY, x)
+    bias = jnp.arange(4.0)
+    variables["params"]["bias"] = bias
+    expected = slow_conv(np.asarray(x[0]), np.asarray(variables["params"]["kernel"]), stride) + bias
+    np.testing.assert_allclose(layer.apply(variables, x)[0], expected, atol=1e-5)
+
+
+def test_upsample_puts_each_pixel_into_its_block() -> None:
+    layer, x = Upsample(2), jax.random.normal(KEY, (1, 2, 3, 4))
+    variables = layer.init(KEY, x)
+    kernel, out = variables["params"]["kernel"], layer.apply(variables, x)
+    assert out.shape == (1, 4, 6, 2)
+    for i, j, a, b in np.ndindex(2, 3, 2, 2):
+        np.testing.assert_allclose(out[0, 2 * i + a, 2 * j + b], x[0, i, j] @ kernel[a, b], rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_uses_stored_statistics() -> None:
+    x = jnp.array([[1.0, 10.0], [3.0, 30.0]])[None, None]
+    variables = {
+        "params": {"scale": jnp.array([2.0, 1.0]), "bias": jnp.array([0.5, 0.0])},
+        "batch_stats": {"mean": jnp.array([1.0, 20.0]), "var": jnp.array([4.0, 100.0])},
+    }
+    out = BatchNorm(epsilon=0.0).apply(variables, x)
+    np.testing.assert_allclose(out[0, 0], [[0.5, -1.0], [2.5, 1.0]], rtol=1e-6)
+
+
+def test_group_norm_statistics_and_error() -> None:
+    layer, x = GroupNorm(groups=2), 5 + 3 * jax.random.normal(KEY, (2, 4, 4, 6))
+    out = layer.apply(layer.init(KEY, x), x).reshape(2, 16, 2, 3)
+    np.testing.assert_allclose(out.mean((1, 3)), 0.0, atol=1e-5)
+    np.testing.assert_allclose(out.std((1, 3)), 1.0, atol=1e-3)
+    with pytest.raises(ValueError, match="multiple of groups=4, got 6"):
+        GroupNorm(groups=4).init(KEY, x)
+
+
+@pytest.mark.parametrize("layer", [Conv(4), Conv(4, 1), Linear(4), Upsample(4), BatchNorm(), GroupNorm(groups=2)])
+def test_bfloat16_in_bfloat16_out_with_float32_parameters(layer: object) -> None:
+    x = jax.random.normal(KEY, (1, 4, 4, 4))
+    variables = layer.init(KEY, x.astype(jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    low, exact = layer.apply(variables, x.astype(jnp.bfloat16)), layer.apply(variables, x)
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), exact, atol=0.06)
