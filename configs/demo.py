@@ -47,7 +47,7 @@ def get_config() -> Experiment:
         finish=Finish(max_detections=50),
     )
     data = Data(
-        train=Scenes("train", count=3000, size=SIZE),
+        train=Scenes("train", count=2000, size=SIZE),
         val=Scenes("val", count=200, size=SIZE),
         short_side=SIZE,
         long_side=SIZE,

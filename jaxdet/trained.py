@@ -1,6 +1,7 @@
 """A trained model as a checkpoint holds it: config, weights and category names, ready to be used."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -10,12 +11,15 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from jaxdet.checkpoints.from_torchvision import Imported
 from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.store import load as load_checkpoint
-from jaxdet.config import from_data, override
+from jaxdet.config import from_data, override, to_data
 from jaxdet.data import Category, Data, single_batch
 from jaxdet.experiment import Experiment
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,19 @@ def _from_file(path: str | PathLike[str], experiment: Experiment) -> Trained:
     imported = import_weights(path)
     if imported.within:
         raise ValueError(f"weights {path}: expected those of a whole model, got the {imported.within} alone")
+    warn_of_settings(experiment.model, imported)
     variables, _ = merge(_shapes(experiment), imported.variables)
     return Trained(experiment, variables, (), 0)
+
+
+def warn_of_settings(model: Any, imported: Imported) -> None:
+    """Log which settings the weights were trained with where the model has others."""
+    wanted = to_data(override(model, imported.settings))
+    if wanted != to_data(model):
+        _log.warning(
+            "these weights were trained with other settings than the model has and will do worse; they want %s",
+            " ".join(f"'{setting}'" for setting in imported.settings),
+        )
 
 
 def _shapes(experiment: Experiment) -> Any:

@@ -41,6 +41,7 @@ class Imported:
     category_ids: tuple[int, ...] = ()  #: of labels 0, 1, ..; empty where the file does not say or has no classes
     dropped: tuple[str, ...] = ()  #: names there that have no use here, left out by rule
     within: str = ""  #: the part of a model that these weights fill, as ``merge`` takes it; empty: all of it
+    settings: tuple[str, ...] = ()  #: overrides of a model that these weights were trained with
 
 
 def _either(ours: str, theirs: Sequence[str], leaves: Any) -> Table:
@@ -134,7 +135,7 @@ def from_torchvision(
         for name in (f"{module}.weight", f"{module}.bias"):
             if name in state:
                 state[name] = state[name][order]
-    return Imported(from_state(DETECTOR, state), category_ids=labels)
+    return Imported(from_state(DETECTOR, state), category_ids=labels, settings=SETTINGS)
 
 
 def _class_count(state: Mapping[str, Array]) -> int:

@@ -14,6 +14,7 @@ from jaxdet.checkpoints.store import VARIABLES, CheckpointStore
 from jaxdet.experiment import Run
 from jaxdet.mesh import replicate
 from jaxdet.train_lib.step import Trainable, TrainState, init_state, init_variables
+from jaxdet.trained import warn_of_settings
 
 OPTIMIZER = "optimizer"
 
@@ -38,13 +39,14 @@ def start_state(
         return _from_saved(like, saved)
     variables = init_variables(model, jax.random.key(run.seed))
     if run.init_from is not None:
-        variables = initialised(variables, run)
+        variables = initialised(model, variables, run)
     return replicate(init_state(variables, direction), mesh)
 
 
-def initialised(variables: dict[str, Any], run: Run) -> dict[str, Any]:
+def initialised(model: Trainable, variables: dict[str, Any], run: Run) -> dict[str, Any]:
     """Fresh variables with the weights of ``run.init_from`` in their places; says which they leave."""
     imported = import_weights(str(run.init_from))
+    warn_of_settings(model, imported)
     merged, report = merge(
         variables, imported.variables, run.init_skip, new_classes=run.init_new_classes, within=imported.within
     )

@@ -104,10 +104,10 @@ def test_weights_of_another_run_are_a_start(
     caplog.set_level(logging.INFO, "jaxdet")
     fresh = init_variables(experiment.model, jax.random.key(5))
     theirs = load(folder / "whole")[0]
-    started = initialised(fresh, Run(init_from=str(folder / "whole")))
+    started = initialised(experiment.model, fresh, Run(init_from=str(folder / "whole")))
     jax.tree.map(np.testing.assert_array_equal, started, theirs)
 
-    started = initialised(fresh, Run(init_from=str(folder / "whole"), init_new_classes=True))
+    started = initialised(experiment.model, fresh, Run(init_from=str(folder / "whole"), init_new_classes=True))
     logits = ("params", "heads_0", "box_head", "logits", "kernel")
     np.testing.assert_array_equal(leaf(started, logits), leaf(fresh, logits))
     conv = ("params", "neck", "lateral3", "kernel")
@@ -116,7 +116,7 @@ def test_weights_of_another_run_are_a_start(
 
     other = init_variables(experiment.model.clone(num_classes=3), jax.random.key(5))
     with pytest.raises(ValueError, match="heads_0/box_head/logits/kernel: shape"):
-        initialised(other, Run(init_from=str(folder / "whole")))
+        initialised(experiment.model, other, Run(init_from=str(folder / "whole")))
 
 
 def leaf(tree: Any, path: tuple[str, ...]) -> Any:

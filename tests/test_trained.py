@@ -1,0 +1,22 @@
+"""Settings that foreign weights ask for."""
+
+import logging
+
+import pytest
+
+from jaxdet.checkpoints.from_torchvision import SETTINGS, Imported
+from jaxdet.config import load_config, override
+from jaxdet.trained import warn_of_settings
+
+
+def test_a_model_with_other_settings_than_its_weights_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "jaxdet")
+    model = load_config("configs/mask_rcnn_r50_fpn.py").model
+    foreign = Imported({"params": {}}, settings=SETTINGS)
+
+    warn_of_settings(model, Imported({"params": {}}))
+    warn_of_settings(override(model, SETTINGS), foreign)
+    assert not caplog.records
+
+    warn_of_settings(model, foreign)
+    assert "'*.aligned=false'" in caplog.text
