@@ -44,7 +44,7 @@ def offset_by_group(boxes: jax.Array, groups: jax.Array, valid: jax.Array) -> ja
     The shift is ``group * (largest coordinate + 1)`` in float32, the reference's arithmetic: with many groups it
     rounds coordinates (to 1/128 pixel at 80 classes), which decides borderline cases the same way as there.
     """
-    largest = jnp.where(valid[:, None], boxes, 0.0).max(initial=0.0)
+    largest = jnp.where(valid[:, None] & jnp.isfinite(boxes), boxes, 0.0).max(initial=0.0)
     return boxes + (groups.astype(boxes.dtype) * (largest + 1.0))[:, None]
 
 
