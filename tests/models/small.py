@@ -1,0 +1,108 @@
+"""A model of some thousand parameters on images of 64 pixels, and batches for it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdet.models.branches import Head
+from jaxdet.models.loop import Step
+from jaxdet.models.proposals import RPN
+from jaxdet.models.two_stage import TwoStage
+from jaxdet.nn.box_head import FC2
+from jaxdet.nn.extractor import OneLevel
+from jaxdet.nn.fpn import FPN
+from jaxdet.nn.mask_head import FCN
+from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.ops.anchors import Anchors
+from jaxdet.ops.sampling import Sampler
+from jaxdet.structures import Batch, Targets
+
+CLASSES = 3
+SLOTS = 5
+"""Ground-truth slots of an image, of which at most 3 are filled."""
+FIRST = Sampler(number=16, positive_fraction=0.5, order="first")
+
+
+def make_head(**changes: Any) -> Head:
+    parts = {
+        "box_extractor": OneLevel(size=3, finest=14.0),
+        "box_head": FC2(channels=8),
+        "mask_extractor": OneLevel(size=6, finest=14.0),
+        "mask_head": FCN(channels=8, convs=1),
+    }
+    return Head(**parts | changes)
+
+
+def make_model(**changes: Any) -> TwoStage:
+    rpn = RPN(
+        head=RPNHead(channels=8),
+        anchors=Anchors(scales=(4.0,)),
+        sampler=FIRST,
+        pre_nms_train=40,
+        post_nms_train=30,
+        pre_nms_test=40,
+        post_nms_test=20,
+    )
+    parts = {
+        "num_classes": CLASSES,
+        "backbone": ResNet(depth=18, width=8),
+        "neck": FPN(channels=8),
+        "rpn": rpn,
+        "heads": (make_head(),),
+        "schedule": (Step(sampler=FIRST),),
+    }
+    return TwoStage(**parts | changes)
+
+
+def make_targets(seed: int, kind: str = "objects", fill: float = 0.0, slots: int = SLOTS) -> Targets:
+    """One image's ground truth: three ``objects``, three ``crowd`` regions, or ``nothing``; the rest is ``fill``."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 30, (slots, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(12, 30, (slots, 2))], 1).astype(np.float32)
+    valid = np.arange(slots) < (0 if kind == "nothing" else 3)
+    spare, whole = ~valid, 0 if np.isnan(fill) else int(fill)
+    boxes[spare] = fill
+    return Targets(
+        boxes=boxes,
+        labels=np.where(valid, np.arange(slots) % CLASSES, whole).astype(np.int32),
+        masks=np.where(spare[:, None, None], whole, rng.integers(0, 2, (slots, 12, 12))).astype(np.uint8),
+        frames=boxes.copy(),
+        crowd=np.full(slots, kind == "crowd"),
+        valid=valid,
+    )
+
+
+def make_batch(targets: list[Targets], seed: int = 0, canvas: tuple[int, int] = (64, 64)) -> Batch:
+    """An image of noise, 60 x 56 pixels, for each of the targets; the same ones give the same image."""
+    number = len(targets)
+    image = np.zeros((number, *canvas, 3), np.uint8)
+    for i in range(number):
+        noise = np.random.default_rng(seed + i).integers(0, 256, (15, 14, 3))
+        image[i, :60, :56] = noise.repeat(4, 0).repeat(4, 1)
+    return Batch(
+        image=image,
+        true_hw=np.tile(np.float32([60, 56]), (number, 1)),
+        scale=np.ones((number, 2), np.float32),
+        original_hw=np.tile([60, 56], (number, 1)).astype(np.int32),
+        index=np.arange(number, dtype=np.int32),
+        valid=np.ones(number, bool),
+        targets=jax.tree.map(lambda *leaves: np.stack(leaves), *targets),
+    )
+
+
+def initialize(model: TwoStage, batch: Batch) -> Any:
+    """Variables with which the heads say something: the reference's initial outputs are all but 0."""
+
+    def louder(path: Any, leaf: jax.Array) -> jax.Array:
+        factor = 30 if any(entry.key in ("logits", "deltas") for entry in path) else 1
+        return factor * leaf + 0.01 * jnp.sin(jnp.arange(float(leaf.size))).reshape(leaf.shape)
+
+    @jax.jit
+    def run() -> Any:
+        fresh = model.init(jax.random.key(0), batch, method="predict")
+        return {**fresh, "params": jax.tree_util.tree_map_with_path(louder, fresh["params"])}
+
+    return run()
