@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdet.models.branches import box_losses, mask_losses, of_class
+from jaxdet.models.finish import Finished
 from jaxdet.models.loop import Step, refine, sample, test_masks, test_steps, train_steps
 from jaxdet.ops.boxes import DeltaCoder
 from jaxdet.ops.matching import Matcher
@@ -37,10 +38,8 @@ class Told:
     def boxes(
         self, features: object, boxes: jax.Array, valid: jax.Array, num_classes: int
     ) -> tuple[jax.Array, jax.Array]:
-        deltas = jnp.asarray(self.deltas)
-        return jnp.broadcast_to(jnp.asarray(self.logits), (*valid.shape, 3)), jnp.broadcast_to(
-            deltas, (*valid.shape, *deltas.shape)
-        )
+        logits, deltas = jnp.asarray(self.logits), jnp.asarray(self.deltas)
+        return tuple(jnp.broadcast_to(a, (*valid.shape, *a.shape)) for a in (logits, deltas))
 
     def masks(self, features: object, boxes: jax.Array, labels: jax.Array, *_: object) -> jax.Array:
         return jnp.broadcast_to(labels[..., None, None].astype(jnp.float32), (*labels.shape, 2, 2))
@@ -149,11 +148,8 @@ def test_test_steps_average_logits_and_decode_the_last_step() -> None:
 
 
 def test_test_masks_average_probabilities() -> None:
-    found = Proposals(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2)), jnp.ones((1, 2), bool)).replace()
-    labelled = dataclasses.make_dataclass("Labelled", ["boxes", "labels", "valid"])(
-        found.boxes, jnp.array([[0, 1]]), found.valid
-    )
-    masks = test_masks([Told(mask_head=object())], (Step(), Step()), {}, labelled, K)
+    found = Finished(jnp.zeros((1, 2, 4)), jnp.ones((1, 2)), jnp.array([[0, 1]]), jnp.ones((1, 2), bool))
+    masks = test_masks([Told(mask_head=object())], (Step(), Step()), {}, found, K)
     np.testing.assert_allclose(masks[0, :, 0, 0], [0.5, 1 / (1 + np.exp(-1))], rtol=1e-6)
 
 

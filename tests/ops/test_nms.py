@@ -146,6 +146,13 @@ def test_groups_do_not_suppress_each_other() -> None:
     assert kept == sorted(expected, key=lambda i: -scores[i])
 
 
+def test_one_nan_does_not_push_all_groups_away() -> None:
+    boxes = np.float32([[0, 0, 9, 9], [np.nan, 0, 9, 9], [0, 0, 9, 9]])
+    apart = offset_by_group(boxes, np.int32([0, 0, 1]), np.ones(3, bool))
+    np.testing.assert_array_equal(apart[2], [10, 10, 19, 19])
+    assert kept_of(np.asarray(apart), np.ones(3), 0.5, 3) == [0, 2]
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 def test_golden_nms(threshold: float) -> None:
     boxes, scores = OPS["nms/boxes"], OPS["nms/scores"]
