@@ -53,17 +53,23 @@ def load_variables(model: TwoStage, state_dict: Arrays, batch: Batch) -> Arrays:
 
 
 def make_batch(inputs: Arrays) -> Batch:
-    """One image with exact, whole-canvas masks."""
+    """One image with exact, whole-canvas masks, and an empty ground-truth slot where there is no object."""
     image = np.transpose(inputs["image"], (0, 2, 3, 1)).astype(np.float32)
     _, height, width, _ = image.shape
-    number = len(inputs["gt_boxes"])
+    real = len(inputs["gt_boxes"])
+    number = max(real, 1)
+
+    def slots(name: str, dtype: Any) -> np.ndarray:
+        array = np.asarray(inputs[name], dtype)
+        return np.concatenate([array, np.zeros((number - real, *array.shape[1:]), dtype)])[None]
+
     targets = Targets(
-        boxes=np.asarray(inputs["gt_boxes"], np.float32)[None],
-        labels=np.asarray(inputs["gt_labels"], np.int32)[None],
-        masks=np.asarray(inputs["gt_masks"], np.uint8)[None],
+        boxes=slots("gt_boxes", np.float32),
+        labels=slots("gt_labels", np.int32),
+        masks=slots("gt_masks", np.uint8),
         frames=np.tile(np.array([0, 0, width, height], np.float32), (1, number, 1)),
         crowd=np.zeros((1, number), bool),
-        valid=np.ones((1, number), bool),
+        valid=np.arange(number)[None] < real,
     )
     scale = np.asarray(inputs["scale_factor"], np.float32)
     return Batch(

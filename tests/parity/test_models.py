@@ -90,7 +90,7 @@ def other_inputs(height: int, width: int, boxes: int, seed: int) -> dict[str, An
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("height", "width", "boxes"), [(64, 96, 1), (96, 64, 7)])
+@pytest.mark.parametrize(("height", "width", "boxes"), [(64, 96, 1), (96, 64, 7), (64, 64, 0)])
 def test_runner_takes_other_sizes_and_numbers(height: int, width: int, boxes: int) -> None:
     inputs = other_inputs(height, width, boxes, seed=boxes)
     state = make_state("mask_rcnn_r50", inputs, salt="other")
