@@ -81,7 +81,6 @@ def test_growth_is_bounded_and_shrinking_if_asked() -> None:
     bounded, grown = DeltaCoder().decode(unit, wild), DeltaCoder(clip_shrink=False).decode(unit, wild)
     np.testing.assert_allclose(bounded[2:] - bounded[:2], [62.5, 0.016], rtol=1e-4)
     np.testing.assert_allclose(grown[2:] - grown[:2], [62.5, 0.0], atol=1e-5)
-    np.testing.assert_array_equal()
 
 
 def test_decode_computes_in_float32_whatever_the_head_does() -> None:
