@@ -40,6 +40,11 @@ def overfit(args: argparse.Namespace) -> list[str]:
         *(f"data.{part}.images={images}" for part in ("train", "val")),
         *(f"data.{part}.annotations={subset}" for part in ("train", "val")),
         "data.flip_probability=0",
+        # Few images and many updates: what counts here is how often the masks of small objects are seen.
+        "data.batch_size=2",
+        "optimizer.base_batch=none",
+        "optimizer.schedule.length=2200",
+        "optimizer.schedule.drops=1700,2050",
         "run.pictures=16",
     ]
 
@@ -48,6 +53,8 @@ def penn_fudan(args: argparse.Namespace) -> list[str]:
     """Settings of Penn-Fudan: one class, trained on train, evaluated on val."""
     return [
         "model.num_classes=1",
+        "optimizer.schedule.length=450",
+        "optimizer.schedule.drops=320,410",
         *(f"data.{part}.images={args.data / 'images'}" for part in ("train", "val")),
         *(
             f"data.{part}.annotations={args.data / 'annotations' / f'instances_{part}.json'}"
@@ -66,7 +73,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_intermixed_args()
     args.workdir = args.workdir or Path("runs") / args.task
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("jaxdet").setLevel(logging.INFO)
     settings = {"overfit": overfit, "penn_fudan": penn_fudan}[args.task](args)
     # The weights lack the last stage, which starts afresh; what lies outside the backbone always does.
     weights = [f"run.init_from={args.weights}", 'run.init_skip=["backbone/layer4"]']
