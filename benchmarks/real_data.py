@@ -43,8 +43,8 @@ def overfit(args: argparse.Namespace) -> list[str]:
         # Few images and many updates: what counts here is how often the masks of small objects are seen.
         "data.batch_size=2",
         "optimizer.base_batch=none",
-        "optimizer.schedule.length=2200",
-        "optimizer.schedule.drops=1700,2050",
+        "optimizer.schedule.length=1500",
+        "optimizer.schedule.drops=1100,1380",
         "run.pictures=16",
     ]
 
@@ -53,8 +53,8 @@ def penn_fudan(args: argparse.Namespace) -> list[str]:
     """Settings of Penn-Fudan: one class, trained on train, evaluated on val."""
     return [
         "model.num_classes=1",
-        "optimizer.schedule.length=450",
-        "optimizer.schedule.drops=320,410",
+        "optimizer.schedule.length=300",
+        "optimizer.schedule.drops=220,270",
         *(f"data.{part}.images={args.data / 'images'}" for part in ("train", "val")),
         *(
             f"data.{part}.annotations={args.data / 'annotations' / f'instances_{part}.json'}"

@@ -17,6 +17,7 @@ from jaxdet.nn.fpn import FPN
 from jaxdet.nn.mask_head import FCN
 from jaxdet.nn.resnet import ResNet
 from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.sampling import Sampler
 
 SIZE = 128  # pixels
@@ -24,13 +25,14 @@ SIZE = 128  # pixels
 
 def get_config() -> Experiment:
     head = Head(
-        box_extractor=OneLevel(size=7, sampling_ratio=2),
+        box_extractor=OneLevel(size=7, sampling_ratio=2, finest=28.0),
         box_head=FC2(channels=256, class_agnostic=True),
-        mask_extractor=OneLevel(size=14, sampling_ratio=2),
-        mask_head=FCN(channels=64, convs=2),
+        mask_extractor=OneLevel(size=14, sampling_ratio=2, finest=28.0),
+        mask_head=FCN(channels=32, convs=2),
     )
     rpn = RPN(
         head=RPNHead(channels=64),
+        anchors=Anchors(scales=(6.0,)),  # the smallest has a side of 24 pixels; half the objects are below 35
         sampler=Sampler(number=128, positive_fraction=0.5),
         pre_nms_train=300,
         post_nms_train=200,
@@ -43,7 +45,7 @@ def get_config() -> Experiment:
         neck=FPN(channels=64),
         rpn=rpn,
         heads=(head,),
-        schedule=(Step(sampler=Sampler(number=32, positive_fraction=0.5)),),
+        schedule=(Step(sampler=Sampler(number=48, positive_fraction=0.5)),),
         finish=Finish(max_detections=50),
     )
     data = Data(
@@ -56,7 +58,9 @@ def get_config() -> Experiment:
         mask_size=56,
         workers=0,
     )
-    schedule = Schedule(length=3200, drops=(2400, 2900), unit="steps", warmup_steps=100, warmup_ratio=0.01)
-    optimizer = Optimizer(rule="adamw", lr=1e-3, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
-    run = Run(log_every=50, checkpoint_every=800, eval_every=0, eval_batch=10, pictures=8)
+    schedule = Schedule(
+        length=4200, drops=(1300, 2400, 3400), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
+    )
+    optimizer = Optimizer(rule="adamw", lr=1.5e-3, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
+    run = Run(log_every=50, checkpoint_every=1400, eval_every=0, eval_batch=10, pictures=8)
     return Experiment(model, data, optimizer, run)

@@ -15,7 +15,7 @@ from jaxdet.data.scene_shapes import KINDS, Field, Kind
 # occlusion, all of COCO's size ranges (areas below 32^2, below 96^2, above) and touching objects of one class.
 _EMPTY = 0.03  # share of images with nothing in them
 _CROWDED = 0.08  # share of images with a crowd region
-_MIN_VISIBLE = 0.35  # of an object's own pixels; else it is not placed
+_MIN_VISIBLE = 0.5  # of an object's own pixels; else it is not placed
 _MIN_PIXELS = 60
 _SMALLEST = 28.0  # diameter in pixels
 _LARGEST = 1.0  # diameter as a share of the short side
