@@ -87,9 +87,9 @@ def _colour(hue: float, saturation: float, value: float) -> Field:
 def _draw_objects(rng: np.random.Generator, image: Field, layer: NDArray[np.int32], drawn: list[_Drawn]) -> None:
     """Huddles of objects around a few centres; the larger ones mostly lie behind."""
     height, width = layer.shape
-    short = min(height, width)
+    short, middle = min(height, width), np.array([width, height]) / 2
     centres = rng.uniform(0.2, 0.8, (rng.integers(1, 4), 2)) * (width, height)
-    count = int(rng.integers(3, 10))
+    count = int(rng.integers(2, 8))
     largest = max(_LARGEST * short, 1.5 * _SMALLEST)
     diameters = np.exp(rng.uniform(np.log(_SMALLEST), np.log(largest), count))
     if rng.random() < _DOMINANT:
@@ -99,6 +99,7 @@ def _draw_objects(rng: np.random.Generator, image: Field, layer: NDArray[np.int3
         kind = int(rng.integers(len(KINDS)))
         for _ in range(_TRIES):
             centre = centres[rng.integers(len(centres))] + rng.normal(0, 0.2 * short, 2)
+            centre += min(diameter / short, 1.0) ** 2 * (middle - centre)  # elsewhere the large ones would be cut off
             if _place(rng, image, layer, drawn, kind, (float(centre[0]), float(centre[1])), float(diameter) / 2):
                 break
 

@@ -24,7 +24,7 @@ from jaxdet.data.scene_drawing import Scene, draw_scene
 from jaxdet.data.scene_shapes import KINDS
 from jaxdet.data.settings import Scenes
 
-_VERSION = 2  # of the drawing; part of the cache folder's name
+_VERSION = 3  # of the drawing; part of the cache folder's name
 _STREAM = {"train": 0, "val": 1}
 
 
