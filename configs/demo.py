@@ -59,7 +59,7 @@ def get_config() -> Experiment:
         workers=0,
     )
     schedule = Schedule(
-        length=4200, drops=(1300, 2400, 3400, 3900), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
+        length=3800, drops=(1200, 2200, 3100, 3550), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
     )
     optimizer = Optimizer(rule="adamw", lr=1.5e-3, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
     run = Run(log_every=50, checkpoint_every=1400, eval_every=0, eval_batch=10, pictures=8)
