@@ -292,11 +292,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--boxes", type=int, default=512, help="boxes of RoIAlign")
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0))  # as taskset leaves them; XLA looks there too
+    torch.set_num_threads(cores)
     rows = [row for ratio in (0, 2) for row in roi_align_rows(options.repeats, options.boxes, ratio)]
     rows += [nms_row(options.repeats, number) for number in (1000, 4000)]
     rows += resnet_rows(options.repeats)
-    title = f"torch {torch.__version__}, jax {jax.__version__} on {jax.default_backend()}, {os.cpu_count()} cores"
+    title = f"torch {torch.__version__}, jax {jax.__version__} on {jax.default_backend()}, {cores} core(s)"
     table = Table("", "torch, ms", "jaxdet, ms", "torch / jaxdet", "largest difference", title=title)
     for row in rows:
         ratio = f"{row.torch_ms / row.jax_ms:.2f}"
