@@ -76,8 +76,14 @@ class View:
     def cropped_mask(self, mask: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """``[H, W]`` as stored -> bitmap ``[size, size]`` and frame in the view (see ``masks.crop_mask``).
 
-        The same pixels as a crop of ``mask``, but only those near the instance are resized.
+        Of an enlarged image the same pixels as a crop of ``mask``, but only those near the instance are resized.  Of
+        an image made smaller the stored pixels: their nearest neighbours would lose what a small instance has, and
+        shift it.
         """
+        if self.hw[0] < self.original_hw[0]:
+            bitmap, frame = crop_mask(mask, size)
+            frame = self.mirrored(frame * np.array([*self.scale[::-1]] * 2, np.float32))
+            return (bitmap[:, ::-1] if self.flip else bitmap), frame
         rows, columns = nearest_lines(self.original_hw[0], self.hw[0]), nearest_lines(self.original_hw[1], self.hw[1])
         top, bottom = _span(mask.max(axis=1)[rows])
         left, right = _span(mask.max(axis=0)[columns])
@@ -123,7 +129,7 @@ def target_arrays(record: Record, view: View, data: Data) -> dict[str, Any]:
     Raises:
         ValueError: a segmentation that cannot be read.
     """
-    chosen = _usable(record, view.original_hw)
+    chosen = _usable(record, view)
     kept = sorted(chosen, key=lambda annotation: annotation.crowd)[: data.max_boxes]
     targets = _empty_targets(view, data)
     for slot, annotation in enumerate(kept):
@@ -137,10 +143,13 @@ def target_arrays(record: Record, view: View, data: Data) -> dict[str, Any]:
     return targets | {"dropped": np.int32(len(chosen) - len(kept))}
 
 
-def _usable(record: Record, hw: tuple[int, int]) -> list[Annotation]:
+def _usable(record: Record, view: View) -> list[Annotation]:
+    """The annotations to train on; a box must also keep an area after clipping, or its targets are infinite."""
     boxes = np.array([annotation.bbox for annotation in record.annotations], np.float64).reshape(-1, 4)
     areas = np.array([annotation.area for annotation in record.annotations], np.float64)
-    usable = usable_boxes(boxes, areas, np.array(hw, np.int32))
+    usable = usable_boxes(boxes, areas, np.array(view.original_hw, np.int32))
+    corners = view.boxes(boxes)
+    usable &= (corners[:, 2:] > corners[:, :2]).all(axis=1)
     return [a for a, use in zip(record.annotations, usable, strict=True) if use and not a.ignore]
 
 

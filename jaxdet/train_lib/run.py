@@ -14,6 +14,7 @@ import jaxdet
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import check, to_data
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
+from jaxdet.evaluation.categories import match_categories
 from jaxdet.experiment import Experiment
 from jaxdet.mesh import check_batch_size, data_mesh, replicated_key
 from jaxdet.train_lib.log import RunLog
@@ -121,7 +122,7 @@ class _Job:
     def validate(self, val: Source, stop: StopRequest, state: TrainState) -> dict[str, float]:
         experiment = self.experiment
         picture = self.workdir if self.writes else None
-        return validate(experiment, state.variables, val, self.mesh, picture, stop.break_off)
+        return validate(experiment, state.variables, val, self.source.categories, self.mesh, picture, stop.break_off)
 
     def steps(
         self, state: TrainState, direction: optax.GradientTransformation, batches: BatchIterator, watch: Watch
@@ -161,4 +162,7 @@ def _open(data: Data, classes: int) -> tuple[Source, Source | None]:
             f"model.num_classes: expected {len(names)}, the categories of the training data "
             f"({', '.join(names[:5])}, ...), got {classes}; set model.num_classes={len(names)}"
         )
-    return source, None if data.val is None else open_source(data.val)
+    val = None if data.val is None else open_source(data.val)
+    if val is not None:
+        match_categories(classes, val.categories, source.categories)
+    return source, val

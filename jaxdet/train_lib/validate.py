@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxdet.data import Source
+from jaxdet.data import Category, Source
 from jaxdet.eval_lib import detect
 from jaxdet.evaluation import score
 from jaxdet.evaluation.tables import summary_table
@@ -28,14 +28,25 @@ def validate(
     experiment: Experiment,
     variables: Any,
     source: Source,
+    categories: Sequence[Category],
     mesh: Mesh,
     workdir: Path | None,
     progress: Callable[[int, int], None],
 ) -> dict[str, float]:
-    """COCO's numbers of the model over ``source``; draws ``predictions.png`` into ``workdir``, if given."""
+    """COCO's numbers of the model over ``source``; draws ``predictions.png`` into ``workdir``, if given.
+
+    ``categories`` are those of the training data, which the source may number otherwise.
+    """
     run = experiment.run
     results = detect(
-        experiment.model, variables, source, experiment.data, mesh, batch_size=run.eval_batch, progress=progress
+        experiment.model,
+        variables,
+        source,
+        experiment.data,
+        mesh,
+        batch_size=run.eval_batch,
+        categories=categories,
+        progress=progress,
     )
     if workdir is not None and run.pictures:
         save_predictions(source, results, workdir / PICTURE, count=run.pictures)

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from jaxdet.config import differences, to_text
+from jaxdet.config import differences, from_data, to_data, to_text
 
 CONFIG = "config.json"
 METRICS = "metrics.json"
@@ -29,7 +29,9 @@ def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> 
     """
     path = workdir / CONFIG
     if path.exists():
-        changes = differences(json.loads(path.read_text()), config)
+        # Rebuilt, so that a setting that is newer than the run counts with its default.
+        stored = to_data(from_data(json.loads(path.read_text())))
+        changes = differences(stored, config)
         if changes and not accept_changes:
             raise ValueError(_refusal(workdir, changes))
         if changes:

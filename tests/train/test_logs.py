@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxdet.checkpoints.store import VARIABLES
+from jaxdet.config import to_data
 from jaxdet.experiment import Optimizer, Run
 from jaxdet.train_lib.log import CURVES, RunLog, read_log
 from jaxdet.train_lib.loop import Pending
@@ -84,7 +85,7 @@ def test_only_the_writing_process_writes(tmp_path: Path) -> None:
 
 
 def test_a_folder_belongs_to_one_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run, config = Run(seed=1), {"class": "jaxdet.experiment.Run", "seed": 1}
+    run, config, other = Run(seed=1), to_data(Run(seed=1)), to_data(Run(seed=2))
     claim(tmp_path / "run", run, config, accept_changes=False)
     claim(tmp_path / "run", run, config, accept_changes=False)
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
@@ -92,13 +93,24 @@ def test_a_folder_belongs_to_one_config(tmp_path: Path, caplog: pytest.LogCaptur
     (tmp_path / "run" / "metrics.json").write_text('{"bbox/AP": 0.5}')
     assert read_metrics(tmp_path / "run") == {"bbox/AP": 0.5}
     with pytest.raises(ValueError, match=r"seed: 1 -> 2\n.*--workdir.*\n?.*--accept-changes"):
-        claim(tmp_path / "run", Run(seed=2), config | {"seed": 2}, accept_changes=False)
+        claim(tmp_path / "run", Run(seed=2), other, accept_changes=False)
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
     with caplog.at_level(logging.WARNING):
-        claim(tmp_path / "run", Run(seed=2), config | {"seed": 2}, accept_changes=True)
+        claim(tmp_path / "run", Run(seed=2), other, accept_changes=True)
     assert "seed: 1 -> 2" in caplog.text
     assert read_metrics(tmp_path / "run") is None  # they are those of another config
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
+
+
+def test_a_setting_newer_than_the_run_counts_with_its_default(tmp_path: Path) -> None:
+    config = to_data(Run(seed=1))
+    claim(tmp_path, Run(seed=1), config, accept_changes=False)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["pictures"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    claim(tmp_path, Run(seed=1), config, accept_changes=False)
+    with pytest.raises(ValueError, match="pictures: 8 -> 3"):
+        claim(tmp_path, Run(seed=1, pictures=3), to_data(Run(seed=1, pictures=3)), accept_changes=False)
 
 
 class Store:
