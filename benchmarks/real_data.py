@@ -43,8 +43,8 @@ def overfit(args: argparse.Namespace) -> list[str]:
         # Few images and many updates: what counts here is how often the masks of small objects are seen.
         "data.batch_size=2",
         "optimizer.base_batch=none",
-        "optimizer.schedule.length=1000",
-        "optimizer.schedule.drops=750,920",
+        "optimizer.schedule.length=1500",
+        "optimizer.schedule.drops=1100,1380",
         "run.pictures=16",
     ]
 
