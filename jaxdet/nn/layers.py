@@ -3,8 +3,7 @@
 No layer has a dtype of its own: parameters are float32, computation follows the dtype of the input.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 NormKind: TypeAlias = Literal["batch", "group"]
+CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
 kaiming_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 xavier_uniform: Initializer = nn.initializers.xavier_uniform()
@@ -22,30 +22,38 @@ def gaussian(std: float) -> Initializer:
     return nn.initializers.normal(std)
 
 
-def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], *args: Any, **kwargs: Any) -> jax.Array:
-    """``lax.conv_general_dilated``, but a 1x1 kernel as a matrix product, which XLA:CPU runs twice as fast."""
-    if kernel.shape[:2] != (1, 1) or kwargs.get("feature_group_count", 1) != 1:
-        return jax.lax.conv_general_dilated(x, kernel, strides, *args, **kwargs)
-    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int]) -> jax.Array:
+    """Correlation of ``x [B, H, W, C]`` with ``kernel [kh, kw, C, F]``, ``pads`` zeros around (rows, columns).
+
+    A 1x1 kernel is a matrix product, which XLA:CPU runs twice as fast.
+    """
+    if kernel.shape[:2] == (1, 1) and pads == (0, 0):
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    padding = tuple((pad, pad) for pad in pads)
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=CHANNELS_LAST)
 
 
 class Conv(nn.Module):
-    """Convolution ``[B, H, W, C] -> [B, H', W', features]``, padded symmetrically by half the kernel."""
+    """Convolution ``[B, H, W, C] -> [B, H', W', features]``, padded with zeros, symmetrically.
+
+    ``kernel`` is (rows, columns), or one number for both.  ``padding`` is one number for both axes, whatever the
+    kernel's shape (7x3 with padding 1 maps 7x7 to 3x7); None is half the kernel of each axis.
+    """
 
     features: int
-    kernel: int = 3
+    kernel: int | tuple[int, int] = 3
     stride: int = 1
     bias: bool = True
     kernel_init: Initializer = kaiming_fan_out
+    padding: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # The parameters belong to this module's scope, so the tree reads conv1/kernel, not conv1/Conv_0/kernel.
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
-        pad = self.kernel // 2
-        padding = ((pad, pad), (pad, pad)) if pad else ((0, 0), (0, 0))
-        y = convolve(x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        kh, kw = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
+        kernel = self.param("kernel", self.kernel_init, (kh, kw, x.shape[-1], self.features)).astype(x.dtype)
+        pads = (kh // 2, kw // 2) if self.padding is None else (self.padding, self.padding)
+        y = convolve(x, kernel, self.stride, pads)
         return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype) if self.bias else y
 
 

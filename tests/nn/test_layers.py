@@ -8,27 +8,51 @@ from jaxdet.nn.layers import BatchNorm, Conv, GroupNorm, Linear, Upsample
 KEY = jax.random.key(0)
 
 
-def slow_conv(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
-    """``x [H, W, C]`` with ``kernel [k, k, C, F]``, zeros around, one output pixel at a time."""
-    k = kernel.shape[0]
-    x = np.pad(x, ((k // 2, k // 2), (k // 2, k // 2), (0, 0)))
-    rows, columns = ((n - k) // stride + 1 for n in x.shape[:2])
+def slow_conv(x: np.ndarray, kernel: np.ndarray, stride: int, pads: tuple[int, int]) -> np.ndarray:
+    """``x [H, W, C]`` with ``kernel [kh, kw, C, F]``, zeros around, one output pixel at a time."""
+    kh, kw = kernel.shape[:2]
+    x = np.pad(x, ((pads[0], pads[0]), (pads[1], pads[1]), (0, 0)))
+    rows, columns = ((n - k) // stride + 1 for n, k in zip(x.shape[:2], (kh, kw), strict=True))
     out = np.zeros((rows, columns, kernel.shape[3]))
     for i in range(rows):
         for j in range(columns):
-            window = x[i * stride : i * stride + k, j * stride : j * stride + k]
+            window = x[i * stride : i * stride + kh, j * stride : j * stride + kw]
             out[i, j] = np.einsum("hwc,hwcf->f", window, kernel)
     return out
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
-def test_conv_against_loops(kernel: int, stride: int) -> None:
-    layer, x = Conv(4, kernel, stride), jax.random.normal(KEY, (1, 7, 8, 3))
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "pads"),
+    [
+        (1, 1, None, (0, 0)),
+        (1, 2, None, (0, 0)),
+        (3, 1, None, (1, 1)),
+        (3, 2, None, (1, 1)),
+        (7, 2, None, (3, 3)),
+        ((7, 3), 1, None, (3, 1)),
+        ((7, 3), 1, 1, (1, 1)),
+        ((3, 7), 1, 3, (3, 3)),
+        ((3, 1), 1, 0, (0, 0)),
+        (1, 1, 2, (2, 2)),
+    ],
+)
+def test_conv_against_loops(
+    kernel: int | tuple[int, int], stride: int, padding: int | None, pads: tuple[int, int]
+) -> None:
+    layer, x = Conv(4, kernel, stride, padding=padding), jax.random.normal(KEY, (1, 7, 8, 3))
     variables = layer.init(KEY, x)
     bias = jnp.arange(4.0)
     variables["params"]["bias"] = bias
-    expected = slow_conv(np.asarray(x[0]), np.asarray(variables["params"]["kernel"]), stride) + bias
+    expected = slow_conv(np.asarray(x[0]), np.asarray(variables["params"]["kernel"]), stride, pads) + bias
     np.testing.assert_allclose(layer.apply(variables, x)[0], expected, atol=1e-5)
+
+
+def test_rectangular_kernels_of_the_fcc_head() -> None:
+    x = jnp.zeros((2, 7, 7, 3))
+    narrow, variables = Conv(5, (7, 3), padding=1).init_with_output(KEY, x)
+    assert narrow.shape == (2, 3, 7, 5)
+    assert variables["params"]["kernel"].shape == (7, 3, 3, 5)
+    assert Conv(5, (3, 7), padding=3).init_with_output(KEY, narrow)[0].shape == (2, 7, 7, 5)
 
 
 def test_upsample_puts_each_pixel_into_its_block() -> None:
