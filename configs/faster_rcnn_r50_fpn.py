@@ -10,11 +10,12 @@ from jaxdet.models.branches import Head
 from jaxdet.models.loop import Step
 from jaxdet.models.proposals import RPN
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import FC2
+from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.extractor import OneLevel
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.resnet import ResNet
 from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.nn.trunk import FC2
 from jaxdet.ops.matching import Matcher
 
 
@@ -24,7 +25,7 @@ def get_config() -> Experiment:
         backbone=ResNet(depth=50),
         neck=FPN(),
         rpn=RPN(head=RPNHead()),
-        heads=(Head(box_extractor=OneLevel(size=7), box_head=FC2()),),
+        heads=(Head(box_extractor=OneLevel(size=7), box_head=BoxHead(FC2())),),
         # The reference lets low-quality matches into the heads of Mask R-CNN but not of Faster R-CNN.
         schedule=(Step(matcher=Matcher(positive_iou=0.5, negative_iou=0.5, low_quality=False)),),
     )

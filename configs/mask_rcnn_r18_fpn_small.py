@@ -11,12 +11,13 @@ from jaxdet.models.branches import Head
 from jaxdet.models.loop import Step
 from jaxdet.models.proposals import RPN
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import FC2
+from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.extractor import OneLevel
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.mask_head import FCN
 from jaxdet.nn.resnet import ResNet
 from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.nn.trunk import FC2
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.sampling import Sampler
 
@@ -24,7 +25,7 @@ from jaxdet.ops.sampling import Sampler
 def get_config() -> Experiment:
     head = Head(
         box_extractor=OneLevel(size=7, finest=28.0),
-        box_head=FC2(channels=512),
+        box_head=BoxHead(FC2(channels=512)),
         mask_extractor=OneLevel(size=14, finest=28.0),
         mask_head=FCN(channels=128),
     )

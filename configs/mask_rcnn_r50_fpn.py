@@ -9,18 +9,19 @@ from jaxdet.experiment import Experiment
 from jaxdet.models.branches import Head
 from jaxdet.models.proposals import RPN
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import FC2
+from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.extractor import OneLevel
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.mask_head import FCN
 from jaxdet.nn.resnet import ResNet
 from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.nn.trunk import FC2
 
 
 def get_config() -> Experiment:
     head = Head(
         box_extractor=OneLevel(size=7),
-        box_head=FC2(),
+        box_head=BoxHead(FC2()),
         mask_extractor=OneLevel(size=14),
         mask_head=FCN(),
     )

@@ -12,8 +12,9 @@ import pytest
 from jaxdet.config import check, differences, from_data, load_config, override, to_data, to_text
 from jaxdet.data.settings import CocoFolder, Data, Scenes
 from jaxdet.models.finish import Finish
-from jaxdet.nn.box_head import FC2
+from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.trunk import FC2
 
 
 class Part(nn.Module):
@@ -165,7 +166,7 @@ def test_a_round_trip_through_json_gives_an_equal_config() -> None:
         real_config(),
         ResNet(depth=18, frozen_stages=-1),
         Finish(),
-        FC2(),
+        BoxHead(FC2()),
         (1, "a", None, (2.5, {3: True})),
     ):
         again = from_data(json.loads(json.dumps(to_data(config))))

@@ -22,12 +22,13 @@ from jaxdet.experiment import Experiment, Run
 from jaxdet.models.branches import Head
 from jaxdet.models.proposals import RPN
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import FC2
+from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.extractor import OneLevel
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.mask_head import FCN
 from jaxdet.nn.resnet import ResNet
 from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.nn.trunk import FC2
 from jaxdet.predict_lib import find_images, predict_files
 from jaxdet.structures import Batch, Detections
 from jaxdet.trained import Trained, load
@@ -136,7 +137,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as training leaves it, of a small model that knows nothing, and ``data`` beside it."""
     folder = tmp_path_factory.mktemp("run")
     write_scenes(folder / "data", train=0, val=3, size=64)
-    head = Head(OneLevel(size=7), FC2(channels=16), OneLevel(size=14), FCN(channels=8, convs=1))
+    head = Head(OneLevel(size=7), BoxHead(FC2(channels=16)), OneLevel(size=14), FCN(channels=8, convs=1))
     rpn = RPN(head=RPNHead(), pre_nms_test=50, post_nms_test=20)
     model = TwoStage(num_classes=8, backbone=ResNet(depth=18), neck=FPN(channels=8), rpn=rpn, heads=(head,))
     val = CocoFolder(str(folder / "data" / "images"), str(folder / "data" / "instances_val.json"))

@@ -41,8 +41,8 @@ _RPN: Table = (
 
 def _heads(ours: str, box: str, mask: str) -> Table:
     return (
-        Row(f"{ours}/box_head/fc1", f"{box}.shared_fcs.0", LINEAR_OVER_7X7),
-        Row(f"{ours}/box_head/fc2", f"{box}.shared_fcs.1", LINEAR),
+        Row(f"{ours}/box_head/trunk/fc1", f"{box}.shared_fcs.0", LINEAR_OVER_7X7),
+        Row(f"{ours}/box_head/trunk/fc2", f"{box}.shared_fcs.1", LINEAR),
         Row(f"{ours}/box_head/logits", f"{box}.fc_cls", LINEAR),
         Row(f"{ours}/box_head/deltas", f"{box}.fc_reg", LINEAR),
         *(Row(f"{ours}/mask_head/conv{i + 1}", f"{mask}.convs.{i}.conv", CONV) for i in range(4)),

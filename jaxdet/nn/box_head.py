@@ -1,6 +1,4 @@
-"""Box heads: class and box of a crop."""
-
-import math
+"""Box head: class and box of a crop."""
 
 import flax.linen as nn
 import jax
@@ -8,21 +6,19 @@ import jax
 from jaxdet.nn.layers import Linear, gaussian
 
 
-class FC2(nn.Module):
-    """Two fully connected layers (FPN, Lin et al. 2017, section 4.2).
+class BoxHead(nn.Module):
+    """A trunk (``jaxdet.nn.trunk``), and two linear layers that say class and box.
 
     Crops ``[N, 7, 7, C]`` -> logits ``[N, K + 1]`` of K = ``num_classes``, background last, and deltas
     ``[N, K, 4]``, or ``[N, 1, 4]`` where boxes are class-agnostic.
     """
 
-    channels: int = 1024
+    trunk: nn.Module
     class_agnostic: bool = False
 
     @nn.compact
     def __call__(self, crops: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
-        x = crops.reshape(crops.shape[0], math.prod(crops.shape[1:]))
-        x = nn.relu(Linear(self.channels, name="fc1")(x))
-        x = nn.relu(Linear(self.channels, name="fc2")(x))
+        x = self.trunk(crops)
         logits = Linear(num_classes + 1, gaussian(0.01), name="logits")(x)
         boxes = 1 if self.class_agnostic else num_classes
         deltas = Linear(4 * boxes, gaussian(0.001), name="deltas")(x)

@@ -32,7 +32,7 @@ def test_convolution_moves_the_channel_axes_last():
 def test_first_fully_connected_layer_sees_the_map_channels_last():
     weight, features = numbers(2, 3 * 49), numbers(3, 7, 7)
     tree = from_mmdet({"roi_head.bbox_head.shared_fcs.0.weight": weight})
-    kernel = tree["params"]["heads_0"]["box_head"]["fc1"]["kernel"]
+    kernel = tree["params"]["heads_0"]["box_head"]["trunk"]["fc1"]["kernel"]
     torch_output = weight @ features.reshape(-1)
     np.testing.assert_allclose(features.transpose(1, 2, 0).reshape(-1) @ kernel, torch_output, rtol=1e-6)
 

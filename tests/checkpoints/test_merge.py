@@ -16,7 +16,7 @@ def model(classes=3, value=0.0):
             "backbone": {"conv1": {"kernel": array(3, 3, 3, 4)}, "bn1": {"scale": array(4), "bias": array(4)}},
             "heads_0": {
                 "box_head": {
-                    "fc1": {"kernel": array(8, 8)},
+                    "trunk": {"fc1": {"kernel": array(8, 8)}},
                     "logits": {"kernel": array(8, classes + 1)},
                     "deltas": {"kernel": array(8, 4 * classes)},
                 },
@@ -59,7 +59,9 @@ def test_a_pattern_skips_on_both_sides():
     there = model(classes=2, value=7)
     there["unmapped"] = {"semantic_head.weight": np.zeros(2)}
     merged, report = merge(model(value=1), there, skip=("^params/heads_0/", r"^unmapped/semantic_head\."))
-    assert merged["params"]["heads_0"]["box_head"]["fc1"]["kernel"][0, 0] == 1  # would fit, is skipped all the same
+    assert (
+        merged["params"]["heads_0"]["box_head"]["trunk"]["fc1"]["kernel"][0, 0] == 1
+    )  # would fit, is skipped all the same
     assert merged["params"]["backbone"]["bn1"]["scale"][0] == 7
     assert report.dropped == ("unmapped/semantic_head.weight",)
     assert len(report.kept) == 4
@@ -69,7 +71,7 @@ def test_a_pattern_skips_on_both_sides():
 def test_new_classes_keep_their_own_output_layers_and_say_so():
     merged, report = merge(model(classes=1, value=1), model(classes=80, value=7), new_classes=True)
     box_head = merged["params"]["heads_0"]["box_head"]
-    assert (box_head["fc1"]["kernel"] == 7).all()
+    assert (box_head["trunk"]["fc1"]["kernel"] == 7).all()
     assert box_head["logits"]["kernel"].shape == (8, 2)
     assert (box_head["logits"]["kernel"] == 1).all()
     assert str(report).splitlines() == [
@@ -92,7 +94,7 @@ def test_within_is_strict_inside_and_silent_outside():
     there = {key: {"backbone": model(value=7)[key]["backbone"]} for key in ("params", "batch_stats")}
     merged, report = merge(model(value=1), there, within="backbone")
     assert (merged["params"]["backbone"]["conv1"]["kernel"] == 7).all()
-    assert (merged["params"]["heads_0"]["box_head"]["fc1"]["kernel"] == 1).all()
+    assert (merged["params"]["heads_0"]["box_head"]["trunk"]["fc1"]["kernel"] == 1).all()
     assert len(report.loaded) == 5
     del there["params"]["backbone"]["bn1"]["bias"]
     with pytest.raises(ValueError, match=r"only here .*: 1\n    params/backbone/bn1/bias"):

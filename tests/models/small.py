@@ -10,12 +10,13 @@ from jaxdet.models.branches import Head
 from jaxdet.models.loop import Step
 from jaxdet.models.proposals import RPN
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import FC2
+from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.extractor import OneLevel
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.mask_head import FCN
 from jaxdet.nn.resnet import ResNet
 from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.nn.trunk import FC2
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.sampling import Sampler
 from jaxdet.structures import Batch, Targets
@@ -29,7 +30,7 @@ FIRST = Sampler(number=16, positive_fraction=0.5, order="first")
 def make_head(**changes: Any) -> Head:
     parts = {
         "box_extractor": OneLevel(size=3, finest=14.0),
-        "box_head": FC2(channels=8),
+        "box_head": BoxHead(FC2(channels=8)),
         "mask_extractor": OneLevel(size=6, finest=14.0),
         "mask_head": FCN(channels=8, convs=1),
     }

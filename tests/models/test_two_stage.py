@@ -12,8 +12,9 @@ from jaxdet.models.finish import Finish
 from jaxdet.models.loop import Step
 from jaxdet.models.proposals import RPN
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import FC2
+from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.nn.trunk import FC2
 from jaxdet.ops.anchors import Anchors
 from jaxdet.structures import Batch, Detections
 from tests.models.small import CLASSES, FIRST, initialize, make_batch, make_head, make_model, make_targets
@@ -166,7 +167,7 @@ def test_frozen_parameters_and_only_those_get_no_gradient() -> None:
         names = tuple(entry.key for entry in path)
         assert np.any(leaf) != model.is_frozen(names), names
     assert model.is_frozen(("backbone", "layer1_0", "conv1", "kernel"))
-    assert not model.is_frozen(("heads_0", "box_head", "fc1", "kernel"))
+    assert not model.is_frozen(("heads_0", "box_head", "trunk", "fc1", "kernel"))
 
 
 def test_bfloat16_is_close_and_keeps_geometry_in_float32() -> None:
@@ -201,7 +202,9 @@ def test_a_model_without_masks() -> None:
 
 @pytest.mark.parametrize("schedule", [(0, 0, 0), (0, 0, 1), (0, 1, 2)])
 def test_several_steps_and_class_agnostic_heads(schedule: tuple[int, ...]) -> None:
-    heads = tuple(make_head(box_head=FC2(channels=8, class_agnostic=True), beta=1.0) for _ in range(max(schedule) + 1))
+    heads = tuple(
+        make_head(box_head=BoxHead(FC2(channels=8), class_agnostic=True), beta=1.0) for _ in range(max(schedule) + 1)
+    )
     model = make_model(heads=heads, schedule=tuple(Step(head=h, sampler=FIRST) for h in schedule))
     terms, _ = apply_shapes(model, "losses", KEY)
     expected = {f"s{t}.{name}" for t in range(3) for name in ("loss_cls", "loss_bbox", "loss_mask")}

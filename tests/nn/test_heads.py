@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.box_head import FC2
+from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.extractor import OneLevel, crops_as_batch
 from jaxdet.nn.fpn import FPN, upsample_to
 from jaxdet.nn.mask_head import FCN
 from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.nn.trunk import FC2
 from tests.ops.golden import INPUTS, OPS
 
 KEY = jax.random.key(0)
@@ -53,13 +54,13 @@ def test_rpn_head_shapes() -> None:
 
 @pytest.mark.parametrize(("agnostic", "boxes"), [(False, 5), (True, 1)])
 def test_box_head_shapes(agnostic: bool, boxes: int) -> None:
-    head = FC2(channels=16, class_agnostic=agnostic)
+    head = BoxHead(FC2(channels=16), class_agnostic=agnostic)
     (logits, deltas), _ = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((3, 7, 7, 8)), 5))
     assert (logits.shape, deltas.shape) == ((3, 6), (3, boxes, 4))
 
 
 def test_box_head_treats_crops_alone() -> None:
-    head, crops = FC2(channels=16), jax.random.normal(KEY, (3, 7, 7, 8))
+    head, crops = BoxHead(FC2(channels=16)), jax.random.normal(KEY, (3, 7, 7, 8))
     variables = head.init(KEY, crops, 5)
     together, alone = head.apply(variables, crops, 5), head.apply(variables, crops[1:2], 5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1:2], b, atol=1e-6), together, alone)
