@@ -25,7 +25,9 @@ OPS = (
     "anchors/",
     "assign/",
     "mask_target/",
-    "groie.single",
+    "groie.",
+    "blocks.ga7/",
+    "blocks.ga14/",
     "levels/",
     "loss/",
 )

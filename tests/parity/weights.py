@@ -13,6 +13,7 @@ from jaxdet.checkpoints.from_mmdet import to_mmdet
 from jaxdet.checkpoints.tree import Variables, flatten, unflatten
 
 WEIGHT_GAIN = {
+    "conv_offset": 0.5,
     "rpn_conv": 1.0,
     "rpn_cls": 0.7,
     "rpn_reg": 0.15,
@@ -21,6 +22,20 @@ WEIGHT_GAIN = {
     "conv_logits": 0.8,
     "lateral_convs": 0.3,
     "fpn_convs": 0.6,
+    "fc_mask_iou": 0.7,
+    "theta.conv": 1.0,
+    "phi.conv": 1.0,
+    "g.conv": 1.0,
+    "conv_out.conv": 0.7,
+    "query_conv": 0.7,
+    "value_conv": 1.0,
+    "appr_geom_fc": 1.0,
+    "proj_conv": 1.0,
+    "channel_add_conv.0": 1.0,
+    "channel_add_conv.3": 0.5,
+    "conv_mask": 1.0,
+    "conv_res.conv": 1.0,
+    "pre_module": 1.0,
 }
 """Standard deviation times sqrt(fan in), by a part of the name; sqrt(2) for all others."""
 
@@ -41,7 +56,10 @@ def named_weight(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarra
         values = np.exp(0.1 * noise)
     elif kind == "bias":
         values = 0.05 * noise
-    elif len(shape) == 1:  # the scale of a normalisation; the last of a bottleneck is small, as in training
+    elif kind == "gamma":  # layers that start at zero get other values, so that they are tested
+        values = np.full(shape, 0.5)
+    elif len(shape) == 1 or (len(shape) == 3 and shape[1:] == (1, 1)):
+        # the scale of a normalisation; the last of a bottleneck is small, as in training
         values = 1.0 + 0.1 * noise
         values = 0.4 * values if name.endswith("bn3.weight") else values
     else:
