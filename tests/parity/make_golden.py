@@ -68,7 +68,7 @@ def compact_ops(golden: Arrays) -> Arrays:
     out: Arrays = {}
     for key in keys_of(golden):
         if key.startswith(OPS):
-            limit = 2000 if key.startswith("groie") or "out14x14" in key else 20000
+            limit = 2000 if key.startswith(("groie", "blocks")) or "out14x14" in key else 20000
             out |= thin(golden, key, limit)
     return out
 
