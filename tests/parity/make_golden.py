@@ -25,9 +25,11 @@ OPS = (
     "anchors/",
     "assign/",
     "mask_target/",
+    "maskiou/",
     "groie.",
     "blocks.ga7/",
     "blocks.ga14/",
+    "blocks.nl",
     "levels/",
     "loss/",
 )
