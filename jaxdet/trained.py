@@ -74,11 +74,12 @@ def _read(checkpoint: str | PathLike[str]) -> Trained:
 
 
 def _from_file(path: str | PathLike[str], experiment: Experiment) -> Trained:
-    imported = import_weights(path)
+    shapes = _shapes(experiment)
+    imported = import_weights(path, shapes)
     if imported.within:
         raise ValueError(f"weights {path}: expected those of a whole model, got the {imported.within} alone")
     warn_of_settings(experiment.model, imported)
-    variables, _ = merge(_shapes(experiment), imported.variables)
+    variables, _ = merge(shapes, imported.variables)
     return Trained(experiment, variables, (), 0)
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxdet.checkpoints.from_mmdet import resnet
 from jaxdet.checkpoints.layouts import CONV, LINEAR, LINEAR_OVER_7X7, TRANSPOSED_CONV
+from jaxdet.checkpoints.mmdet_names import resnet
 from jaxdet.checkpoints.table import Row, Table, from_state, plain_state
 from jaxdet.checkpoints.tree import Array, Variables
 

@@ -45,7 +45,7 @@ def start_state(
 
 def initialised(model: Trainable, variables: dict[str, Any], run: Run) -> dict[str, Any]:
     """Fresh variables with the weights of ``run.init_from`` in their places; says which they leave."""
-    imported = import_weights(str(run.init_from))
+    imported = import_weights(str(run.init_from), variables)
     warn_of_settings(model, imported)
     merged, report = merge(
         variables, imported.variables, run.init_skip, new_classes=run.init_new_classes, within=imported.within

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet.checkpoints.from_mmdet import from_mmdet, mmdet_name, to_mmdet
+from jaxdet.checkpoints.from_mmdet import from_mmdet, mmdet_names, to_mmdet
 from jaxdet.checkpoints.merge import merge
-from jaxdet.checkpoints.tree import flatten
+from jaxdet.checkpoints.tree import flatten, unflatten
 from jaxdet.structures import Batch
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
@@ -22,16 +22,25 @@ def numbers(*shape):
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
+def holding(*leaves):
+    """Variables with these leaves, of which only the names count."""
+    return unflatten({("params", *leaf.split("/")): numbers(1) for leaf in leaves})
+
+
+CONVS = [f"heads_0/mask_head/conv{n}/bias" for n in (1, 2, 3, 4)]
+ONE_HEAD = holding("heads_0/box_head/trunk/fc1/bias", *CONVS)
+
+
 def test_convolution_moves_the_channel_axes_last():
     weight = numbers(5, 3, 7, 2)
-    kernel = from_mmdet({"backbone.conv1.weight": weight})["params"]["backbone"]["conv1"]["kernel"]
+    kernel = from_mmdet({"backbone.conv1.weight": weight}, {})["params"]["backbone"]["conv1"]["kernel"]
     assert kernel.shape == (7, 2, 3, 5)
     assert kernel[6, 1, 2, 4] == weight[4, 2, 6, 1]
 
 
 def test_first_fully_connected_layer_sees_the_map_channels_last():
     weight, features = numbers(2, 3 * 49), numbers(3, 7, 7)
-    tree = from_mmdet({"roi_head.bbox_head.shared_fcs.0.weight": weight})
+    tree = from_mmdet({"roi_head.bbox_head.shared_fcs.0.weight": weight}, ONE_HEAD)
     kernel = tree["params"]["heads_0"]["box_head"]["trunk"]["fc1"]["kernel"]
     torch_output = weight @ features.reshape(-1)
     np.testing.assert_allclose(features.transpose(1, 2, 0).reshape(-1) @ kernel, torch_output, rtol=1e-6)
@@ -39,21 +48,22 @@ def test_first_fully_connected_layer_sees_the_map_channels_last():
 
 def test_other_linear_layers_are_transposed():
     weight = numbers(4, 6)
-    tree = from_mmdet({"roi_head.bbox_head.fc_cls.weight": weight})
+    tree = from_mmdet({"roi_head.bbox_head.fc_cls.weight": weight}, ONE_HEAD)
     np.testing.assert_array_equal(tree["params"]["heads_0"]["box_head"]["logits"]["kernel"], weight.T)
 
 
 def test_transposed_convolution_is_y_x_in_out():
     weight = numbers(3, 5, 2, 2)  # torch: (in, out, kh, kw)
-    kernel = from_mmdet({"roi_head.mask_head.upsample.weight": weight})["params"]["heads_0"]["mask_head"]["upsample"]
-    assert kernel["kernel"].shape == (2, 2, 3, 5)
-    assert kernel["kernel"][1, 0, 2, 4] == weight[2, 4, 1, 0]
+    tree = from_mmdet({"roi_head.mask_head.upsample.weight": weight}, ONE_HEAD)
+    kernel = tree["params"]["heads_0"]["mask_head"]["upsample"]["kernel"]
+    assert kernel.shape == (2, 2, 3, 5)
+    assert kernel[1, 0, 2, 4] == weight[2, 4, 1, 0]
 
 
 def test_batch_norm_splits_into_parameters_and_statistics():
     names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     state = {f"backbone.layer3.11.bn2.{name}": np.full(4, i) for i, name in enumerate(names)}
-    tree = from_mmdet(state)
+    tree = from_mmdet(state, {})
     assert set(tree) == {"params", "batch_stats"}
     assert {k: v[0] for k, v in tree["params"]["backbone"]["layer3_11"]["bn2"].items()} == {"scale": 0, "bias": 1}
     assert {k: v[0] for k, v in tree["batch_stats"]["backbone"]["layer3_11"]["bn2"].items()} == {"mean": 2, "var": 3}
@@ -69,38 +79,90 @@ def test_batch_norm_splits_into_parameters_and_statistics():
 ])  # fmt: skip
 def test_spellings_of_a_checkpoint(wrap):
     state = {"rpn_head.rpn_cls.bias": numbers(3)}
-    np.testing.assert_array_equal(from_mmdet(wrap(state))["params"]["rpn"]["head"]["objectness"]["bias"], numbers(3))
+    tree = from_mmdet(wrap(state), {})
+    np.testing.assert_array_equal(tree["params"]["rpn"]["head"]["objectness"]["bias"], numbers(3))
 
 
 def test_unknown_names_are_kept_where_a_merge_must_see_them():
     state = {"rpn_head.rpn_cls.bias": numbers(3), "roi_head.semantic_head.conv.weight": numbers(2, 2, 1, 1)}
-    tree = from_mmdet(state)
+    tree = from_mmdet(state, {})
     assert list(tree["unmapped"]) == ["roi_head.semantic_head.conv.weight"]
     assert set(to_mmdet(tree)) == set(state)
 
 
 def test_a_name_that_only_begins_like_a_known_one_is_unknown():
     for name in ("xbackbone.conv1.weight", "backbone.conv1.weight_v", "backbone.layer1.x.conv1.weight", "conv1.weight"):
-        assert list(from_mmdet({name: numbers(1, 1, 1, 1)})) == ["unmapped"]
+        assert list(from_mmdet({name: numbers(1, 1, 1, 1)}, {})) == ["unmapped"]
+
+
+def test_what_another_composition_has_is_unknown():
+    """Heads of a list, a link and a mask IoU branch are nothing to a Mask R-CNN."""
+    heads = ("bbox_head.0.fc_cls", "mask_head.0.convs.0.conv", "bbox_roi_extractor.pre_module.conv")
+    for module in (*heads, "mask_iou_head.fcs.0", "mask_iou_head.fc_mask_iou", "bbox_head.1.fc_cls"):
+        state = {f"roi_head.{module}.bias": numbers(2)}
+        assert list(from_mmdet(state, ONE_HEAD)) == ["unmapped"]
+        assert to_mmdet(from_mmdet(state, ONE_HEAD)).keys() == state.keys()
 
 
 def test_errors_name_the_entry():
     with pytest.raises(ValueError, match=r"rpn_head\.rpn_conv\.weight has shape \(3,\), expected 4 axes"):
-        from_mmdet({"rpn_head.rpn_conv.weight": numbers(3)})
+        from_mmdet({"rpn_head.rpn_conv.weight": numbers(3)}, {})
     with pytest.raises(ValueError, match=r"shared_fcs\.0\.weight: 50 input features are no multiple of a 7x7 map"):
-        from_mmdet({"roi_head.bbox_head.shared_fcs.0.weight": numbers(2, 50)})
+        from_mmdet({"roi_head.bbox_head.shared_fcs.0.weight": numbers(2, 50)}, ONE_HEAD)
     with pytest.raises(ValueError, match=r"not arrays: epoch\. .*state_dict"):
-        from_mmdet({"epoch": 12})
+        from_mmdet({"epoch": 12}, {})
     with pytest.raises(ValueError, match="no torch name for rpn/head/surprise/kernel"):
-        mmdet_name(("rpn", "head", "surprise", "kernel"))
+        mmdet_names(holding("rpn/head/surprise/kernel"))
     with pytest.raises(ValueError, match="no torch name for batch_stats/backbone/conv1/kernel"):
         to_mmdet({"batch_stats": {"backbone": {"conv1": {"kernel": numbers(1, 1, 1, 1)}}}})
 
 
-def test_names_both_ways():
-    assert mmdet_name(("neck", "lateral5", "kernel")) == "neck.lateral_convs.3.conv.weight"
-    assert mmdet_name(("backbone", "layer1_0", "downsample_bn", "var")) == "backbone.layer1.0.downsample.1.running_var"
-    assert mmdet_name(("heads_0", "mask_head", "conv4", "bias")) == "roi_head.mask_head.convs.3.conv.bias"
+def names_of(*leaves):
+    return set(mmdet_names(holding(*leaves)).values())
+
+
+def test_names_of_features():
+    assert names_of("neck/lateral5/kernel") == {"neck.lateral_convs.3.conv.weight"}
+    assert names_of("backbone/layer1_0/downsample_bn/var") == {"backbone.layer1.0.downsample.1.running_var"}
+
+
+def test_heads_are_numbered_where_the_reference_lists_them():
+    """In cascades, and in R3-CNN, whose link is in no other model of one head."""
+    one = ("heads_0/box_head/logits/bias", "heads_0/mask_head/conv1/bias", "heads_0/box_extractor/pre/conv/bias")
+    names = ("bbox_head{}.fc_cls.bias", "mask_head{}.convs.0.conv.bias", "bbox_roi_extractor{}.pre_module.conv.bias")
+    plain = {f"roi_head.{name.format('')}" for name in names}
+    listed = {f"roi_head.{name.format('.0')}" for name in names}
+    assert names_of(*one) == plain
+    assert names_of(*one, "heads_0/mask_head/link/bias") == listed | {"roi_head.mask_head.0.conv_res.conv.bias"}
+    assert names_of(*one, "heads_1/box_head/logits/bias") == listed | {"roi_head.bbox_head.1.fc_cls.bias"}
+
+
+@pytest.mark.parametrize("elements", [
+    {"fc1": "0", "fc2": "1"},
+    {"conv1": "0.conv", "conv2": "1.conv"},
+    {"conv1a": "0.conv", "conv1b": "1.conv", "conv2a": "2.conv", "conv2b": "3.conv"},
+    {"before/theta": "0.theta.conv", "before/out": "0.conv_out.conv", "conv1a": "1.conv", "conv1b": "2.conv"},
+    {"before/g": "0.g.conv", "before/theta": "0.theta.conv", "conv1": "1.conv", "conv2": "2.conv",
+     "after/phi": "3.phi.conv", "after/theta": "3.theta.conv"},
+])  # fmt: skip
+def test_elements_of_a_trunk_are_numbered_as_they_come(elements):
+    for ours, theirs in (("heads_0/box_head", "bbox_head.shared_fcs"), ("mask_iou", "mask_iou_head.fcs")):
+        wanted = {
+            f"{ours}/trunk/{here}/kernel": f"roi_head.{theirs}.{there}.weight" for here, there in elements.items()
+        }
+        found = mmdet_names(holding(*reversed(wanted)))
+        assert {"/".join(path): name for path, name in found.items()} == wanted
+
+
+def test_outputs_after_convolutions_read_a_flattened_map():
+    tree = holding("heads_0/box_head/trunk/conv1/kernel", "mask_iou/trunk/conv1/kernel", "mask_iou/conv1/kernel")
+    weight = numbers(2, 3 * 49)
+    state = {f"roi_head.{name}.weight": weight for name in ("bbox_head.fc_cls", "mask_iou_head.fc_mask_iou")}
+    filled = from_mmdet(state, tree)["params"]
+    for kernel in (filled["heads_0"]["box_head"]["logits"]["kernel"], filled["mask_iou"]["iou"]["kernel"]):
+        np.testing.assert_array_equal(kernel.reshape(7, 7, 3, 2)[4, 2, 1], weight[:, 49 + 4 * 7 + 2])
+    assert "roi_head.mask_iou_head.convs.0.conv.bias" in names_of("mask_iou/trunk/conv1/kernel", "mask_iou/conv1/bias")
+    assert "roi_head.mask_iou_head.convs.0.bias" in names_of("mask_iou/trunk/fc1/kernel", "mask_iou/conv1/bias")
 
 
 def reference_state(model):
@@ -116,13 +178,13 @@ def reference_state(model):
 @pytest.mark.parametrize(("model", "parameters"), [("mask_rcnn_r50", 44_396_336), ("faster_rcnn_r50", 41_753_056)])
 def test_every_reference_name_maps_and_returns_unchanged(model, parameters):
     state = reference_state(model)
-    tree = from_mmdet(state)
+    tree = from_mmdet(state, ONE_HEAD)
     assert set(tree) == {"params", "batch_stats"}
     assert sum(leaf.size for leaf in flatten(tree["params"]).values()) == parameters
     back = to_mmdet(tree)
     assert set(back) == set(state)
     assert all(np.array_equal(back[name], state[name]) for name in state)
-    assert {mmdet_name(path[1:]) for path in flatten(tree)} == set(state)
+    assert set(mmdet_names(tree).values()) == set(state)
 
 
 @pytest.mark.parametrize("model", ["mask_rcnn_r50", "faster_rcnn_r50"])
@@ -138,5 +200,5 @@ def test_the_models_are_filled_to_the_last_leaf(model):
         valid=np.ones(1, bool),
     )
     here = jax.eval_shape(lambda key: config.model.init(key, batch, method="predict"), jax.random.key(0))
-    _, report = merge(here, from_mmdet(state))
+    _, report = merge(here, from_mmdet(state, here))
     assert len(report.loaded) == len(state)
