@@ -7,8 +7,8 @@ faster_rcnn_r50_fpn_1x_coco); nobody has trained this one on COCO yet.
 from jaxdet.data.settings import CocoFolder, Data
 from jaxdet.experiment import Experiment
 from jaxdet.models.branches import Head
-from jaxdet.models.loop import Step
 from jaxdet.models.proposals import RPN
+from jaxdet.models.schedule import Step
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.extractor import OneLevel

@@ -8,8 +8,8 @@ channels; anchors are half as large, because the objects are.
 from jaxdet.data.settings import CocoFolder, Data
 from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
 from jaxdet.models.branches import Head
-from jaxdet.models.loop import Step
 from jaxdet.models.proposals import RPN
+from jaxdet.models.schedule import Step
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.extractor import OneLevel

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxdet.nn.extractor import crops_as_batch
 from jaxdet.ops import losses
 from jaxdet.ops.boxes import DeltaCoder, safe
-from jaxdet.ops.masks import mask_targets
 from jaxdet.structures import Features, Samples, Targets
 
 Losses = dict[str, jax.Array]
@@ -26,6 +25,11 @@ class Head(nn.Module):
     coder: DeltaCoder = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
     beta: float | None = None
 
+    @property
+    def linked(self) -> bool:
+        """Whether the mask branch looks at the features of the pass before."""
+        return self.mask_head is not None and bool(self.mask_head.linked)
+
     def boxes(
         self, features: Features, boxes: jax.Array, valid: jax.Array, num_classes: int
     ) -> tuple[jax.Array, jax.Array]:
@@ -37,13 +41,23 @@ class Head(nn.Module):
             deltas.reshape(*lead, *deltas.shape[1:]).astype(jnp.float32),
         )
 
-    def masks(
-        self, features: Features, boxes: jax.Array, labels: jax.Array, valid: jax.Array, num_classes: int
-    ) -> jax.Array:
-        """Logits ``[B, N, m, m]``, float32, of the bitmap of class ``labels [B, N]`` inside each box."""
+    def mask_crops(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
+        """What the mask branch sees of ``boxes [B, N, 4]``: ``[B * N, s, s, C]``."""
         if self.mask_extractor is None or self.mask_head is None:
             raise ValueError("this head has no mask branch; give it mask_extractor and mask_head")
-        logits = self.mask_head(crops_as_batch(self.mask_extractor(features, boxes, valid)), num_classes)
+        return crops_as_batch(self.mask_extractor(features, boxes, valid))
+
+    def no_mask_features(self, crops: jax.Array) -> jax.Array:
+        """What stands for the features of an earlier pass in the first one: zeros ``[B * N, s, s, C']``."""
+        return self.mask_head.nothing(crops)  # type: ignore[union-attr]
+
+    def mask_features(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
+        """One pass over the crops: features ``[B * N, s, s, C']``; ``previous`` are those of the pass before."""
+        return self.mask_head.features(crops, previous)  # type: ignore[union-attr]
+
+    def mask_logits(self, features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+        """Logits ``[B, N, m, m]``, float32, of the bitmap of class ``labels [B, N]`` inside each box."""
+        logits = self.mask_head.classify(features, num_classes)  # type: ignore[union-attr]
         own = jnp.take_along_axis(logits, labels.reshape(-1, 1, 1, 1), axis=3)[..., 0]
         return own.reshape(*labels.shape, *own.shape[1:]).astype(jnp.float32)
 
@@ -67,15 +81,7 @@ def box_losses(head: Head, logits: jax.Array, deltas: jax.Array, samples: Sample
     }
 
 
-def mask_losses(head: Head, features: Features, samples: Samples, targets: Targets, num_classes: int) -> Losses:
-    """Binary cross entropy of the true class's bitmap, mean over all pixels of all positives of the batch.
-
-    Only positives have a mask: callers cut the samples to the slots that may hold one.
-    """
-    labels = jnp.where(samples.positive, samples.labels, 0)
-    boxes = safe(samples.boxes, samples.positive)
-    logits = head.masks(features, boxes, labels, samples.positive, num_classes)
-    size = logits.shape[-1]
-    truth = mask_targets(targets.masks, targets.frames, boxes, samples.gt_index, samples.positive, size)
-    loss = losses.masked_sum(losses.binary_cross_entropy(logits, truth), samples.positive[..., None, None])
-    return {"loss_mask": loss / (jnp.maximum(samples.positive.sum(), 1) * size**2)}
+def mask_loss(logits: jax.Array, truth: jax.Array, positive: jax.Array) -> jax.Array:
+    """Binary cross entropy of bitmaps ``[B, P, m, m]``, mean over all pixels of all positives of the batch."""
+    total = losses.masked_sum(losses.binary_cross_entropy(logits, truth), positive[..., None, None])
+    return total / (jnp.maximum(positive.sum(), 1) * logits.shape[-1] ** 2)

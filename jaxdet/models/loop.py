@@ -1,126 +1,129 @@
 """The loop over heads: one step in Mask R-CNN, several with rising IoU in its descendants.
 
 What varies by *head* (extractors, layers, delta scale) lives in ``Head``; what varies by *step* (matching, sampling,
-loss weight) lives in ``Step``, together with the index of the head that the step uses.
+loss weight, mask passes) lives in ``Step``, together with the index of the head that the step uses.  Cascade R-CNN
+(Cai and Vasconcelos 2018) has as many heads as steps, R3-CNN (Rossi et al. 2021, section III) one head for all.
 """
 
-import dataclasses
-from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
-from jaxdet.models.branches import Head, Losses, box_losses, mask_losses, of_class
+from jaxdet.models.branches import Head, Losses, box_losses, mask_loss, of_class
 from jaxdet.models.finish import Finished
-from jaxdet.ops.boxes import clip
-from jaxdet.ops.matching import Match, Matcher
-from jaxdet.ops.sampling import Sampler
+from jaxdet.models.repeat import Repeat
+from jaxdet.models.samples import as_proposals, pad, positives, sample
+from jaxdet.models.schedule import Step
+from jaxdet.ops.boxes import clip, safe
+from jaxdet.ops.masks import mask_targets
 from jaxdet.structures import Features, Proposals, Samples, Targets
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One pass: which head, and how its training boxes are matched and sampled."""
+@struct.dataclass
+class MaskPass:
+    """The mask branch's last pass over the positives of a step."""
 
-    head: int = 0
-    matcher: Matcher = Matcher(positive_iou=0.5, negative_iou=0.5, min_positive_iou=0.5)
-    sampler: Sampler = Sampler(number=512, positive_fraction=0.25)
-    weight: float = 1.0
+    crops: jax.Array  #: ``[B * P, s, s, C]``
+    logits: jax.Array  #: ``[B, P, m, m]`` of the true class
+    truth: jax.Array  #: ``[B, P, m, m]`` float32, 0 or 1
+    samples: Samples  #: ``[B, P]``
 
 
-def check_schedule(schedule: Sequence[Step], heads: Sequence[Head]) -> None:
-    """ValueError where a step names a head that is not there, a head is never used, or stands there twice."""
-    used = {step.head for step in schedule}
-    if used != set(range(len(heads))):
-        raise ValueError(
-            f"the schedule uses heads {sorted(used)}, the model has heads {list(range(len(heads)))}: "
-            "each step needs a head and each head a step"
-        )
-    if len({id(head) for head in heads}) != len(heads):
-        raise ValueError("the same head instance is listed twice; to share weights name one head in several steps")
+@struct.dataclass
+class FoundMasks:
+    """What the mask branch says about detections."""
+
+    probabilities: jax.Array  #: ``[B, D, m, m]``, averaged over the passes
+    crops: jax.Array  #: ``[B * D, s, s, C]`` that the last head looked at
+    logits: jax.Array  #: ``[B, D, m, m]`` of the last pass
 
 
 def train_steps(
-    heads: Sequence[Head],
-    schedule: Sequence[Step],
+    repeat: Repeat,
     features: Features,
     proposals: Proposals,
     targets: Targets,
     true_hw: jax.Array,
     num_classes: int,
     key: jax.Array,
-) -> tuple[Losses, Losses]:
-    """Losses and metrics of all steps; each step trains on the boxes that the step before moved."""
-    terms: Losses = {}
-    metrics: Losses = {}
-    for t, step in enumerate(schedule):
-        head = heads[step.head]
-        samples = sample(step, proposals, targets, num_classes, jax.random.fold_in(key, t))
+) -> tuple[Losses, Losses, MaskPass | None]:
+    """Losses and metrics of all steps, and the mask pass of the last; each step trains on what the one before moved."""
+    slots = max(proposals.valid.shape[1], *(step.sampler.number for step in repeat.schedule))
+
+    def body(head: Head, step: Step, t: jax.Array | int, proposals: Proposals) -> tuple[Proposals, Any]:
+        box_key, mask_key = jax.random.split(jax.random.fold_in(key, t))
+        samples = sample(step, proposals, targets, num_classes, box_key)
         logits, deltas = head.boxes(features, samples.boxes, samples.valid, num_classes)
-        found = box_losses(head, logits, deltas, samples, targets)
+        terms = box_losses(head, logits, deltas, samples, targets)
+        metrics = _metrics(logits, samples)
+        moved = as_proposals(samples, refine(head, samples.boxes, logits, deltas, true_hw), slots)
+        last = None
         if head.mask_head is not None:
-            front = jax.tree.map(lambda a, n=step.sampler.max_positive: a[:, :n], samples)
-            found |= mask_losses(head, features, front, targets, num_classes)
-        prefix = f"s{t}." if len(schedule) > 1 else ""
-        terms |= {prefix + name: value * step.weight for name, value in found.items()}
-        metrics |= {prefix + name: value for name, value in _metrics(logits, samples).items()}
-        moved = refine(head, samples.boxes, logits, deltas, true_hw)
-        proposals = Proposals(moved, jnp.zeros(moved.shape[:2]), samples.valid & ~samples.truth)
-    return terms, metrics
+            if step.interleaved:
+                samples = sample(step, moved, targets, num_classes, mask_key)
+            last = mask_pass(repeat, head, step, features, positives(samples, step), targets, num_classes)
+            terms["loss_mask"] = mask_loss(last.logits, last.truth, last.samples.positive)
+        return moved, ({name: value * step.weight for name, value in terms.items()}, metrics, last)
+
+    _, outs = repeat.fold(body, pad(proposals, slots))
+    return _named([out[0] for out in outs]), _named([out[1] for out in outs]), outs[-1][2]
+
+
+def mask_pass(
+    repeat: Repeat, head: Head, step: Step, features: Features, samples: Samples, targets: Targets, num_classes: int
+) -> MaskPass:
+    """The passes of earlier heads, then that of the step's own, whose bitmaps are compared with the truth."""
+    labels = jnp.where(samples.positive, samples.labels, 0)
+    boxes = safe(samples.boxes, samples.positive)
+    crops = head.mask_crops(features, boxes, samples.positive)
+    before = head.no_mask_features(crops)
+    if head.linked:
+        before = repeat.chain(crops, step.mask_passes, before)
+    logits = head.mask_logits(head.mask_features(crops, before), labels, num_classes)
+    truth = mask_targets(
+        targets.masks, targets.frames, boxes, samples.gt_index, samples.positive, size=logits.shape[-1]
+    )
+    return MaskPass(crops, logits, truth, samples)
 
 
 def test_steps(
-    heads: Sequence[Head],
-    schedule: Sequence[Step],
-    features: Features,
-    proposals: Proposals,
-    true_hw: jax.Array,
-    num_classes: int,
+    repeat: Repeat, features: Features, proposals: Proposals, true_hw: jax.Array, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
     """Logits ``[B, N, K + 1]``, averaged over the steps, and boxes ``[B, N, K or 1, 4]`` of the last step."""
-    boxes, total = proposals.boxes, jnp.float32(0.0)
-    for t, step in enumerate(schedule):
-        head = heads[step.head]
+
+    def body(head: Head, step: Step, t: jax.Array | int, boxes: jax.Array) -> tuple[jax.Array, Any]:
         logits, deltas = head.boxes(features, boxes, proposals.valid, num_classes)
-        total += logits
-        if t < len(schedule) - 1:
-            boxes = refine(head, boxes, logits, deltas, true_hw)
-    final = jax.vmap(clip)(head.coder.decode(boxes[:, :, None], deltas), true_hw)
-    return total / len(schedule), final
+        by_class = jax.vmap(clip)(head.coder.decode(boxes[:, :, None], deltas), true_hw)
+        return refine(head, boxes, logits, deltas, true_hw), (logits, by_class)
+
+    _, outs = repeat.fold(body, proposals.boxes)
+    return jnp.stack([logits for logits, _ in outs]).mean(0), outs[-1][1]
 
 
-def sample(step: Step, proposals: Proposals, targets: Targets, num_classes: int, key: jax.Array) -> Samples:
-    """Boxes to train a step on.
+def test_masks(repeat: Repeat, features: Features, found: Finished, num_classes: int) -> FoundMasks:
+    """Masks of detections.
 
-    Every ground truth is a candidate too, standing for itself, so that there are good boxes from the start.
+    Linked heads look at the crops of the last step's head one after the other, each at what the one before saw;
+    others look at their own crops.
     """
+    last = repeat.heads[repeat.schedule[-1].head]
+    shared = last.mask_crops(features, found.boxes, found.valid)
 
-    def one(proposals: Proposals, targets: Targets, key: jax.Array) -> Samples:
-        match = step.matcher(proposals.boxes, proposals.valid, targets.boxes, targets.valid, targets.crowd)
-        match = _prepend_ground_truth(match, targets.valid & ~targets.crowd)
-        choice = step.sampler(match, key)
-        gt_index = jnp.where(choice.positive, match.gt_index[choice.index], 0)
-        labels = jnp.where(choice.positive, targets.labels[gt_index], num_classes).astype(jnp.int32)
-        boxes = jnp.concatenate([targets.boxes, proposals.boxes])[choice.index]
-        truth = choice.valid & (choice.index < len(targets.boxes))
-        return Samples(boxes, gt_index, labels, choice.positive, truth, choice.valid)
+    def body(head: Head, step: Step, t: jax.Array | int, before: jax.Array) -> tuple[jax.Array, jax.Array]:
+        crops = shared if last.linked else head.mask_crops(features, found.boxes, found.valid)
+        seen = head.mask_features(crops, before)
+        return seen, head.mask_logits(seen, found.labels, num_classes)
 
-    return jax.vmap(one)(proposals, targets, jax.random.split(key, proposals.valid.shape[0]))
+    _, outs = repeat.fold(body, last.no_mask_features(shared))
+    return FoundMasks(jax.nn.sigmoid(jnp.stack(outs)).mean(0), shared, outs[-1])
 
 
 def refine(head: Head, boxes: jax.Array, logits: jax.Array, deltas: jax.Array, true_hw: jax.Array) -> jax.Array:
     """Boxes ``[B, N, 4]`` moved by the deltas of their likeliest class, cut to the image; no gradient."""
     deltas = of_class(deltas, logits[..., :-1].argmax(-1))
     return jax.lax.stop_gradient(jax.vmap(clip)(head.coder.decode(boxes, deltas), true_hw))
-
-
-def _prepend_ground_truth(match: Match, real: jax.Array) -> Match:
-    return Match(
-        gt_index=jnp.concatenate([jnp.arange(len(real), dtype=jnp.int32), match.gt_index]),
-        positive=jnp.concatenate([real, match.positive]),
-        negative=jnp.concatenate([jnp.zeros_like(real), match.negative]),
-        max_iou=jnp.concatenate([real.astype(jnp.float32), match.max_iou]),
-    )
 
 
 def _metrics(logits: jax.Array, samples: Samples) -> Losses:
@@ -131,18 +134,8 @@ def _metrics(logits: jax.Array, samples: Samples) -> Losses:
     }
 
 
-def test_masks(
-    heads: Sequence[Head],
-    schedule: Sequence[Step],
-    features: Features,
-    found: Finished,
-    num_classes: int,
-) -> jax.Array | None:
-    """Mask probabilities ``[B, D, m, m]`` of detections, averaged over the steps; None without mask branches."""
-    if heads[0].mask_head is None:
-        return None
-    passes = [
-        jax.nn.sigmoid(heads[step.head].masks(features, found.boxes, found.labels, found.valid, num_classes))
-        for step in schedule
-    ]
-    return jnp.stack(passes).mean(0)
+def _named(steps: list[Losses]) -> Losses:
+    """Terms of all steps in one dictionary, told apart by a prefix where there are several steps."""
+    if len(steps) == 1:
+        return steps[0]
+    return {f"s{t}.{name}": value for t, terms in enumerate(steps) for name, value in terms.items()}

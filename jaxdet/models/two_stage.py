@@ -10,6 +10,8 @@ from jaxdet.models import loop
 from jaxdet.models.branches import Head, Losses
 from jaxdet.models.finish import Finish
 from jaxdet.models.proposals import RPN
+from jaxdet.models.repeat import Repeat, Rolled, Unrolled
+from jaxdet.models.schedule import Step, check_schedule
 from jaxdet.nn.resnet import normalize
 from jaxdet.structures import Batch, Detections, Features, Proposals, Targets
 
@@ -20,7 +22,10 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 class TwoStage(nn.Module):
     """Faster R-CNN (Ren et al. 2015), and Mask R-CNN (He et al. 2017) where the head has a mask branch.
 
-    ``schedule`` says which head works at which step.  ``pixel_mean`` and ``pixel_std`` normalise RGB images of
+    ``schedule`` says which head works at which step of training: several heads make a Cascade or HTC, one head at
+    several steps R3-CNN.  ``test_heads`` are the heads of the steps at test, if those differ.  ``unroll``: the steps
+    are written out in the program, not rolled into a scan; None: as measured to be faster (``docs/BENCHMARKS.md``),
+    which is written out on a CPU and where there is one step.  ``pixel_mean`` and ``pixel_std`` normalise RGB images of
     0..255.  ``dtype`` is the dtype of computation; parameters, geometry and losses stay float32.
     """
 
@@ -29,14 +34,16 @@ class TwoStage(nn.Module):
     neck: nn.Module
     rpn: RPN
     heads: tuple[Head, ...]
-    schedule: tuple[loop.Step, ...] = (loop.Step(),)
+    schedule: tuple[Step, ...] = (Step(),)
+    test_heads: tuple[int, ...] | None = None
+    unroll: bool | None = None
     finish: Finish = Finish()
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def setup(self) -> None:
-        loop.check_schedule(self.schedule, self.heads)
+        check_schedule(self.schedule, self.heads)
 
     def losses(self, batch: Batch, key: jax.Array) -> tuple[Losses, Losses]:
         """Loss terms by name, whose sum is minimised, and metrics; ``key`` drives the samplers."""
@@ -65,14 +72,32 @@ class TwoStage(nn.Module):
         self, features: Features, proposals: Proposals, targets: Targets, true_hw: jax.Array, key: jax.Array
     ) -> tuple[Losses, Losses]:
         """Losses and metrics of the heads on given proposals."""
-        return loop.train_steps(self.heads, self.schedule, features, proposals, targets, true_hw, self.num_classes, key)
+        repeat = self.repeat(self.schedule)
+        terms, metrics, _ = loop.train_steps(repeat, features, proposals, targets, true_hw, self.num_classes, key)
+        return terms, metrics
 
     def detect(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> Detections:
         """Detections from given proposals."""
-        logits, boxes = loop.test_steps(self.heads, self.schedule, features, proposals, true_hw, self.num_classes)
+        repeat = self.repeat(self.test_schedule())
+        logits, boxes = loop.test_steps(repeat, features, proposals, true_hw, self.num_classes)
         found = jax.vmap(self.finish)(boxes, jax.nn.softmax(logits)[..., :-1], proposals.valid)
-        masks = loop.test_masks(self.heads, self.schedule, features, found, self.num_classes)
+        masks = None
+        if self.heads[0].mask_head is not None:
+            masks = loop.test_masks(repeat, features, found, self.num_classes).probabilities
         return Detections(found.boxes, found.scores, found.labels, masks, found.scores, found.valid)
+
+    def test_schedule(self) -> tuple[Step, ...]:
+        """The steps at test; only their heads matter."""
+        if self.test_heads is None:
+            return self.schedule
+        return tuple(Step(head) for head in self.test_heads)
+
+    def repeat(self, schedule: tuple[Step, ...]) -> Repeat:
+        """The way in which steps are run; the parameter tree is the same in both."""
+        unroll = self.unroll
+        if unroll is None:
+            unroll = len(schedule) == 1 or jax.default_backend() == "cpu"
+        return (Unrolled if unroll or self.is_initializing() else Rolled)(self.heads, schedule)
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at this path is not trained (stem and first stages of the backbone)."""

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdet.models.branches import Head
-from jaxdet.models.loop import Step
 from jaxdet.models.proposals import RPN
+from jaxdet.models.schedule import Step
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.extractor import OneLevel

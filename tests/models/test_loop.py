@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.models.branches import box_losses, mask_losses, of_class
+from jaxdet.models.branches import Head, box_losses, mask_loss, of_class
 from jaxdet.models.finish import Finished
-from jaxdet.models.loop import Step, refine, sample, test_masks, test_steps, train_steps
+from jaxdet.models.loop import mask_pass, refine, test_masks, test_steps, train_steps
+from jaxdet.models.repeat import Unrolled
+from jaxdet.models.samples import sample
+from jaxdet.models.schedule import Step
 from jaxdet.ops.boxes import DeltaCoder
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler
@@ -34,6 +37,7 @@ class Told:
     coder: DeltaCoder = DeltaCoder()
     beta: float | None = None
     mask_head: object | None = None
+    linked: bool = False
 
     def boxes(
         self, features: object, boxes: jax.Array, valid: jax.Array, num_classes: int
@@ -41,8 +45,20 @@ class Told:
         logits, deltas = jnp.asarray(self.logits), jnp.asarray(self.deltas)
         return tuple(jnp.broadcast_to(a, (*valid.shape, *a.shape)) for a in (logits, deltas))
 
-    def masks(self, features: object, boxes: jax.Array, labels: jax.Array, *_: object) -> jax.Array:
-        return jnp.broadcast_to(labels[..., None, None].astype(jnp.float32), (*labels.shape, 2, 2))
+    def mask_crops(self, features: object, boxes: jax.Array, valid: jax.Array) -> jax.Array:
+        return jnp.zeros((boxes.shape[1], 1, 1, 1))
+
+    def no_mask_features(self, crops: jax.Array) -> jax.Array:
+        return crops
+
+    def mask_features(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
+        """One more than in the pass before."""
+        return previous + 1
+
+    def mask_logits(self, features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+        """The label times the number of passes."""
+        logits = labels * features.reshape(labels.shape)
+        return jnp.broadcast_to(logits[..., None, None], (*labels.shape, 2, 2))
 
 
 def make_targets(fill: float = np.nan) -> Targets:
@@ -99,20 +115,28 @@ def test_mask_loss_reads_the_bitmap_of_the_class() -> None:
     """Logits equal the label, all targets are 1: softplus(-1) for class 1, softplus(0) for class 0, twice."""
     targets = jax.tree.map(jnp.asarray, make_targets())
     samples = sample(STEP, make_proposals(), targets, K, KEY)
-    found = mask_losses(Told(), {}, samples, targets, K)
-    np.testing.assert_allclose(found["loss_mask"], (np.log1p(np.exp(-1)) + 2 * np.log(2)) / 3, rtol=1e-5)
-    nothing = samples.replace(positive=jnp.zeros_like(samples.positive))
-    assert mask_losses(Told(), {}, nothing, targets, K)["loss_mask"] == 0
+
+    def loss(samples: Samples) -> jax.Array:
+        found = mask_pass(Unrolled([Told()], (STEP,)), Told(), STEP, {}, samples, targets, K)
+        return mask_loss(found.logits, found.truth, found.samples.positive)
+
+    np.testing.assert_allclose(loss(samples), (np.log1p(np.exp(-1)) + 2 * np.log(2)) / 3, rtol=1e-5)
+    assert loss(samples.replace(positive=jnp.zeros_like(samples.positive))) == 0
 
 
 def test_a_real_mask_branch_returns_the_channel_of_the_label() -> None:
     head = make_head()
     features = {level: jnp.ones((1, 64 >> level, 64 >> level, 4)) for level in (2, 3, 4, 5)}
     boxes, labels, valid = jnp.array([[[0.0, 0, 20, 20]] * 3]), jnp.array([[0, 2, 1]]), jnp.ones((1, 3), bool)
-    variables = head.init(KEY, features, boxes, labels, valid, 3, method="masks")
+
+    def masks(head: Head) -> jax.Array:
+        crops = head.mask_crops(features, boxes, valid)
+        return head.mask_logits(head.mask_features(crops, head.no_mask_features(crops)), labels, 3)
+
+    variables = head.init(KEY, method=masks)
     variables["params"]["mask_head"]["logits"]["kernel"] *= 0
     variables["params"]["mask_head"]["logits"]["bias"] = jnp.array([10.0, 20.0, 30.0])
-    logits = head.apply(variables, features, boxes, labels, valid, 3, method="masks")
+    logits = head.apply(variables, method=masks)
     assert logits.shape == (1, 3, 12, 12)
     np.testing.assert_array_equal(logits[0, :, 0, 0], [10.0, 30.0, 20.0])
 
@@ -120,9 +144,7 @@ def test_a_real_mask_branch_returns_the_channel_of_the_label() -> None:
 def test_masks_without_a_mask_branch_are_an_error() -> None:
     head = make_head(mask_head=None, mask_extractor=None)
     with pytest.raises(ValueError, match="no mask branch"):
-        head.apply(
-            {}, {}, jnp.zeros((1, 1, 4)), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool), 3, method="masks"
-        )
+        head.apply({}, {}, jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool), method="mask_crops")
 
 
 def test_of_class_takes_the_only_column_where_there_is_one() -> None:
@@ -142,15 +164,15 @@ def test_refine_moves_by_the_likeliest_class_that_is_not_background() -> None:
 def test_test_steps_average_logits_and_decode_the_last_step() -> None:
     heads = [Told((0.0, 3.0, 0.0), ((1.0, 0, 0, 0),) * 2), Told((3.0, 0.0, 0.0), ((0.0, 1, 0, 0), (0.0, 2, 0, 0)))]
     proposals = Proposals(jnp.array([[[0.0, 0, 10, 10]]]), jnp.ones((1, 1)), jnp.ones((1, 1), bool))
-    logits, boxes = test_steps(heads, (Step(0), Step(0), Step(1)), {}, proposals, HW, K)
+    logits, boxes = test_steps(Unrolled(heads, (Step(0), Step(0), Step(1))), {}, proposals, HW, K)
     np.testing.assert_allclose(logits[0, 0], [1, 2, 0])
     np.testing.assert_allclose(boxes[0, 0], [[20, 10, 30, 20], [20, 20, 30, 30]])
 
 
 def test_test_masks_average_probabilities() -> None:
     found = Finished(jnp.zeros((1, 2, 4)), jnp.ones((1, 2)), jnp.array([[0, 1]]), jnp.ones((1, 2), bool))
-    masks = test_masks([Told(mask_head=object())], (Step(), Step()), {}, found, K)
-    np.testing.assert_allclose(masks[0, :, 0, 0], [0.5, 1 / (1 + np.exp(-1))], rtol=1e-6)
+    masks = test_masks(Unrolled([Told(mask_head=object())], (Step(), Step())), {}, found, K).probabilities
+    np.testing.assert_allclose(masks[0, :, 0, 0], [0.5, (1 / (1 + np.exp(-1)) + 1 / (1 + np.exp(-2))) / 2], rtol=1e-6)
 
 
 def test_train_steps_weigh_and_hand_on_the_moved_boxes() -> None:
@@ -158,7 +180,7 @@ def test_train_steps_weigh_and_hand_on_the_moved_boxes() -> None:
     away = Told(deltas=((9.0, 0, 0, 0),) * 2)
     schedule = (dataclasses.replace(STEP, head=0), dataclasses.replace(STEP, head=1, weight=0.5))
     targets, proposals = jax.tree.map(jnp.asarray, (make_targets(), make_proposals()))
-    terms, metrics = train_steps([away, Told()], schedule, {}, proposals, targets, HW, K, KEY)
+    terms, metrics, _ = train_steps(Unrolled([away, Told()], schedule), {}, proposals, targets, HW, K, KEY)
     assert set(terms) == {f"s{t}.loss_{name}" for t in range(2) for name in ("cls", "bbox")}
     np.testing.assert_allclose(terms["s0.loss_cls"], np.log(3), rtol=1e-6)
     np.testing.assert_allclose(terms["s1.loss_cls"], np.log(3) / 2, rtol=1e-6)
@@ -168,7 +190,7 @@ def test_train_steps_weigh_and_hand_on_the_moved_boxes() -> None:
 
 def test_train_steps_of_one_have_no_prefix() -> None:
     targets, proposals = jax.tree.map(jnp.asarray, (make_targets(), make_proposals()))
-    terms, _ = train_steps([Told()], (STEP,), {}, proposals, targets, HW, K, KEY)
+    terms, _, _ = train_steps(Unrolled([Told()], (STEP,)), {}, proposals, targets, HW, K, KEY)
     assert set(terms) == {"loss_cls", "loss_bbox"}
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxdet.models.finish import Finish
-from jaxdet.models.loop import Step
 from jaxdet.models.proposals import RPN
+from jaxdet.models.schedule import Step
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.rpn_head import RPNHead

@@ -1,0 +1,134 @@
+"""Two ways to run the same steps: written out one after the other, or rolled into one ``jax.lax.scan``.
+
+Both take the same body and the same parameter tree.  Written out, every step is a part of the program of its own;
+rolled, the program holds one step, whose head is picked from the stacked parameters of all heads and whose thresholds
+and weight are picked from arrays, so that the size of the program and the time to compile it do not grow with steps.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from jaxdet.models.branches import Head
+from jaxdet.models.schedule import Step
+
+Body: TypeAlias = Callable[[Head, Step, Any, Any], tuple[Any, Any]]
+"""``body(head, step, t, carry) -> (carry, out)``; carry and out keep their shapes."""
+
+
+class Repeat(Protocol):
+    """Runs steps."""
+
+    @property
+    def heads(self) -> Sequence[Head]: ...
+
+    @property
+    def schedule(self) -> Sequence[Step]: ...
+
+    def fold(self, body: Body, carry: Any) -> tuple[Any, list[Any]]:
+        """The carry after all steps, and what each step put out."""
+
+    def chain(self, crops: jax.Array, passes: Any, nothing: jax.Array) -> jax.Array:
+        """Mask features after the first ``passes`` steps' heads have looked at the crops; ``nothing`` if it is 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unrolled:
+    """Steps one after the other."""
+
+    heads: Sequence[Head]
+    schedule: Sequence[Step]
+
+    def fold(self, body: Body, carry: Any) -> tuple[Any, list[Any]]:
+        outs = []
+        for t, step in enumerate(self.schedule):
+            carry, out = body(self.heads[step.head], step, t, carry)
+            outs.append(out)
+        return carry, outs
+
+    def chain(self, crops: jax.Array, passes: Any, nothing: jax.Array) -> jax.Array:
+        for step in self.schedule[:passes]:
+            nothing = self.heads[step.head].mask_features(crops, nothing)
+        return nothing
+
+
+class Rolled:
+    """One step in a scan.  ValueError where heads or steps differ in more than numbers."""
+
+    def __init__(self, heads: Sequence[Head], schedule: Sequence[Step]) -> None:
+        self.heads, self.schedule = heads, schedule
+        unbound = [head.unbind() for head in heads]
+        self.template = next((module for module, _ in unbound if module.linked), unbound[0][0])
+        for module, _ in unbound:
+            if _numberless(module) != _numberless(self.template):
+                raise ValueError(f"heads that differ cannot be rolled into a scan; set unroll=True.  {module}")
+        if len({_constant(step) for step in schedule}) > 1:
+            raise ValueError("steps whose samplers, or kinds of matching, differ cannot be rolled; set unroll=True")
+        self.variables = stack([dict(variables) for _, variables in unbound])
+        self.stds = jnp.asarray([head.coder.stds for head in heads], jnp.float32)
+        self.steps = jax.tree.map(lambda *values: jnp.asarray(values), *[_numbers(step) for step in schedule])
+
+    def fold(self, body: Body, carry: Any) -> tuple[Any, list[Any]]:
+        def one(carry: Any, now: Any) -> tuple[Any, Any]:
+            t, numbers = now
+            return body(self._head(numbers["head"]), _with_numbers(self.schedule[0], numbers), t, carry)
+
+        count = len(self.schedule)
+        carry, outs = jax.lax.scan(one, carry, (jnp.arange(count), self.steps))
+        return carry, [jax.tree.map(lambda a, t=t: a[t], outs) for t in range(count)]
+
+    def chain(self, crops: jax.Array, passes: Any, nothing: jax.Array) -> jax.Array:
+        """A pass that does not run costs nothing: the branch around it is a real one."""
+
+        def one(before: jax.Array, now: Any) -> tuple[jax.Array, None]:
+            j, index = now
+            run = lambda f: self._head(index).mask_features(crops, f)  # noqa: E731
+            return jax.lax.cond(j < passes, run, lambda f: f, before), None
+
+        before = len(self.schedule) - 1
+        return jax.lax.scan(one, nothing, (jnp.arange(before), self.steps["head"][:before]))[0]
+
+    def _head(self, index: jax.Array) -> Head:
+        stds: Any = self.stds[index]
+        head = self.template.clone(coder=dataclasses.replace(self.template.coder, stds=stds))
+        return head.bind(jax.tree.map(lambda leaf: leaf[index], self.variables))
+
+
+def stack(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Trees of variables as one, with a leading axis; what a tree lacks is 0: a link of zeros is no link."""
+    flat = [flax.traverse_util.flatten_dict(tree) for tree in trees]
+    stacked = {}
+    for path in sorted(set().union(*flat)):
+        some = next(leaves[path] for leaves in flat if path in leaves)
+        stacked[path] = jnp.stack([leaves.get(path, jnp.zeros_like(some)) for leaves in flat])
+    return dict(flax.traverse_util.unflatten_dict(stacked))
+
+
+def _numberless(head: Head) -> Head:
+    """The head without what may differ between heads that are rolled together."""
+    mask_head = None if head.mask_head is None else head.mask_head.clone(linked=False)
+    return head.clone(coder=dataclasses.replace(head.coder, stds=(1.0, 1.0, 1.0, 1.0)), mask_head=mask_head)
+
+
+def _numbers(step: Step) -> dict[str, Any]:
+    matcher = step.matcher
+    return {
+        "head": step.head,
+        "weight": float(step.weight),
+        "mask_passes": step.mask_passes,
+        "matcher": {
+            name: float(getattr(matcher, name)) for name in ("positive_iou", "negative_iou", "min_positive_iou")
+        },
+    }
+
+
+def _with_numbers(step: Step, numbers: Mapping[str, Any]) -> Step:
+    return dataclasses.replace(step, **{**numbers, "matcher": dataclasses.replace(step.matcher, **numbers["matcher"])})
+
+
+def _constant(step: Step) -> Step:
+    return _with_numbers(step, jax.tree.map(lambda _: 0, _numbers(step)))

@@ -1,0 +1,76 @@
+"""Which head works at which step of the loop, and on which boxes: what makes Cascade, HTC and R3-CNN differ."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from jaxdet.models.branches import Head
+from jaxdet.ops.matching import Matcher
+from jaxdet.ops.sampling import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step: which head, and how its training boxes are matched, sampled and weighed.
+
+    ``interleaved``: the mask branch trains on the boxes as this step has moved them, matched and sampled once more
+    (HTC, Chen et al. 2019, section 3.1), not on the boxes that the box branch got.  ``mask_passes``: so many passes
+    over the mask features, by the heads of the first steps, come before the pass that is trained.
+    """
+
+    head: int = 0
+    matcher: Matcher = Matcher(positive_iou=0.5, negative_iou=0.5, min_positive_iou=0.5)
+    sampler: Sampler = Sampler(number=512, positive_fraction=0.25)
+    weight: float = 1.0
+    interleaved: bool = False
+    mask_passes: int = 0
+
+
+def make_schedule(
+    heads: Sequence[int],
+    ious: Sequence[float] = (0.5, 0.6, 0.7),
+    weights: Sequence[float] = (1.0, 0.75, 0.5),
+    *,
+    interleaved: bool = True,
+    mask_passes: Literal["step", "head", "none"] = "step",
+    low_quality: bool = True,
+    sampler: Sampler = Step.sampler,
+) -> tuple[Step, ...]:
+    """A step for each of ``heads``, positive from the IoU of the same place on.
+
+    ``(0, 1, 2)`` is a cascade, ``(0, 0, 0)`` the loop of R3-CNN.  ``mask_passes``: ``"step"`` as many as there were
+    steps before (R3-CNN's eq. 6, SBR-CNN), ``"head"`` as many as the number of the head says (the code that made
+    R3-CNN's tables), ``"none"`` for mask heads that are not linked.
+    """
+    if not len(heads) == len(ious) == len(weights):
+        raise ValueError(
+            f"a schedule needs an IoU and a weight for each step, got {len(heads)} heads, {len(ious)} IoUs and "
+            f"{len(weights)} weights"
+        )
+    passes = {"step": range(len(heads)), "head": heads, "none": [0] * len(heads)}[mask_passes]
+    return tuple(
+        Step(head, Matcher(iou, iou, iou, low_quality=low_quality), sampler, weight, interleaved, before)
+        for head, iou, weight, before in zip(heads, ious, weights, passes, strict=True)
+    )
+
+
+def check_schedule(schedule: Sequence[Step], heads: Sequence[Head]) -> None:
+    """ValueError where a step names a head that is not there, a head is never used, or stands there twice."""
+    used = {step.head for step in schedule}
+    if used != set(range(len(heads))):
+        raise ValueError(
+            f"the schedule uses heads {sorted(used)}, the model has heads {list(range(len(heads)))}: "
+            "each step needs a head and each head a step"
+        )
+    if len({id(head) for head in heads}) != len(heads):
+        raise ValueError("the same head instance is listed twice; to share weights name one head in several steps")
+    for t, step in enumerate(schedule):
+        if step.mask_passes > t:
+            raise ValueError(
+                f"step {t} wants {step.mask_passes} mask passes before its own, but only {t} steps come before"
+            )
+        if step.mask_passes and not heads[step.head].linked:
+            raise ValueError(
+                f"step {t} wants {step.mask_passes} mask passes before its own, but the mask head {step.head} is not "
+                "linked: set linked=True in the mask head, or mask_passes to 0"
+            )
