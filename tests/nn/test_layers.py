@@ -4,21 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdet.nn.layers import BatchNorm, Conv, GroupNorm, Linear, Upsample
-
-KEY = jax.random.key(0)
-
-
-def slow_conv(x: np.ndarray, kernel: np.ndarray, stride: int, pads: tuple[int, int]) -> np.ndarray:
-    """``x [H, W, C]`` with ``kernel [kh, kw, C, F]``, zeros around, one output pixel at a time."""
-    kh, kw = kernel.shape[:2]
-    x = np.pad(x, ((pads[0], pads[0]), (pads[1], pads[1]), (0, 0)))
-    rows, columns = ((n - k) // stride + 1 for n, k in zip(x.shape[:2], (kh, kw), strict=True))
-    out = np.zeros((rows, columns, kernel.shape[3]))
-    for i in range(rows):
-        for j in range(columns):
-            window = x[i * stride : i * stride + kh, j * stride : j * stride + kw]
-            out[i, j] = np.einsum("hwc,hwcf->f", window, kernel)
-    return out
+from tests.nn.blocks import KEY, slow_conv
 
 
 @pytest.mark.parametrize(
