@@ -38,6 +38,7 @@ class Targets:
     frames: Array  #: ``[B, G, 4]`` float32
     crowd: Array  #: ``[B, G]`` bool, True: a region of many instances, never a positive
     valid: Array  #: ``[B, G]`` bool
+    semantic: Array | None = None  #: ``[B, H/8, W/8]`` uint8 class of each pixel, 255: not known; None: no such data
 
 
 @struct.dataclass

@@ -1,7 +1,7 @@
 """Say what is in a COCO data set, and everything that is wrong with it.
 
     python -m jaxdet.data.check FOLDER               # every annotation json found in it
-    python -m jaxdet.data.check JSON --images FOLDER
+    python -m jaxdet.data.check JSON --images FOLDER [--stuff FOLDER]
 
 The exit status is 1 if there are errors: defects that stop training or falsify evaluation.  Warnings are defects
 that jaxdet works around, notes are no defects.
@@ -26,6 +26,7 @@ from jaxdet.data.findings import (
     annotation_findings,
     entries_of,
     image_findings,
+    map_findings,
     repeated,
     unreferenced,
     usage_findings,
@@ -46,12 +47,13 @@ class Report:
     names: set[str]  #: image files that it names
 
 
-def check(annotations: str, images: str, *, quick: bool = False) -> Report:
+def check(annotations: str, images: str, *, stuff: str | None = None, quick: bool = False) -> Report:
     """Examine one json with its images.
 
     Args:
         annotations: path of the json.
         images: folder that ``file_name`` is relative to.
+        stuff: folder of semantic maps, if they are to be examined too.
         quick: read only the headers of the image files.
     """
     try:
@@ -69,6 +71,8 @@ def check(annotations: str, images: str, *, quick: bool = False) -> Report:
     findings += repeated(categories, "name", "category name repeated", "warning")
     for entry in image_entries:
         findings += image_findings(entry, Path(images), quick)
+        if stuff is not None:
+            findings += map_findings(entry, Path(stuff))
     by_id = {entry["id"]: entry for entry in reversed(image_entries)}  # of repeated ids the first counts
     known = {entry["id"] for entry in categories}
     for entry in entries:
@@ -146,20 +150,20 @@ def print_findings(console: Console, findings: list[Finding], *, examples: int =
         console.print(table)
 
 
-def _examine(console: Console, path: Path, images: str | None, quick: bool, examples: int) -> int:
-    """Check and print everything at ``path``; returns the number of errors."""
+def _examine(console: Console, options: argparse.Namespace) -> int:
+    """Check and print everything at ``options.path``; returns the number of errors."""
     errors = 0
     named: dict[Path, set[str]] = {}
-    for annotations, folder in find_sets(path, images):
-        report = check(str(annotations), str(folder), quick=quick)
+    for annotations, folder in find_sets(Path(options.path), options.images):
+        report = check(str(annotations), str(folder), stuff=options.stuff, quick=options.quick)
         console.print(f"\n[bold]{escape(str(annotations))}[/bold], images in {escape(str(folder))}")
         console.print(", ".join(f"{count} {name}" for name, count in report.counts.items()))
-        print_findings(console, report.findings, examples=examples)
+        print_findings(console, report.findings, examples=options.examples)
         errors += sum(finding.severity == "error" for finding in report.findings)
         named.setdefault(folder, set()).update(report.names)
     shared = {folder: names for folder, names in named.items() if names}  # several jsons may share a folder
     for folder, names in shared.items():
-        print_findings(console, list(unreferenced(names, folder)), examples=examples)
+        print_findings(console, list(unreferenced(names, folder)), examples=options.examples)
     return errors
 
 
@@ -168,12 +172,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jaxdet.data.check", description=_SUMMARY)
     parser.add_argument("path", metavar="PATH", help="a data set's folder, or an annotation json")
     parser.add_argument("--images", help="folder of the images; guessed where not given")
+    parser.add_argument("--stuff", help="folder of semantic maps, to examine these too")
     parser.add_argument("--quick", action="store_true", help="read only the headers of image files")
     parser.add_argument("--examples", type=int, default=3, help="places to show of each kind (default 3)")
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        errors = _examine(console, Path(options.path), options.images, options.quick, options.examples)
+        errors = _examine(console, options)
     except ValueError as error:
         console.print(f"[bold red]{escape(str(error))}[/bold red]")
         return 1

@@ -6,6 +6,7 @@ category ids in ascending order.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jaxdet.data.images import load_image
+from jaxdet.data.images import load_image, load_map
 from jaxdet.data.records import Annotation, Category, Record, usable_boxes
 from jaxdet.data.shared_arrays import SharedArrays, pack_texts, unpack_text
+from jaxdet.data.stored import CHECK, StoredSource
 
-_CHECK = "`python -m jaxdet.data.check` lists everything that is wrong with a data set"
+_ENTRY_KEYS = (
+    "id",
+    "bbox",
+    "area",
+    "iscrowd",
+    "ignore",
+    "segmentation",
+)  # of an annotation; what `annotation_of` reads
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -44,83 +53,70 @@ def read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
     """Categories sorted by id; ids must differ."""
     categories = tuple(sorted((Category(int(e["id"]), str(e["name"])) for e in entries), key=lambda c: c.id))
     if len({category.id for category in categories}) < len(categories):
-        raise ValueError(f"categories: expected ids that differ, got {[c.id for c in categories]}; {_CHECK}")
+        raise ValueError(f"categories: expected ids that differ, got {[c.id for c in categories]}; {CHECK}")
     return categories
 
 
-class CocoSource:
-    """Records of a COCO folder (see ``records.Source``).
+def open_coco(images: str, annotations: str, stuff: str | None = None) -> StoredSource:
+    """Records of a COCO folder.
 
     The json is packed into memory-mapped arrays once, so worker processes neither read it again nor copy it.
 
     Args:
         images: folder that ``file_name`` is relative to.
         annotations: path of the instances json.
+        stuff: folder of semantic maps, named as the images, with the suffix ``.png``.
 
     Raises:
         ValueError: the json is not COCO's, ids repeat, or an annotation names an unknown image or category.
     """
+    data = read_json(annotations)
+    categories = read_categories(data["categories"])
+    try:
+        table = SharedArrays(_pack(data, categories, images))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"annotations {annotations}: {what}; {CHECK}") from error
+    return StoredSource(categories, table, CocoFiles(images, annotations, stuff, table))
 
-    def __init__(self, images: str, annotations: str) -> None:
-        data = read_json(annotations)
-        self.folder, self.path = images, annotations
-        self.categories = read_categories(data["categories"])
-        try:
-            self._table = SharedArrays(_pack(data, self.categories, images))
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"annotations {annotations}: {what}; {_CHECK}") from error
 
-    @property
-    def sizes(self) -> NDArray[np.int32]:
-        return self._table["sizes"]
+@dataclass(frozen=True, eq=False)
+class CocoFiles:
+    """The files that ``open_coco`` names, and the table it packed."""
 
-    @property
-    def image_ids(self) -> NDArray[np.int64]:
-        return self._table["image_ids"]
+    images: str
+    json: str
+    stuff: str | None
+    table: SharedArrays
 
-    @property
-    def usable(self) -> NDArray[np.int32]:
-        return self._table["usable"]
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, index: int) -> Record:
+    def read(self, index: int, image_id: int) -> Record:
         path = self.image_path(index)
-        image = load_image(path)
-        expected = tuple(int(side) for side in self.sizes[index])
-        if image.shape[:2] != expected:
-            raise ValueError(
-                f"image {path}: expected height, width {expected} as in {self.path}, got {image.shape[:2]}; {_CHECK}"
-            )
-        return Record(index, int(self.image_ids[index]), path.name, image, self.annotations(index))
+        semantic = None if self.stuff is None else load_map(map_path(self.stuff, self._name(index)))
+        return Record(index, image_id, path.name, load_image(path), self.annotations(index), semantic)
 
     def image_path(self, index: int) -> Path:
         """Path of an image."""
-        table = self._table
-        return Path(self.folder) / unpack_text(table["names"], table["name_offsets"], index).decode()
+        return Path(self.images) / self._name(index)
 
     def annotations(self, index: int) -> tuple[Annotation, ...]:
         """Annotations of an image, in the json's order, without reading the image."""
-        first, last = self._table["first"][index : index + 2]
-        return tuple(self._annotation(row) for row in range(first, last))
-
-    def _annotation(self, row: int) -> Annotation:
-        table = self._table
-        x, y, width, height = table["boxes"][row].tolist()
-        return Annotation(
-            id=int(table["ids"][row]),
-            label=int(table["labels"][row]),
-            bbox=(x, y, width, height),
-            area=float(table["areas"][row]),
-            crowd=bool(table["crowd"][row]),
-            ignore=bool(table["ignore"][row]),
-            segmentation=json.loads(unpack_text(table["segmentations"], table["segmentation_offsets"], row)),
+        table = self.table
+        rows = range(*table["first"][index : index + 2])
+        texts = (unpack_text(table["entries"], table["entry_offsets"], row) for row in rows)
+        return tuple(
+            annotation_of(json.loads(text), int(table["labels"][row])) for text, row in zip(texts, rows, strict=True)
         )
 
     def ground_truth(self) -> dict[str, Any]:
-        return read_json(self.path)
+        return read_json(self.json)
+
+    def _name(self, index: int) -> str:
+        return unpack_text(self.table["names"], self.table["name_offsets"], index).decode()
+
+
+def map_path(stuff: str, file_name: str) -> Path:
+    """Where the semantic map of an image lies: COCO-stuff names it as the image, as a png."""
+    return (Path(stuff) / file_name).with_suffix(".png")
 
 
 def _pack(data: dict[str, Any], categories: Sequence[Category], folder: str) -> dict[str, NDArray[Any]]:
@@ -131,37 +127,38 @@ def _pack(data: dict[str, Any], categories: Sequence[Category], folder: str) -> 
     sizes = np.array([_size(image, folder) for image in images], np.int32).reshape(-1, 2)
     names, name_offsets = pack_texts([str(image["file_name"]).encode() for image in images])
     position = {int(image_id): index for index, image_id in enumerate(image_ids)}
-    owners = [_known(position, entry, "image_id") for entry in data["annotations"]]
-    order = np.argsort(np.array(owners, np.int64), kind="stable")
-    entries = [data["annotations"][row] for row in order]
-    owner = np.array(owners, np.int64)[order]
-    columns = _columns(entries, categories)
-    use = usable_boxes(columns["boxes"], columns["areas"], sizes[owner]) & ~columns["crowd"] & ~columns["ignore"]
+    owners = np.array([_known(position, entry, "image_id") for entry in data["annotations"]], np.int64)
+    order = np.argsort(owners, kind="stable")
+    columns, trainable = _columns([data["annotations"][row] for row in order], categories, sizes[owners[order]])
     return columns | {
         "image_ids": image_ids,
         "sizes": sizes,
         "names": names,
         "name_offsets": name_offsets,
-        "first": np.searchsorted(owner, np.arange(len(images) + 1)),
-        "usable": np.bincount(owner[use], minlength=len(images)).astype(np.int32),
+        "first": np.searchsorted(owners[order], np.arange(len(images) + 1)),
+        "usable": np.bincount(owners[order][trainable], minlength=len(images)).astype(np.int32),
     }
 
 
-def _columns(entries: list[dict[str, Any]], categories: Sequence[Category]) -> dict[str, NDArray[Any]]:
+def _columns(
+    entries: list[dict[str, Any]], categories: Sequence[Category], hw: NDArray[np.int32]
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+    """Labels and texts of annotations on images of sizes ``hw [A, 2]``, and which ``[A]`` can be learned from."""
     label = {category.id: index for index, category in enumerate(categories)}
+    labels = [_known(label, entry, "category_id") for entry in entries]
+    annotations = [annotation_of(entry, label) for entry, label in zip(entries, labels, strict=True)]
+    boxes = np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4)
+    areas = np.array([annotation.area for annotation in annotations], np.float64)
+    offered = np.array([not (annotation.crowd or annotation.ignore) for annotation in annotations], np.bool_)
     # JSON text, not numbers: exact, and a third of the size of Python lists.
-    texts = [json.dumps(entry.get("segmentation"), separators=(",", ":")).encode() for entry in entries]
-    segmentations, offsets = pack_texts(texts)
-    return {
-        "ids": np.array([entry["id"] for entry in entries], np.int64),
-        "labels": np.array([_known(label, entry, "category_id") for entry in entries], np.int32),
-        "boxes": np.array([_box(entry) for entry in entries], np.float64).reshape(-1, 4),
-        "areas": np.array([_area(entry) for entry in entries], np.float64),
-        "crowd": np.array([bool(entry.get("iscrowd", 0)) for entry in entries], np.bool_),
-        "ignore": np.array([bool(entry.get("ignore", 0)) for entry in entries], np.bool_),
-        "segmentations": segmentations,
-        "segmentation_offsets": offsets,
-    }
+    texts, offsets = pack_texts([_text(entry) for entry in entries])
+    columns: dict[str, NDArray[Any]] = {"labels": np.array(labels, np.int32)}
+    return columns | {"entries": texts, "entry_offsets": offsets}, usable_boxes(boxes, areas, hw) & offered
+
+
+def _text(entry: dict[str, Any]) -> bytes:
+    kept = {key: entry[key] for key in _ENTRY_KEYS if key in entry}
+    return json.dumps(kept, separators=(",", ":")).encode()
 
 
 def _known(table: dict[int, int], entry: dict[str, Any], key: str) -> int:

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from jaxdet.data.images import load_image
+from jaxdet.data.coco import map_path
+from jaxdet.data.images import load_image, load_map
 from jaxdet.data.masks import encode_mask
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
@@ -91,6 +92,23 @@ def image_findings(entry: dict[str, Any], folder: Path, quick: bool) -> Iterator
         yield Finding("error", "image size differs from the json", f"{name}: json {expected}, file {size}")
     if orientation not in (0, 1):
         yield Finding("warning", "image with EXIF rotation (not applied)", name)
+
+
+def map_findings(entry: dict[str, Any], stuff: Path) -> Iterator[Finding]:
+    """The semantic map of an image entry: there, readable, of the size that the json says; ``stuff`` is its folder."""
+    name = str(entry["file_name"])
+    path = map_path(str(stuff), name)
+    if not path.is_file():
+        yield Finding("error", "semantic map missing", name)
+        return
+    try:
+        size = load_map(path).shape[::-1]
+    except ValueError as error:
+        yield Finding("error", "semantic map unreadable", f"{name}: {error}")
+        return
+    expected = entry.get("width"), entry.get("height")
+    if expected not in ((None, None), size):
+        yield Finding("error", "semantic map of another size", f"{name}: json {expected}, map {size}")
 
 
 def unreferenced(names: set[str], folder: Path) -> Iterator[Finding]:

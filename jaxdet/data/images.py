@@ -5,6 +5,8 @@ and pycocotools never looks at the image.  A data set that was annotated on rota
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -19,11 +21,27 @@ def load_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         ValueError: no such file, or not an image.
     """
+    return decode_image(_bytes(path), str(path))
+
+
+def load_map(path: str | PathLike[str]) -> NDArray[np.uint8]:
+    """Read a semantic map, an image of one channel of 8 bits, as ``[H, W]`` uint8: the classes of the pixels.
+
+    Raises:
+        ValueError: no such file, or not such an image.
+    """
+    encoded = _bytes(path)
+    with _problems_of(str(path)), Image.open(io.BytesIO(encoded)) as image:
+        if image.mode not in ("L", "P"):  # of a palette the positions count, not the colours
+            raise ValueError(f"one channel of 8 bits is needed, the mode is {image.mode!r}")
+        return np.array(image, np.uint8)
+
+
+def _bytes(path: str | PathLike[str]) -> bytes:
     try:
-        encoded = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"image {path}: expected a readable file, got {error.strerror or error}") from error
-    return decode_image(encoded, str(path))
 
 
 def decode_image(encoded: bytes, name: str) -> NDArray[np.uint8]:
@@ -39,12 +57,17 @@ def decode_image(encoded: bytes, name: str) -> NDArray[np.uint8]:
     Raises:
         ValueError: not an image, or a broken one.
     """
+    with _problems_of(name), Image.open(io.BytesIO(encoded)) as image:
+        return _rgb(image)
+
+
+@contextmanager
+def _problems_of(name: str) -> Iterator[None]:
+    """What Pillow raises, as a ValueError that names the image."""
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            pixels = _rgb(image)
+        yield
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {name}: expected a whole image file, got {error}") from error
-    return pixels
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:

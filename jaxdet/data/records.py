@@ -40,6 +40,7 @@ class Record:
     name: str  #: for messages
     image: NDArray[np.uint8]  #: ``[H, W, 3]`` RGB, the pixel grid as stored
     annotations: tuple[Annotation, ...]
+    semantic: NDArray[np.uint8] | None = None  #: ``[H, W]`` class of each pixel, things and stuff; 255: not known
 
 
 class Source(Protocol):

@@ -24,6 +24,10 @@ _TRIES = 12  # for finding a place
 
 Window: TypeAlias = tuple[slice, slice]
 
+GROUNDS = ("plain ground", "banded ground")
+"""The stuff of semantic maps; a ground is banded if its bands stand out from the noise."""
+_STRONG_BANDS = 7.0  # of 14, levels
+
 
 @dataclass(frozen=True)
 class Instance:
@@ -40,6 +44,7 @@ class Scene:
 
     image: NDArray[np.uint8]  #: ``[H, W, 3]``
     instances: tuple[Instance, ...]
+    semantic: NDArray[np.uint8]  #: ``[H, W]`` position in ``KINDS``, or from there on in ``GROUNDS``
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class _Drawn:
 
 def draw_scene(rng: np.random.Generator, hw: tuple[int, int]) -> Scene:
     """Draw one scene of ``hw`` (height, width) pixels with the draws of ``rng``."""
-    image = _ground(rng, hw)
+    image, bands = _ground(rng, hw)
     layer = np.full(hw, -1, np.int32)  # which object a pixel shows
     drawn: list[_Drawn] = []
     if rng.random() >= _EMPTY:
@@ -60,19 +65,22 @@ def draw_scene(rng: np.random.Generator, hw: tuple[int, int]) -> Scene:
         _draw_objects(rng, image, layer, drawn)
     noise = rng.normal(0, 4, image.shape)
     instances = tuple(Instance(item.kind, layer == number, item.crowd) for number, item in enumerate(drawn))
-    return Scene(np.clip(image + noise, 0, 255).astype(np.uint8), instances)
+    ground = len(KINDS) + (bands > _STRONG_BANDS)
+    semantic = np.array([*(item.kind for item in drawn), ground], np.uint8)[layer]  # where nothing is, layer is -1
+    return Scene(np.clip(image + noise, 0, 255).astype(np.uint8), instances, semantic)
 
 
-def _ground(rng: np.random.Generator, hw: tuple[int, int]) -> Field:
-    """Pale colours: smooth patches of two sizes and faint bands."""
+def _ground(rng: np.random.Generator, hw: tuple[int, int]) -> tuple[Field, float]:
+    """Pale colours, smooth patches of two sizes and faint bands; and how strong these are."""
     height, width = hw
     colours = [_colour(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.25, 0.9)) for _ in range(2)]
     mix = 0.6 * _patches(rng, hw, 4) + 0.4 * _patches(rng, hw, 17)
     y, x = np.mgrid[:height, :width]
     angle, pitch = rng.uniform(0, np.pi), rng.uniform(0.15, 0.8)
     bands = np.sin(pitch * (x * np.cos(angle) + y * np.sin(angle)))[:, :, None]
-    ground: Field = colours[0] + (colours[1] - colours[0]) * mix[:, :, None] + rng.uniform(0, 14) * bands
-    return ground
+    strength = rng.uniform(0, 14)
+    ground: Field = colours[0] + (colours[1] - colours[0]) * mix[:, :, None] + strength * bands
+    return ground, strength
 
 
 def _patches(rng: np.random.Generator, hw: tuple[int, int], cells: int) -> Field:

@@ -2,7 +2,7 @@
 
 Textured shapes of eight classes huddle and hide each other on textured ground.  Masks are the visible parts, so some
 have several pieces and some have holes; a few images hold a crowd region, a few hold nothing.  A scene is a function
-of (seed, split, number, size), nothing else.
+of (seed, split, number, size, aspects), nothing else.
 
     python -m jaxdet.data.scenes OUT --train 1000 --val 200 --size 160 --seed 0
 """
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from jaxdet.data.coco import map_path
 from jaxdet.data.scene_drawing import Scene, draw_scene
 from jaxdet.data.scene_shapes import KINDS
 from jaxdet.data.settings import Scenes
@@ -44,6 +45,7 @@ def write_scenes(
     size: int = 160,
     seed: int = 0,
     aspects: Sequence[float] = (1.0,),
+    semantic: bool = False,
 ) -> None:
     """Write a COCO folder: ``images/``, ``instances_train.json``, ``instances_val.json``.
 
@@ -54,10 +56,11 @@ def write_scenes(
         size: long side in pixels.
         seed: of everything.
         aspects: width / height, one of which is drawn for each image.
+        semantic: write semantic maps too, into ``semantic/``.
     """
     for split, count in (("train", train), ("val", val)):
         if count:
-            _write_split(Path(folder), Scenes(split, count, size, seed, tuple(aspects)))
+            _write_split(Path(folder), Scenes(split, count, size, seed, tuple(aspects), semantic=semantic))
 
 
 def cached_scenes(settings: Scenes) -> Path:
@@ -66,9 +69,9 @@ def cached_scenes(settings: Scenes) -> Path:
     It lies in ``settings.directory`` or, where that is empty, in the user's cache folder.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdet"
-    aspects = "-".join(f"{aspect:g}" for aspect in settings.aspects)
+    aspects = "-".join(f"{aspect:.17g}" for aspect in settings.aspects)  # 17 digits: no two numbers look the same
     name = f"scenes-v{_VERSION}-{settings.split}-{settings.count}-{settings.size}-{settings.seed}-{aspects}"
-    folder = Path(settings.directory or home) / name
+    folder = Path(settings.directory or home) / (f"{name}-semantic" if settings.semantic else name)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".scenes-", dir=folder.parent) as scratch:
@@ -87,7 +90,6 @@ def _publish(written: Path, folder: Path) -> None:
 
 
 def _write_split(folder: Path, settings: Scenes) -> None:
-    (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(settings.count):
@@ -95,7 +97,9 @@ def _write_split(folder: Path, settings: Scenes) -> None:
         # Ids with gaps and an offset by split: readers must not take ids for positions.
         image_id = 10 + 3 * number + 1_000_000 * _STREAM[settings.split]
         name = f"{settings.split}_{number:06d}.jpg"
-        Image.fromarray(scene.image).save(folder / "images" / name, quality=95, subsampling=0)
+        _save(scene.image, folder / "images" / name, quality=95, subsampling=0)
+        if settings.semantic:
+            _save(scene.semantic, map_path(str(folder / "semantic"), name))
         height, width = scene.image.shape[:2]
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         annotations += _annotations(scene, image_id, first_id=len(annotations) + 1)
@@ -106,6 +110,11 @@ def _write_split(folder: Path, settings: Scenes) -> None:
         "categories": [{"id": kind.id, "name": kind.name, "supercategory": "shape"} for kind in KINDS],
     }
     (folder / f"instances_{settings.split}.json").write_text(json.dumps(data))
+
+
+def _save(pixels: NDArray[np.uint8], path: Path, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
 
 
 def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
@@ -151,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=160, help="long side in pixels (default 160)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--aspects", type=float, nargs="+", default=[1.0], help="width / height to draw from")
+    parser.add_argument("--semantic", action="store_true", help="write semantic maps too")
     options = parser.parse_args(arguments)
     write_scenes(
         options.folder,
@@ -159,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         size=options.size,
         seed=options.seed,
         aspects=options.aspects,
+        semantic=options.semantic,
     )
     print(f"wrote {options.train} training and {options.val} validation images to {options.folder}")
 

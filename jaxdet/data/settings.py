@@ -10,11 +10,12 @@ class CocoFolder:
 
     images: str  #: folder that ``file_name`` of the json is relative to
     annotations: str  #: path of the json
+    stuff: str | None = None  #: folder of semantic maps (COCO-stuff's), for training with a semantic branch
 
 
 @dataclass(frozen=True)
 class Tfds:
-    """A data set prepared by ``python -m jaxdet.data.tfds_builder``."""
+    """A data set prepared by ``python -m jaxdet.data.tfds_builder``; it has no semantic maps."""
 
     directory: str  #: the ``data_dir`` given to the builder, or the version folder inside it
     split: str  #: ``train`` or ``validation``
@@ -30,6 +31,7 @@ class Scenes:
     seed: int = 0
     aspects: tuple[float, ...] = (1.0,)  #: width / height, one of them is drawn for each image
     directory: str = ""  #: where the images are kept; empty: the user's cache folder
+    semantic: bool = False  #: semantic maps too, of 10 classes: those of the objects, then two kinds of ground
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "val"):

@@ -1,10 +1,10 @@
 """From settings to an open data source."""
 
-from jaxdet.data.coco import CocoSource
+from jaxdet.data.coco import open_coco
 from jaxdet.data.records import Source
 from jaxdet.data.scenes import cached_scenes
 from jaxdet.data.settings import CocoFolder, Scenes, SourceSettings
-from jaxdet.data.tfds_source import TfdsSource
+from jaxdet.data.tfds_source import open_tfds
 
 
 def open_source(settings: SourceSettings | None) -> Source:
@@ -16,8 +16,9 @@ def open_source(settings: SourceSettings | None) -> Source:
     if settings is None:
         raise ValueError("data: expected a source (CocoFolder, Tfds or Scenes), got None; set data.train or data.val")
     if isinstance(settings, CocoFolder):
-        return CocoSource(settings.images, settings.annotations)
+        return open_coco(settings.images, settings.annotations, settings.stuff)
     if isinstance(settings, Scenes):
         folder = cached_scenes(settings)
-        return CocoSource(str(folder / "images"), str(folder / f"instances_{settings.split}.json"))
-    return TfdsSource(settings.directory, settings.split)
+        maps = str(folder / "semantic") if settings.semantic else None
+        return open_coco(str(folder / "images"), str(folder / f"instances_{settings.split}.json"), maps)
+    return open_tfds(settings.directory, settings.split)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxdet.data.coco import CocoSource
+from jaxdet.data.coco import CocoFiles, open_coco
 
 NAME = "jaxdet_coco"
 VERSION = "1.0.0"
@@ -46,7 +46,7 @@ _INFO_KEYS = ("categories", "licenses", "info")  # of the json; kept for the gro
 
 
 class JaxdetCoco(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
-    """Builder of COCO-format instance data; made once a split from a ``CocoSource``."""
+    """Builder of COCO-format instance data; made once a split from a COCO folder."""
 
     name = NAME
     VERSION = tfds.core.Version(VERSION)
@@ -76,7 +76,8 @@ class JaxdetCoco(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
         return {_SPLITS[split]: self._generate_examples(split, *paths) for split, paths in found.items()}
 
     def _generate_examples(self, split: str, images: Path, annotations: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        source = CocoSource(str(images), str(annotations))
+        source = open_coco(str(images), str(annotations))
+        assert isinstance(source.store, CocoFiles)
         raw = source.ground_truth()
         self.info.metadata[_SPLITS[split]] = {
             "image_ids": source.image_ids.tolist(),
@@ -89,7 +90,7 @@ class JaxdetCoco(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
             of_image.setdefault(entry["image_id"], []).append(entry)
         for index, image in enumerate(raw["images"]):
             entries = of_image.get(image["id"], [])
-            yield index, _example(source, index, image, entries)
+            yield index, _example(source.store, index, image, entries)
 
 
 def _features() -> tfds.features.FeaturesDict:
@@ -110,9 +111,9 @@ def _features() -> tfds.features.FeaturesDict:
     )
 
 
-def _example(source: CocoSource, index: int, image: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
+def _example(files: CocoFiles, index: int, image: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "image": str(source.image_path(index)),
+        "image": str(files.image_path(index)),
         "json": json.dumps(image),
         "annotations": [
             {
@@ -122,7 +123,7 @@ def _example(source: CocoSource, index: int, image: dict[str, Any], entries: lis
                 "is_crowd": annotation.crowd,
                 "json": json.dumps(entry),
             }
-            for annotation, entry in zip(source.annotations(index), entries, strict=True)
+            for annotation, entry in zip(files.annotations(index), entries, strict=True)
         ],
     }
 

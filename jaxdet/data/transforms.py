@@ -11,6 +11,10 @@ from jaxdet.data.masks import crop_mask, decode_mask, nearest_lines, resize_mask
 from jaxdet.data.records import Annotation, Record, usable_boxes
 from jaxdet.data.settings import Data
 
+IGNORED = 255
+"""In semantic maps: the class of this pixel is not known."""
+_STRIDE = 8  # pixels of the image to one of a semantic target: that of level 3, where the semantic branch works
+
 
 def resized_hw(hw: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
     """Size of an image after the largest resize that keeps its ratio and fits; sides are rounded half up.
@@ -82,14 +86,26 @@ class View:
         """
         if self.hw[0] < self.original_hw[0]:
             bitmap, frame = crop_mask(mask, size)
-            frame = self.mirrored(frame * np.array([*self.scale[::-1]] * 2, np.float32))
-            return (bitmap[:, ::-1] if self.flip else bitmap), frame
-        rows, columns = nearest_lines(self.original_hw[0], self.hw[0]), nearest_lines(self.original_hw[1], self.hw[1])
-        top, bottom = _span(mask.max(axis=1)[rows])
-        left, right = _span(mask.max(axis=0)[columns])
-        bitmap, frame = crop_mask(mask[np.ix_(rows[top:bottom], columns[left:right])], size)
-        frame = self.mirrored(frame + np.array([left, top, left, top], np.float32))
-        return (bitmap[:, ::-1] if self.flip else bitmap), frame
+            frame = frame * np.array([*self.scale[::-1]] * 2, np.float32)
+        else:
+            rows, columns = self._lines()
+            top, bottom = _span(mask.max(axis=1)[rows])
+            left, right = _span(mask.max(axis=0)[columns])
+            bitmap, frame = crop_mask(mask[np.ix_(rows[top:bottom], columns[left:right])], size)
+            frame = frame + np.array([left, top, left, top], np.float32)
+        return (bitmap[:, ::-1] if self.flip else bitmap), self.mirrored(frame)
+
+    def semantic(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """``[H, W]`` as stored -> every eighth pixel of the canvas ``[H / 8, W / 8]``, ``IGNORED`` beyond the image."""
+        rows, columns = self._lines()
+        seen = classes[np.ix_(rows[::_STRIDE], columns[:: -1 if self.flip else 1][::_STRIDE])]
+        whole = np.full([-(-side // _STRIDE) for side in self.canvas], IGNORED, np.uint8)
+        whole[: seen.shape[0], : seen.shape[1]] = seen
+        return whole
+
+    def _lines(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Which stored rows and columns the resized image shows, where it takes nearest neighbours."""
+        return nearest_lines(self.original_hw[0], self.hw[0]), nearest_lines(self.original_hw[1], self.hw[1])
 
     def _on_canvas(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         canvas = np.zeros((*self.canvas, *pixels.shape[2:]), np.uint8)
@@ -125,6 +141,7 @@ def target_arrays(record: Record, view: View, data: Data) -> dict[str, Any]:
 
     Slots hold the usable annotations in the data set's order, crowd regions after all others, at most
     ``data.max_boxes``; ``dropped`` counts the rest.  A crowd region's bitmap stays zero: it is never a positive.
+    ``semantic`` is there if the record has a semantic map.
 
     Raises:
         ValueError: a segmentation that cannot be read.
@@ -140,6 +157,8 @@ def target_arrays(record: Record, view: View, data: Data) -> dict[str, Any]:
     boxes = np.array([annotation.bbox for annotation in kept], np.float64).reshape(-1, 4)
     targets["boxes"][: len(kept)] = view.boxes(boxes)
     targets["valid"][: len(kept)] = True
+    if record.semantic is not None:
+        targets["semantic"] = view.semantic(record.semantic)
     return targets | {"dropped": np.int32(len(chosen) - len(kept))}
 
 

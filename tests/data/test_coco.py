@@ -73,7 +73,7 @@ def test_a_pickled_source_is_light_and_reads_the_same(scenes):
 
 def test_temporary_files_go_with_the_source(coco, one_box):
     source = open_source(coco.write(one_box))
-    folder = Path(source._table._folder)
+    folder = Path(source.table._folder)
     assert folder.is_dir()
     del source
     assert not folder.exists()

@@ -162,7 +162,7 @@ def test_a_single_image_is_as_evaluation_sees_it(scenes_folder, small):
     source = open_source(CocoFolder(str(scenes_folder / "images"), str(scenes_folder / "instances_val.json")))
     with eval_batches(source, small, batch_size=1) as batches:
         expected = next(batches)
-    image = load_image(source.image_path(int(expected.index[0])))
+    image = load_image(source.store.image_path(int(expected.index[0])))
     single = single_batch(image, small)
     _same(dataclasses.replace(single, index=expected.index), expected)
 

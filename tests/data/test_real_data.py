@@ -29,7 +29,7 @@ def test_coco_as_a_source(shared):
     source = open_source(_coco(shared, "val"))
     assert len(source) == 197
     assert [len(source.categories), source.categories[0].id, source.categories[-1].id] == [80, 1, 90]
-    annotations = [annotation for index in range(len(source)) for annotation in source.annotations(index)]
+    annotations = [annotation for index in range(len(source)) for annotation in source.store.annotations(index)]
     assert len(annotations) == 1762
     assert sum(annotation.crowd for annotation in annotations) == 21
     assert (source.usable == 0).sum() >= 2
@@ -39,7 +39,7 @@ def test_areas_are_those_of_the_masks(shared):
     source = open_source(_coco(shared, "val"))
     for index in range(0, len(source), 10):
         hw = tuple(source.sizes[index].tolist())
-        for annotation in source.annotations(index):
+        for annotation in source.store.annotations(index):
             if annotation.area > 500:
                 mask = decode_mask(annotation.segmentation, hw)
                 assert mask.sum() == pytest.approx(annotation.area, rel=0.1)
