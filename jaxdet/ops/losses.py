@@ -34,3 +34,14 @@ def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
     The gradient is safe only if the values elsewhere were computed from safe inputs; see ``boxes.safe``.
     """
     return jnp.where(mask, values, 0.0).sum()
+
+
+def mask_iou(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """Half the mean squared error of predicted IoUs, over those whose ``target`` is positive; 0 where there is none.
+
+    Shapes agree; invalid slots have target 0, and what is predicted for them, NaN included, has no effect.  Mask
+    Scoring R-CNN (Huang et al. 2019); that a mask which misses its object does not count is the reference's rule.
+    """
+    counts = target > 0
+    difference = jnp.where(counts, predicted.astype(jnp.float32) - target, 0.0)
+    return 0.5 * jnp.square(difference).sum() / jnp.maximum(counts.sum(), 1)

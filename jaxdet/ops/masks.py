@@ -1,4 +1,4 @@
-"""Targets of mask heads."""
+"""Targets of mask heads and of mask score heads."""
 
 import dataclasses
 
@@ -19,15 +19,80 @@ def mask_targets(
     by the resolution of the bitmap.  Invalid boxes give 0.
     """
     batch, _, height, width = masks.shape
-    frame = jnp.take_along_axis(frames, gt_index[..., None], axis=1)
-    valid = valid & jnp.isfinite(boxes).all(-1) & jnp.isfinite(frame).all(-1)
-    boxes, frame = jnp.where(valid[..., None], boxes, 0.0), jnp.where(valid[..., None], frame, 1.0)
     extent = jnp.asarray([height, width], jnp.int32)
-    pixels = extent / jnp.maximum(frame[..., :1:-1] - frame[..., 1::-1], 1e-6)  # bitmap pixels per image pixel
-    start = (boxes[..., 1::-1] - frame[..., 1::-1]) * pixels - 0.5
+    boxes, valid, origin, pixels = _look_up(frames, boxes, gt_index, valid, extent)
+    start = (boxes[..., 1::-1] - origin) * pixels - 0.5
     lattice = make_lattice(start, (boxes[..., :1:-1] - boxes[..., 1::-1]) * pixels, valid, (size, size), 0)
     lattice = dataclasses.replace(
         lattice, base=gt_index * height * width, extent=jnp.broadcast_to(extent, (*gt_index.shape, 2))
     )
     share = sample_average(masks.reshape(batch, -1, 1).astype(jnp.float32), lattice, (size, size))[..., 0]
     return (share >= 0.5).astype(jnp.float32)
+
+
+def mask_iou_targets(
+    masks: jax.Array,
+    frames: jax.Array,
+    boxes: jax.Array,
+    gt_index: jax.Array,
+    valid: jax.Array,
+    logits_of_class: jax.Array,
+    targets: jax.Array,
+    threshold: float = 0.5,
+) -> jax.Array:
+    """IoU ``[B, S]`` of predicted masks with their whole objects (Mask Scoring R-CNN, Huang et al. 2019, section 3.3).
+
+    ``logits_of_class [B, S, m, m]`` are the mask head's logits of the true class inside ``boxes``, ``targets`` of the
+    same shape what it should predict there (``mask_targets``); the other arguments are those of ``mask_targets``.
+    The box may cut the object: its full area is the target's divided by ``instance_share``.  A pixel counts as
+    predicted where its **logit** exceeds ``threshold``: the reference compares raw logits with 0.5, which is a
+    probability of 0.62; 0 would be the probability of one half.  Invalid boxes give 0, and no gradient flows.
+    """
+    predicted = logits_of_class > threshold
+    share = instance_share(masks, frames, boxes, gt_index, valid)
+    overlap = (predicted * targets).sum((-2, -1))
+    union = predicted.sum((-2, -1)) + targets.sum((-2, -1)) / (share + 1e-7) - overlap
+    return jnp.where(valid & (union > 0), overlap / jnp.where(union > 0, union, 1.0), 0.0)
+
+
+def instance_share(
+    masks: jax.Array, frames: jax.Array, boxes: jax.Array, gt_index: jax.Array, valid: jax.Array
+) -> jax.Array:
+    """Which part of its object's pixels a box covers: ``[B, S]`` float32, 0..1; arguments as ``mask_targets``.
+
+    As in the reference a box counts from the pixel of its upper left corner up to, and not with, that of its lower
+    right corner, but at least one pixel.  This is exact where a bitmap's pixels are the image's: on a frame that is
+    the whole canvas, and in a crop of an object that fits its bitmap.  In a crop that was averaged down, a pixel that
+    the box cuts counts by the part inside.  Invalid boxes, and objects without pixels, give 0.
+    """
+    extent = jnp.asarray(masks.shape[2:], jnp.int32)
+    boxes, valid, origin, pixels = _look_up(frames, boxes, gt_index, valid, extent)
+    corners = jnp.maximum(jnp.trunc(boxes), 0.0)
+    start = (corners[..., 1::-1] - origin) * pixels
+    size = jnp.maximum(corners[..., :1:-1] - corners[..., 1::-1], 1.0) * pixels
+    inside_y, inside_x = (_covered(start[..., a], size[..., a], masks.shape[2 + a]) for a in (0, 1))
+    objects = jnp.take_along_axis(masks, gt_index[..., None, None], axis=1)
+    covered = (objects * inside_y[..., :, None] * inside_x[..., None, :]).sum((-2, -1))
+    area = jnp.take_along_axis(masks.sum((-2, -1), dtype=jnp.float32), gt_index, axis=1)
+    return jnp.where(valid, covered / (area + 1e-7), 0.0)
+
+
+def _covered(start: jax.Array, size: jax.Array, pixels: int) -> jax.Array:
+    """Part of each of ``pixels`` cells ``[i, i + 1)`` inside ``[start, start + size)``: ``[..., pixels]``, 0..1."""
+    cell = jnp.arange(pixels, dtype=jnp.float32)
+    start, stop = start[..., None], (start + size)[..., None]
+    return jnp.clip(jnp.minimum(stop, cell + 1) - jnp.maximum(start, cell), 0.0, 1.0)
+
+
+def _look_up(
+    frames: jax.Array, boxes: jax.Array, gt_index: jax.Array, valid: jax.Array, extent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Finite boxes, what of them is valid, and of their frames the corner (y, x) and the bitmap pixels per image pixel.
+
+    ``extent`` is the bitmaps' (height, width).
+    """
+    frame = jnp.take_along_axis(frames, gt_index[..., None], axis=1)
+    valid = valid & jnp.isfinite(boxes).all(-1) & jnp.isfinite(frame).all(-1)
+    boxes, frame = jnp.where(valid[..., None], boxes, 0.0), jnp.where(valid[..., None], frame, 1.0)
+    pixels = extent / jnp.maximum(frame[..., :1:-1] - frame[..., 1::-1], 1e-6)
+    return boxes, valid, frame[..., 1::-1], pixels

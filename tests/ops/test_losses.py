@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.ops.losses import binary_cross_entropy, cross_entropy, l1, masked_sum, smooth_l1
+from jaxdet.ops.losses import binary_cross_entropy, cross_entropy, l1, mask_iou, masked_sum, smooth_l1
 from tests.ops import oracles
 from tests.ops.golden import OPS, normal
 
@@ -97,3 +97,13 @@ def test_golden_mask_loss() -> None:
     logits = normal("ops/maskpred", (80, 80, 28, 28))[np.arange(80), np.arange(80)].astype(np.float32)
     truth = np.unpackbits(OPS["mask_target/packbits28"])[: 80 * 28 * 28].reshape(80, 28, 28)
     np.testing.assert_allclose(binary_cross_entropy(logits, truth).mean(), OPS["loss/mask_bce"][0], rtol=1e-5)
+
+
+def test_mask_iou_by_hand() -> None:
+    """Two slots count, with errors 0.5 and 0.1; what is predicted where the target is 0 does not matter."""
+    predicted, target = jnp.array([[0.5, 0.9], [np.nan, 7.0]]), jnp.array([[1.0, 0.8], [0.0, 0.0]])
+    np.testing.assert_allclose(mask_iou(predicted, target), 0.5 * (0.25 + 0.01) / 2, rtol=1e-6)
+    gradient = jax.grad(mask_iou)(predicted, target)
+    np.testing.assert_allclose(gradient, [[-0.25, 0.05], [0.0, 0.0]], rtol=1e-6)
+    assert mask_iou(predicted, jnp.zeros((2, 2))) == 0
+    assert mask_iou(predicted.astype(jnp.bfloat16), target).dtype == jnp.float32

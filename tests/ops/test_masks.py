@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.ops.masks import mask_targets
+from jaxdet.data.masks import crop_mask
+from jaxdet.ops.losses import mask_iou
+from jaxdet.ops.masks import instance_share, mask_iou_targets, mask_targets
 from tests.ops import oracles
-from tests.ops.golden import INPUTS, OPS
+from tests.ops.golden import INPUTS, OPS, normal
 
 targets_of = jax.jit(mask_targets, static_argnames="size")
+share_of = jax.jit(instance_share)
+ious_of = jax.jit(mask_iou_targets)
 
 
 def whole(masks: np.ndarray) -> np.ndarray:
@@ -139,3 +143,117 @@ def oracle_crop(mask: np.ndarray, frame: np.ndarray, size: int = 112) -> np.ndar
     sample = partial(np.linspace, num=2 * size + 1)
     x, y = (sample(frame[a], frame[a + 2])[1::2].astype(int) for a in (0, 1))
     return mask[y[:, None], x[None]]
+
+
+def shares(masks: np.ndarray, frames: np.ndarray, boxes: np.ndarray, index: np.ndarray, invalid: int = 0) -> np.ndarray:
+    """Shares of one image, of whose boxes the last few are invalid."""
+    valid = np.arange(len(boxes)) < len(boxes) - invalid
+    arrays = masks.astype(np.uint8), np.float32(frames), np.float32(boxes), index.astype(np.int32), valid
+    return np.asarray(share_of(*(a[None] for a in arrays))[0])
+
+
+def slow_share(mask: np.ndarray, box: np.ndarray) -> float:
+    """Pixels from the box's first to before its last, at least one along each axis."""
+    (left, top), (right, bottom) = (np.clip(box[a : a + 2].astype(int), 0, mask.shape[::-1]) for a in (0, 2))
+    inside = mask[top : max(bottom, top + 1), left : max(right, left + 1)]
+    return inside.sum() / max(mask.sum(), 1)
+
+
+@pytest.mark.parametrize(
+    ("box", "pixels"),
+    [
+        ([0, 0, 8, 8], 32),
+        ([2, 1, 6, 3], 4),
+        ([2.9, 1.9, 6.9, 3.9], 4),  # corners are cut to pixels
+        ([3.5, 2.5, 3.6, 2.6], 1),
+        ([4.5, 2.5, 4.6, 2.6], 0),
+        ([-3, -3, -1, -1], 1),  # clipped to the canvas, and one pixel at least
+        ([3, 3, 1, 1], 1),
+        ([0, 0, 1e6, 1e6], 32),
+        ([9, 9, 12, 12], 0),
+        ([np.nan] * 4, 0),
+    ],
+)
+def test_share_of_the_left_half_of_a_canvas(box: list[float], pixels: int) -> None:
+    mask = np.zeros((1, 8, 8))
+    mask[:, :, :4] = 1
+    np.testing.assert_allclose(shares(mask, whole(mask), np.array([box]), np.zeros(1)), pixels / 32, rtol=1e-6)
+
+
+def test_share_against_the_oracle_from_canvases_and_from_crops() -> None:
+    """Objects that fit their bitmaps lose nothing: the crop says what the canvas says."""
+    rng = np.random.default_rng(0)
+    masks, boxes, index = blobs(rng, 3, (20, 24)), oracles.random_boxes(rng, 40, 22.0), rng.integers(0, 3, 40)
+    expected = [slow_share(masks[g], box) for g, box in zip(index, boxes, strict=True)]
+    np.testing.assert_allclose(shares(masks, whole(masks), boxes, index), expected, atol=1e-6)
+    crops, frames = (np.stack(part) for part in zip(*(crop_mask(mask, 30) for mask in masks), strict=True))
+    np.testing.assert_allclose(shares(crops, frames, boxes, index), expected, atol=1e-6)
+    assert 0.02 < np.mean(expected) < 0.9, "a test of nothing"
+
+
+def test_share_from_an_averaged_crop_is_close() -> None:
+    """Bitmaps of 28 pixels for objects of 100: a side that cuts a cell takes its part, half a cell off at the most."""
+    rng = np.random.default_rng(1)
+    masks = blobs(rng, 3, (20, 24)).repeat(5, 1).repeat(5, 2)
+    boxes, index = 5 * oracles.random_boxes(rng, 40, 22.0), rng.integers(0, 3, 40)
+    expected = [slow_share(masks[g], box) for g, box in zip(index, boxes, strict=True)]
+    crops, frames = (np.stack(part) for part in zip(*(crop_mask(mask, 28) for mask in masks), strict=True))
+    error = np.abs(shares(crops, frames, boxes, index) - expected)
+    assert error.max() < 0.03
+    assert error.mean() < 0.01
+
+
+@pytest.mark.parametrize("value", oracles.GARBAGE)
+def test_padding_changes_no_share(value: float) -> None:
+    rng = np.random.default_rng(2)
+    masks, boxes, index = blobs(rng, 3, (20, 24)), oracles.random_boxes(rng, 10, 22.0), rng.integers(0, 3, 10)
+    expected = shares(masks, whole(masks), boxes, index)
+    more = [oracles.padded(a, 2, value) for a in (masks, whole(masks))]
+    boxes, index = oracles.padded(boxes, 4, value), np.concatenate([index, [3, 4, 0, 0]])
+    found = shares(*more, boxes, index, invalid=4)
+    np.testing.assert_array_equal(found[:10], expected)
+    np.testing.assert_array_equal(found[10:], 0.0)
+
+
+def iou_of(predicted: list[list[float]], box: list[float], **options: float) -> float:
+    """IoU target of a 2x2 mask inside ``box``, for an object that is the left half of an 8x8 canvas."""
+    mask = np.zeros((1, 8, 8), np.uint8)
+    mask[:, :, :4] = 1
+    where = mask[None], whole(mask)[None], np.float32([[box]]), np.zeros((1, 1), np.int32), np.ones((1, 1), bool)
+    return float(ious_of(*where, np.float32([[predicted]]), targets_of(*where, size=2), **options)[0, 0])
+
+
+def test_mask_iou_by_hand() -> None:
+    """The whole canvas: target [[1, 0], [1, 0]]. The lower half: the target covers half of the object."""
+    canvas, lower = [0, 0, 8, 8], [0, 4, 8, 8]
+    assert iou_of([[9, -9], [9, -9]], canvas) == pytest.approx(1)
+    assert iou_of([[9, 9], [9, 9]], canvas) == pytest.approx(1 / 2)
+    assert iou_of([[9, -9], [-9, -9]], canvas) == pytest.approx(1 / 2)
+    assert iou_of([[-9, 9], [-9, 9]], canvas) == 0
+    assert iou_of([[9, -9], [9, -9]], lower) == pytest.approx(2 / 4)
+    assert iou_of([[9, 9], [9, -9]], lower) == pytest.approx(2 / 5)
+    assert iou_of([[9, 9], [9, 9]], [5, 0, 8, 8]) == 0  # misses the object: nothing to compare with
+    assert iou_of([[-9, -9], [-9, -9]], [5, 0, 8, 8]) == 0
+
+
+def test_mask_iou_cuts_logits_not_probabilities() -> None:
+    assert iou_of([[0.4, -9], [9, -9]], [0, 0, 8, 8]) == pytest.approx(1 / 2)
+    assert iou_of([[0.6, -9], [9, -9]], [0, 0, 8, 8]) == pytest.approx(1)
+    assert iou_of([[0.4, -9], [9, -9]], [0, 0, 8, 8], threshold=0.0) == pytest.approx(1)
+
+
+def golden_ious() -> tuple[np.ndarray, np.ndarray]:
+    """Shares and IoU targets of the reference's 80 boxes, from whole canvases."""
+    masks, boxes = INPUTS["gt_masks"], np.float32(INPUTS["fixed_proposals"][:80])
+    index, valid = (np.arange(80) // 16).astype(np.int32), np.ones(80, bool)
+    where = [a[None] for a in (masks, whole(masks), boxes, index, valid)]
+    target = expected_targets().astype(np.float32)
+    logits = np.float32(normal("ops/miou_pred", (80, 28, 28)) + 2 * (target - 0.5))
+    return np.asarray(share_of(*where)[0]), np.asarray(ious_of(*where, logits[None], target[None])[0])
+
+
+def test_golden_mask_ious_and_loss() -> None:
+    share, target = golden_ious()
+    np.testing.assert_allclose(share, OPS["maskiou/area_ratio"], atol=1e-6)
+    np.testing.assert_allclose(target, OPS["maskiou/targets"], atol=1e-6)
+    np.testing.assert_allclose(mask_iou(np.linspace(0, 1, 80), target), OPS["maskiou/loss"], rtol=1e-5)
