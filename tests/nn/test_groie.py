@@ -109,7 +109,7 @@ def crops_of_levels(pyramid: Features, boxes: np.ndarray, valid: np.ndarray, siz
     """RoIAlign of every level alone."""
     level = np.zeros(valid.shape, np.int32)
     align = partial(roi_align, boxes=boxes, level=level, valid=valid, size=(size, size), sampling_ratio=2)
-    return [jax.jit(align, static_argnums=1)([pyramid[k]], (2.0**-k,)) for k in sorted(pyramid)]
+    return jax.jit(lambda maps: [align([m], (2.0**-k,)) for k, m in sorted(maps.items())])(pyramid)
 
 
 @pytest.mark.parametrize("size", [7, 14])
@@ -148,10 +148,8 @@ def test_relu_of_the_first_release_by_hand(combine: str) -> None:
     box, valid = np.float32([[[10, 10, 40, 50]]]), np.array([[True]])
     extractor = GRoIE(size=2, combine=combine, relu=True)
     params = {"params": {"reduce": {"kernel": -jnp.ones((1, 1, 4, 1)), "bias": jnp.zeros(1)}}}
-    negative, positive = (
-        extractor.apply(params if combine == "concat" else {}, constant_pyramid(sign=sign), box, valid)
-        for sign in (-1.0, 1.0)
-    )
+    apply = jax.jit(partial(extractor.apply, params if combine == "concat" else {}))
+    negative, positive = (apply(constant_pyramid(sign=sign), box, valid) for sign in (-1.0, 1.0))
     np.testing.assert_array_equal(negative, 0.0)
     assert (positive > 0).all() or combine == "concat"
 
@@ -223,28 +221,27 @@ def test_rectangular_pair_against_a_slow_convolution() -> None:
 FULL = GRoIE(size=3, pre=ConvReLU(3), post=Attention(heads=2))
 
 
-@pytest.mark.parametrize("value", oracles.GARBAGE)
-@pytest.mark.parametrize("combine", ["sum", "concat", "random"])
-def test_padding_changes_nothing(combine: str, value: float) -> None:
+@pytest.mark.parametrize("combine", ["sum", "concat"])
+def test_padding_changes_nothing(combine: str) -> None:
     """Neither crops nor gradients; and crops of invalid boxes are 0 in spite of biases."""
     pyramid, boxes, valid = random_case(5, batch=1)
     extractor = FULL.clone(combine=combine)
     params = random_params(extractor, (pyramid, boxes, valid))
-    more = oracles.padded(boxes[0], 3, value)[None], np.arange(8)[None] < 5
 
     @jax.jit
-    def run(params: dict, pyramid: Features, boxes: jax.Array, valid: jax.Array) -> tuple:
+    def run(boxes: jax.Array, valid: jax.Array) -> tuple:
         def total(params: dict, pyramid: Features) -> tuple[jax.Array, jax.Array]:
             crops = extractor.apply(params, pyramid, boxes, valid)
             return (jnp.cos(crops) * valid[..., None, None, None]).sum(), crops
 
         return jax.grad(total, (0, 1), has_aux=True)(params, pyramid)
 
-    gradients, crops = run(params, pyramid, boxes, valid)
-    gradients_more, crops_more = run(params, pyramid, *more)
-    np.testing.assert_allclose(crops_more[:, :5], crops, atol=1e-5)
-    np.testing.assert_array_equal(crops_more[:, 5:], 0.0)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients, gradients_more)
+    gradients, crops = run(boxes, valid)
+    for value in oracles.GARBAGE:
+        gradients_more, crops_more = run(oracles.padded(boxes[0], 3, value)[None], np.arange(8)[None] < 5)
+        np.testing.assert_allclose(crops_more[:, :5], crops, atol=1e-5)
+        np.testing.assert_array_equal(crops_more[:, 5:], 0.0)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), gradients, gradients_more)
 
 
 def test_gradients_against_differences() -> None:
