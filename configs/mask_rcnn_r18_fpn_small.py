@@ -47,4 +47,4 @@ def get_config() -> Experiment:
     )
     schedule = Schedule(length=1000, drops=(700, 900), unit="steps", warmup_steps=100, warmup_ratio=0.01)
     optimizer = Optimizer(rule="adamw", lr=5e-4, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
-    return Experiment(model, data, optimizer, Run(checkpoint_every=200, eval_every=0))
+    return Experiment(model, data, optimizer, Run(eval_every=0))

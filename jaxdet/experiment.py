@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxdet.data.settings import Data
-from jaxdet.models.two_stage import TwoStage
+from jaxdet.models.detector import Detector
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Schedule:
     def in_steps(self, amount: int, steps_per_epoch: int) -> int:
         """An amount in ``unit`` as a number of steps."""
         return amount * steps_per_epoch if self.unit == "epochs" else amount
+
+    def interval(self, amount: int | None, steps_per_epoch: int) -> int:
+        """As `in_steps`; None is a tenth of the length, at least one unit."""
+        return self.in_steps(max(self.length // 10, 1) if amount is None else amount, steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -74,24 +78,29 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run does beside its steps.  Intervals count in the schedule's unit unless they say otherwise."""
+    """What a run does beside its steps.
+
+    Intervals count in the schedule's unit unless they say otherwise; none is a tenth of the schedule, rounded down
+    to a whole number of units: each epoch of the 1x schedule.
+    """
 
     seed: int = 0  #: of initialisation, data order and sampling
     init_from: str | None = None  #: weights to start from: a run folder, or a file of torchvision's or mmdetection's
     init_skip: tuple[str, ...] = ()  #: regular expressions: what they match keeps its fresh values
     init_new_classes: bool = False  #: the weights are of other classes: what depends on them keeps its fresh values
     log_every: int = 50  #: steps
-    checkpoint_every: int = 1
+    checkpoint_every: int | None = None
     keep_checkpoints: int = 2  #: the newest ones
-    eval_every: int = 1  #: 0: only after the last step
+    eval_every: int | None = None  #: 0: only after the last step
     eval_batch: int = 8  #: images, over all devices
     pictures: int = 8  #: images of the validation set in the picture of predictions beside ground truth
 
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "keep_checkpoints", "eval_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Run.{name}: expected at least 1, got {getattr(self, name)}")
-        if self.eval_every < 0 or self.pictures < 0 or self.seed < 0:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"Run.{name}: expected at least 1, got {value}")
+        if (self.eval_every or 0) < 0 or self.pictures < 0 or self.seed < 0:
             raise ValueError(
                 f"Run: expected seed, eval_every, pictures >= 0, got {self.seed}, {self.eval_every}, {self.pictures}"
             )
@@ -101,7 +110,7 @@ class Run:
 class Experiment:
     """A model, its data, its optimizer and its run."""
 
-    model: TwoStage
+    model: Detector
     data: Data
     optimizer: Optimizer = field(default_factory=Optimizer)
     run: Run = field(default_factory=Run)

@@ -1,10 +1,9 @@
 """Evaluation: a model over a data source, on any number of devices, to COCO's numbers."""
 
 from jaxdet.eval_lib.checkpoint import detect_all, evaluate_checkpoint, open_checkpoint
-from jaxdet.eval_lib.detect import Detector, Progress, detect, evaluate, image_of, predict_batch, results_of
+from jaxdet.eval_lib.detect import Progress, detect, evaluate, image_of, predict_batch, results_of
 
 __all__ = [
-    "Detector",
     "Progress",
     "detect",
     "detect_all",

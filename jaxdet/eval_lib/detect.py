@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from jaxdet.data import Category, Data, Source, eval_batches
 from jaxdet.evaluation import image_results, match_categories, score
 from jaxdet.evaluation.results import Result
 from jaxdet.mesh import data_mesh, replicate, split_batch
+from jaxdet.models.detector import Detector
 from jaxdet.structures import Batch, Detections
 
 Progress = Callable[[int, int], None]
@@ -33,22 +34,13 @@ _THREADS = min(8, os.cpu_count() or 1)
 _BACKLOG = 256  #: images whose masks may wait to be pasted before the devices wait for the host
 
 
-class Detector(Protocol):
-    """What evaluation needs of a model; linen modules with a method ``predict(batch) -> Detections`` have it."""
-
-    @property
-    def num_classes(self) -> int: ...
-
-    def apply(self, variables: Any, *args: Any, method: str) -> Any: ...
-
-
 def evaluate(
     model: Detector, variables: Any, source: Source, data: Data, mesh: Mesh | None = None, **settings: Any
 ) -> dict[str, float]:
     """COCO's twelve numbers, for boxes and (if the model has them) for masks.
 
     Args:
-        model: see ``Detector``.
+        model: any `Detector`.
         variables: of the model.
         source: images and ground truth.
         data: settings of resize, canvas and workers.

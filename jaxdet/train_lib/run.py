@@ -104,8 +104,8 @@ class _Job:
         return Watch(
             intervals=Intervals(
                 log=run.log_every,
-                checkpoint=schedule.in_steps(run.checkpoint_every, epoch),
-                evaluate=schedule.in_steps(run.eval_every, epoch),
+                checkpoint=schedule.interval(run.checkpoint_every, epoch),
+                evaluate=schedule.interval(run.eval_every, epoch),
             ),
             start=start,
             total=schedule.in_steps(schedule.length, epoch),

@@ -13,7 +13,8 @@ from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.store import VARIABLES, CheckpointStore
 from jaxdet.experiment import Run
 from jaxdet.mesh import replicate
-from jaxdet.train_lib.step import Trainable, TrainState, init_state, init_variables
+from jaxdet.models.detector import Detector
+from jaxdet.train_lib.step import TrainState, init_state, init_variables
 from jaxdet.trained import warn_of_settings
 
 OPTIMIZER = "optimizer"
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def start_state(
-    model: Trainable, direction: optax.GradientTransformation, run: Run, store: CheckpointStore, mesh: Mesh
+    model: Detector, direction: optax.GradientTransformation, run: Run, store: CheckpointStore, mesh: Mesh
 ) -> TrainState:
     """The newest state in the store if there is one, else step 0 with ``run.init_from`` or fresh variables.
 
@@ -43,7 +44,7 @@ def start_state(
     return replicate(init_state(variables, direction), mesh)
 
 
-def initialised(model: Trainable, variables: dict[str, Any], run: Run) -> dict[str, Any]:
+def initialised(model: Detector, variables: dict[str, Any], run: Run) -> dict[str, Any]:
     """Fresh variables with the weights of ``run.init_from`` in their places; says which they leave."""
     imported = import_weights(str(run.init_from), variables)
     warn_of_settings(model, imported)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdet.models.detector import Detector
 from jaxdet.structures import Batch
 from jaxdet.train_lib.optimizer import Rate, trained_norm
 
@@ -19,16 +20,6 @@ Metrics = dict[str, jax.Array]
 """``loss`` (the total), ``loss/NAME`` for each term, ``grad_norm``, ``lr`` and the model's own metrics: scalars."""
 
 _PREFIX = "loss_"
-
-
-class Trainable(Protocol):
-    """What training needs of a model; `jaxdet.models.two_stage.TwoStage` has it."""
-
-    def init(self, rngs: jax.Array, *args: Any, method: str) -> Any: ...
-
-    def apply(self, variables: Any, *args: Any, method: str) -> Any: ...
-
-    def is_frozen(self, path: tuple[str, ...]) -> bool: ...
 
 
 @struct.dataclass
@@ -49,7 +40,7 @@ class TrainState:
 TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
-def init_variables(model: Trainable, key: jax.Array, side: int = 128) -> dict[str, Any]:
+def init_variables(model: Detector, key: jax.Array, side: int = 128) -> dict[str, Any]:
     """Fresh variables; their shapes do not depend on the canvas, so a single small image does."""
     image = np.zeros((1, side, side, 3), np.uint8)
     whole, one = np.full((1, 2), side, np.float32), np.ones((1, 2), np.float32)
@@ -65,7 +56,7 @@ def init_state(variables: Mapping[str, Any], direction: optax.GradientTransforma
     return TrainState(jnp.zeros((), jnp.int32), params, stats, direction.init(params))
 
 
-def make_train_step(model: Trainable, direction: optax.GradientTransformation, rate: Rate, mesh: Mesh) -> TrainStep:
+def make_train_step(model: Detector, direction: optax.GradientTransformation, rate: Rate, mesh: Mesh) -> TrainStep:
     """The compiled step ``(state, batch, key) -> (state, metrics)``; the old state's memory is given to the new one.
 
     Args:

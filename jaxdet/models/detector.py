@@ -1,0 +1,36 @@
+"""What training, evaluation and prediction ask of a model; nothing else of it is known to them."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from jaxdet.structures import Batch, Detections
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """A model with one and with two stages alike; linen modules with the last four members have it.
+
+    ``losses`` and ``predict`` are called through ``init`` and ``apply``, by name.
+    """
+
+    def init(self, rngs: jax.Array, *args: Any, method: str) -> Any: ...
+
+    def apply(self, variables: Any, *args: Any, method: str) -> Any: ...
+
+    @property
+    def num_classes(self) -> int:
+        """K, the background not counted."""
+        ...
+
+    def losses(self, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Loss terms by name, whose sum is minimised, and metrics: scalars; ``key`` drives what is drawn."""
+        ...
+
+    def predict(self, batch: Batch) -> Detections:
+        """Detections in coordinates of the resized images."""
+        ...
+
+    def is_frozen(self, path: tuple[str, ...]) -> bool:
+        """Whether the parameter at this path is not trained."""
+        ...
