@@ -1,5 +1,7 @@
 """How far a model's outputs are from golden ones: a figure for each group, and the bound it has to keep."""
 
+import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ GRADIENT = 5e-3  #: relative difference of a gradient's norm
 MATCHED = 0.98  #: share of golden detections with a partner
 STEPS_LOSS = 1e-2  #: relative difference of a loss during five steps
 STEPS_NORM = 5e-4  #: relative difference of a parameter's norm after them
-TENSORS = ("backbone", "fpn", "rpn", "loop0", "mask")
+TENSORS = re.compile(r"(backbone|fpn|rpn|loop\d+|mask)/")  #: what is compared element by element
+NOT_COMPARED = re.compile(r"rpn/proposals|mask/iou_labels|.*/rois")
 
 Arrays = dict[str, Any]
 
@@ -66,22 +69,21 @@ def relative(ours: Any, golden: Any, floor: float = 1e-6) -> float:
 
 def tensors(golden: Arrays, ours: Arrays) -> list[Row]:
     """Features and head outputs, a row for each group with its worst tensor."""
-    rows = []
-    for group in TENSORS:
-        keys = {key.partition("@")[0] for key in golden if key.startswith(f"{group}/")} - {"rpn/proposals"}
-        errors = {}
-        for key in keys:
+    errors: dict[str, dict[str, float]] = defaultdict(dict)
+    for key in sorted({key.partition("@")[0] for key in golden}):
+        if (group := TENSORS.match(key)) and not NOT_COMPARED.fullmatch(key):
             want, have = same_elements(golden, key, ours[key])
-            errors[key] = float(np.abs(have - want).max() / want.std())
-        rows += [Row(f"tensor {max(errors, key=errors.__getitem__)}", max(errors.values()), FEATURE)] if errors else []
-    return rows
+            errors[group[1]][key] = float(np.abs(have - want).max() / want.std())
+    worst = (max(group, key=group.__getitem__) for group in errors.values())
+    return [Row(f"tensor {key}", errors[key.partition("/")[0]][key], FEATURE) for key in worst]
 
 
 def detections(golden: Arrays, ours: Arrays, prefix: str, hw: tuple[int, int]) -> Row:
-    """Share of golden detections without a partner: same class, box, score and, for the best ones, mask."""
+    """Share of golden detections without a partner: same class, box, scores and, for the best ones, mask."""
     want, have = golden[f"{prefix}/boxes"], np.asarray(ours[f"{prefix}/boxes"])
     same = golden[f"{prefix}/labels"][:, None] == ours[f"{prefix}/labels"][None]
-    fits = same & (_iou(want, have) > 0.98) & (np.abs(want[:, None, 4] - have[None, :, 4]) < 2e-3)
+    scored = np.abs(want[:, None, 4:] - have[None, :, 4:]).max(-1) < 2e-3  # one score, or also that of the mask
+    fits = same & (_iou(want, have) > 0.98) & scored
     matched = fits.any(1)
     for row, bits in zip(
         golden.get(f"{prefix}/top12_index", ()), golden.get(f"{prefix}/top12_packbits", ()), strict=True
@@ -94,9 +96,10 @@ def detections(golden: Arrays, ours: Arrays, prefix: str, hw: tuple[int, int]) -
 
 def training(golden: Arrays, ours: Arrays) -> list[Row]:
     """Every loss, and the norm of every parameter's gradient."""
-    losses = [key for key in golden if key.startswith(("train/loss_", "train/total_loss"))]
+    losses = [key for key in golden if key.startswith("train/") and "loss" in key]
     rows = [Row(key, relative(np.sum(ours[key]), np.sum(golden[key])), LOSS) for key in losses]
     norms = dict(zip(golden["train/grad_names"].tolist(), golden["train/grad_norms"], strict=True))
+    norms = {name: norm for name, norm in norms.items() if norm >= 0}  # negative: nothing reads that parameter
     assert set(ours["train/grad_norms"]) == set(norms), "other parameters are trained"
     floor = 1e-4 * float(np.linalg.norm(list(norms.values())))
     errors = {name: relative(ours["train/grad_norms"][name], norm, floor) for name, norm in norms.items()}

@@ -3,20 +3,47 @@
     python tests/parity/make_golden.py FOLDER [MODEL ...]
 
 Large tensors keep every n-th element (``key@sub``, with ``key@meta`` = [n, *shape]); names and norms of gradients
-and of parameters after five steps keep what the tests compare.  Inputs stay exact.
+and of parameters after five steps keep what the tests compare.  Inputs stay exact.  Weights are functions of their
+names, so that most models have the same features: what equals Mask R-CNN's is kept in Mask R-CNN's file alone.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).parent / "golden"
-MODELS = ("mask_rcnn_r50", "faster_rcnn_r50")
+FIRST = "mask_rcnn_r50"
+MODELS = (
+    FIRST,
+    "faster_rcnn_r50",
+    "cascade_mask_rcnn_r50",
+    "groie1_faster",
+    "groie1_mask",
+    "groie2_faster",
+    "htc_r50",
+    "ms_rcnn_r50",
+    "r3_4l2h_rect_nlb",
+    "r3_advanced",
+    "r3_deeper",
+    "r3_fcc7x7",
+    "r3_fcc7x7_nlb",
+    "r3_fcc7x7_nlb_nla",
+    "r3_fcc_rect",
+    "r3_maskiou_fcc7x7",
+    "r3_maskiou_orig",
+    "r3_maskiou_rect",
+    "r3_naive",
+    "r3_rect_nlb",
+    "r3_rect_nlb_nomaskloop",
+    "sbr_cnn",
+)
+WITH_FEATURES = (FIRST, "faster_rcnn_r50")
 SAMPLES = 499
 """Elements kept of a tensor; prime, so that a step is seldom a multiple of a row."""
-WHOLE = ("test/", "test_fixedprop/", "train/loss_", "train/total_loss", "train/grad_names", "train/grad_norms")
-TENSORS = ("backbone/", "fpn/", "rpn/cls", "rpn/reg", "rpn/proposals", "loop0/", "mask/")
+WHOLE = re.compile(r"test(_fixedprop)?/(?!mask_area_extent)|train/.*loss|train/grad_(names|norms)$")
+TENSORS = re.compile(r"backbone/|fpn/|rpn/|(loop\d+|mask)/(?!rois|iou_labels)")
 OPS = (
     "roi_align/",
     "nms/",
@@ -54,14 +81,16 @@ def keys_of(golden: Arrays) -> list[str]:
     return sorted({key.partition("@")[0] for key in golden})
 
 
-def compact_model(golden: Arrays, sgd: Arrays) -> Arrays:
-    """What the tests of one model compare."""
+def compact_model(golden: Arrays, sgd: Arrays, shared: Arrays) -> Arrays:
+    """What the tests of one model compare, without those tensors that equal ``shared`` ones."""
     out: Arrays = {}
     for key in keys_of(golden):
-        if key.startswith(TENSORS) and not key.endswith("/rois"):
-            out |= thin(golden, key, SAMPLES)
-        elif key.startswith(WHOLE) and not key.endswith("/mask_area_extent"):
+        if WHOLE.match(key):
             out[key] = golden[key]
+        elif TENSORS.match(key):
+            thinned = thin(golden, key, SAMPLES)
+            equal = all(name in shared and np.array_equal(shared[name], value) for name, value in thinned.items())
+            out |= {} if equal else thinned
     return out | {f"sgd/{key}": value for key, value in sgd.items()}
 
 
@@ -97,9 +126,10 @@ def main() -> None:
     inputs["gt_masks"] = np.packbits(inputs["gt_masks"], axis=-1)
     write("inputs", inputs)
     write("ops", compact_ops(read(args.folder / "golden_ops.npz")))
+    first = compact_model(read(args.folder / f"golden_{FIRST}.npz"), {}, shared={})
     for model in args.models:
-        sgd = read(args.folder / f"golden_sgd5_{model}.npz")
-        write(model, compact_model(read(args.folder / f"golden_{model}.npz"), sgd))
+        golden, sgd = (read(args.folder / f"{kind}_{model}.npz") for kind in ("golden", "golden_sgd5"))
+        write(model, compact_model(golden, sgd, shared={} if model in WITH_FEATURES else first))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@
 torch layout.  Nothing here depends on the values, sizes or numbers of what is given.
 """
 
-import dataclasses
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,41 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet.checkpoints.from_mmdet import from_mmdet, mmdet_name
+from jaxdet.checkpoints.from_mmdet import from_mmdet, mmdet_names
 from jaxdet.checkpoints.merge import merge
+from jaxdet.checkpoints.tree import flatten, unflatten
+from jaxdet.models.loop import refine
 from jaxdet.models.two_stage import TwoStage
+from jaxdet.nn.extractor import crops_as_batch
 from jaxdet.ops.paste import paste_mask
-from jaxdet.structures import Batch, Detections, Proposals, Targets
-
-CONFIGS = {"mask_rcnn_r50": "mask_rcnn_r50_fpn", "faster_rcnn_r50": "faster_rcnn_r50_fpn"}
-"""Reference model -> config file of the project."""
+from jaxdet.structures import Batch, Detections, Features, Proposals, Targets
+from tests.parity.compositions import build, with_first_samples
 
 Arrays = dict[str, Any]
 
 
 def load_model(name: str, roi_samples: int = 128) -> TwoStage:
-    """The model of a config with samplers that take the first boxes, not random ones, and raw pixels as they are."""
-    if name not in CONFIGS:
-        raise ValueError(f"no config for {name}; there are {sorted(CONFIGS)}")
-    path = Path(__file__).parents[2] / "configs" / f"{CONFIGS[name]}.py"
-    spec = importlib.util.spec_from_file_location(f"config_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.get_config().model
-
-    def first(sampler: Any, **changes: Any) -> Any:
-        return dataclasses.replace(sampler, order="first", **changes)
-
-    schedule = tuple(dataclasses.replace(s, sampler=first(s.sampler, number=roi_samples)) for s in model.schedule)
-    rpn = model.rpn.clone(sampler=first(model.rpn.sampler))
-    return model.clone(rpn=rpn, schedule=schedule, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1.0, 1.0, 1.0))
+    """The model of that name, without randomness."""
+    return with_first_samples(build(name), roi_samples)
 
 
 def load_variables(model: TwoStage, state_dict: Arrays, batch: Batch) -> Arrays:
-    """The weights through the project's importer; every leaf must be there and fit."""
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, method="predict"))
-    empty = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    variables, _ = merge(empty, from_mmdet(state_dict))
+    """The weights through the project's importer; every leaf must be there and fit.
+
+    What the state dict has beyond that stays away.
+    """
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, method="predict"))
+    empty = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
+    found = from_mmdet(state_dict, like)
+    variables, _ = merge(empty, found, skip=("^unmapped/",) if "unmapped" in found else ())
     return jax.tree.map(jnp.asarray, variables)
 
 
@@ -84,18 +73,17 @@ def make_batch(inputs: Arrays) -> Batch:
 
 
 def run(model: str, state_dict: Arrays, inputs: Arrays, groups: set[str]) -> Arrays:
-    """Outputs of the groups asked for, by the names of the golden files."""
+    """Outputs of the groups asked for, by the names of the golden files; features come always."""
     net, batch = load_model(model), make_batch(inputs)
     variables = load_variables(net, state_dict, batch)
-    out: Arrays = {}
-    if groups & {"features", "heads"}:
-        out |= jax.jit(lambda v: net.apply(v, batch, inputs, method=_tensors))(variables)
+    pyramid, proposals, out = jax.jit(lambda v: net.apply(v, batch, method=_features))(variables)
+    if "heads" in groups:
+        out |= jax.jit(lambda v, p: net.apply(v, p, batch, inputs["fixed_rois"], method=_heads))(variables, pyramid)
+        out |= _spare_mask_heads(net, variables, state_dict, out)
     if "test" in groups:
-        predicted = jax.jit(lambda v: net.apply(v, batch, method="predict"))(variables)
-        out |= _detections("test", predicted, batch)
-        proposals = _proposals(inputs)
-        predicted = jax.jit(lambda v: net.apply(v, batch, proposals, method=_detect))(variables)
-        out |= _detections("test_fixedprop", predicted, batch)
+        for prefix, boxes in (("test", proposals), ("test_fixedprop", _proposals(inputs))):
+            detect = jax.jit(lambda v, p, b: net.apply(v, p, b, batch.true_hw, method="detect"))
+            out |= _detections(prefix, net, detect(variables, pyramid, boxes), batch)
     if "train" in groups:
         terms, grads = jax.jit(lambda v: _loss_and_grads(net, v, batch, _proposals(inputs)))(variables)
         out |= {f"train/{name}": np.asarray(value) for name, value in terms.items()}
@@ -107,7 +95,7 @@ def sgd(model: str, state_dict: Arrays, inputs: Arrays, steps: int = 5) -> Array
     """Losses before each of a few steps of SGD (lr 2e-5, momentum 0.9, decay 0.1), and parameter norms after them."""
     net, batch = load_model(model, roi_samples=64), make_batch(inputs)
     variables = load_variables(net, state_dict, batch)
-    labels = jax.tree_util.tree_map_with_path(lambda p, _: _is_frozen(net, p), variables["params"])
+    labels = unflatten({path: net.is_frozen(path) for path in flatten(variables["params"])})
     sgd_rule = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(2e-5, momentum=0.9))
     rule = optax.multi_transform({True: optax.set_to_zero(), False: sgd_rule}, labels)
     params, state, history = variables["params"], rule.init(variables["params"]), []
@@ -126,8 +114,8 @@ def sgd(model: str, state_dict: Arrays, inputs: Arrays, steps: int = 5) -> Array
     return {"loss_names": list(terms), "losses": np.array(history), "param_norms_after": norms}
 
 
-def _tensors(net: TwoStage, batch: Batch, inputs: Arrays) -> Arrays:
-    """Features, dense head outputs, and head outputs on the fixed RoIs, in torch layout."""
+def _features(net: TwoStage, batch: Batch) -> tuple[Features, Proposals, Arrays]:
+    """Pyramid and proposals of the images, and what is compared of them in torch layout."""
     levels = net.backbone(batch.image)
     pyramid = net.neck(levels)
     out = {f"backbone/C{i}": _nchw(x) for i, x in levels.items()} | {f"fpn/P{i}": _nchw(x) for i, x in pyramid.items()}
@@ -136,24 +124,61 @@ def _tensors(net: TwoStage, batch: Batch, inputs: Arrays) -> Arrays:
         out |= {f"rpn/cls{i}": _nchw(objectness), f"rpn/reg{i}": _nchw(deltas)}
     proposals = net.rpn.proposals(pyramid, batch.true_hw)
     out["rpn/proposals"] = jnp.concatenate([proposals.boxes[0], proposals.scores[0, :, None]], 1)
-    boxes = jnp.asarray(inputs["fixed_rois"], jnp.float32)[None]
-    valid = jnp.ones(boxes.shape[:2], bool)
-    head = net.heads[0]
-    crops = head.box_extractor(pyramid, boxes, valid)
-    logits, deltas = head.boxes(pyramid, boxes, valid, net.num_classes)
-    out |= {
-        "loop0/bbox_feats": _nchw(crops[0]),
-        "loop0/cls": logits[0],
-        "loop0/reg": deltas[0].reshape(len(logits[0]), -1),
-    }
-    if head.mask_head is not None:
-        crops = head.mask_extractor(pyramid, boxes, valid)
-        out |= {"mask/feats": _nchw(crops[0]), "mask/pred0": _nchw(head.mask_head(crops[0], net.num_classes))}
+    return pyramid, proposals, out
+
+
+def _heads(net: TwoStage, pyramid: Features, batch: Batch, rois: Any) -> Arrays:
+    """What every step says about the fixed RoIs, which move from step to step; masks are of where they began."""
+    rois = jnp.asarray(rois, jnp.float32)[None]
+    boxes, valid, out = rois, jnp.ones(rois.shape[:2], bool), {}
+    for t, step in enumerate(net.test_schedule()):
+        head = net.heads[step.head]
+        crops = crops_as_batch(head.box_extractor(pyramid, boxes, valid))
+        logits, deltas = (x[None] for x in head.box_head(crops, net.num_classes))
+        out |= {
+            f"loop{t}/rois": jnp.pad(boxes[0], ((0, 0), (1, 0))),
+            f"loop{t}/bbox_feats": _nchw(crops),
+            f"loop{t}/cls": logits[0],
+            f"loop{t}/reg": deltas[0].reshape(len(crops), -1),
+        }
+        boxes = refine(head, boxes, logits, deltas, batch.true_hw)
+    return out if net.heads[0].mask_head is None else out | _masks(net, pyramid, rois, valid)
+
+
+def _masks(net: TwoStage, pyramid: Features, boxes: jax.Array, valid: jax.Array) -> Arrays:
+    """Every pass of the mask branch over the same crops, and the mask IoU of the last."""
+    schedule = net.test_schedule()
+    crops = net.heads[schedule[-1].head].mask_crops(pyramid, boxes, valid)
+    features, out = net.heads[0].no_mask_features(crops), {"mask/feats": _nchw(crops)}
+    for t, step in enumerate(schedule):
+        head = net.heads[step.head]
+        features = head.mask_features(crops, features)
+        logits = head.mask_head.classify(features, net.num_classes)
+        out |= {f"mask/last_feat{t}": _nchw(features), f"mask/pred{t}": _nchw(logits)}
+    if net.mask_iou is not None:
+        labels = jnp.arange(len(crops)) * 5 % net.num_classes
+        own = jnp.take_along_axis(logits, labels[:, None, None, None], axis=3)[..., 0]
+        out |= {"mask/iou_labels": labels, "mask/iou_pred": net.mask_iou(crops, own, net.num_classes)}
     return out
 
 
-def _detect(net: TwoStage, batch: Batch, proposals: Proposals) -> Detections:
-    return net.detect(net.features(batch), proposals, batch.true_hw)
+def _spare_mask_heads(net: TwoStage, variables: Arrays, state_dict: Arrays, found: Arrays) -> Arrays:
+    """Logits of mask heads that the state dict has and no step uses, as in the reference's cascade."""
+    own = "roi_head.mask_head.0."
+    names = {name for name in mmdet_names(variables).values() if name.startswith(own)}
+    out: Arrays = {}
+    t = len(net.heads)
+    while names and f"roi_head.mask_head.{t}.conv_logits.bias" in state_dict:
+        state = state_dict | {name: state_dict[name.replace(own, f"roi_head.mask_head.{t}.")] for name in names}
+        spare = {**variables, **from_mmdet(state, variables)}
+        crops = jnp.moveaxis(found["mask/feats"], 1, -1)
+        out[f"mask/pred{t}"] = _nchw(net.apply(spare, crops, method=_first_mask_head))
+        t += 1
+    return out
+
+
+def _first_mask_head(net: TwoStage, crops: jax.Array) -> jax.Array:
+    return net.heads[0].mask_head(crops, net.num_classes)
 
 
 def _loss_and_grads(net: TwoStage, variables: Arrays, batch: Batch, proposals: Proposals) -> tuple[Arrays, Any]:
@@ -179,13 +204,14 @@ def _proposals(inputs: Arrays) -> Proposals:
     return Proposals(boxes, jnp.ones(boxes.shape[:2]), jnp.ones(boxes.shape[:2], bool))
 
 
-def _detections(prefix: str, found: Detections, batch: Batch) -> Arrays:
+def _detections(prefix: str, net: TwoStage, found: Detections, batch: Batch) -> Arrays:
     """Valid detections of the image in original coordinates, with pasted masks."""
     valid = np.asarray(found.valid[0])
     scale = batch.scale[0]
     boxes = np.asarray(found.boxes[0])[valid] / np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
+    scores = [found.scores[0]] if net.mask_iou is None else [found.scores[0], found.mask_scores[0]]
     out = {
-        f"{prefix}/boxes": np.concatenate([boxes, np.asarray(found.scores[0])[valid, None]], 1),
+        f"{prefix}/boxes": np.concatenate([boxes, np.stack(scores, 1)[valid]], 1),
         f"{prefix}/labels": np.asarray(found.labels[0])[valid],
     }
     if found.masks is not None:
@@ -196,20 +222,12 @@ def _detections(prefix: str, found: Detections, batch: Batch) -> Arrays:
 
 
 def _norms(net: TwoStage, tree: Any, trained_only: bool) -> dict[str, float]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = mmdet_names({"params": tree})
     return {
-        mmdet_name(_names(path)): float(np.linalg.norm(np.asarray(leaf, np.float64)))
-        for path, leaf in leaves
-        if not (trained_only and _is_frozen(net, path))
+        names[path]: float(np.linalg.norm(np.asarray(leaf, np.float64)))
+        for path, leaf in flatten(tree).items()
+        if not (trained_only and net.is_frozen(path))
     }
-
-
-def _is_frozen(net: TwoStage, path: Any) -> bool:
-    return net.is_frozen(_names(path))
-
-
-def _names(path: Any) -> tuple[str, ...]:
-    return tuple(entry.key for entry in path)
 
 
 def _nchw(x: jax.Array) -> jax.Array:

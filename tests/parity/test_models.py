@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.parity import judge, runner, weights
+from tests.parity.compositions import MODELS
 
-MODELS = ("mask_rcnn_r50", "faster_rcnn_r50")
-WITH_STEPS = ("mask_rcnn_r50",)
+WITH_STEPS = ("mask_rcnn_r50", "htc_r50", "r3_naive", "sbr_cnn")
 
 
 def make_state(model: str, inputs: judge.Arrays, salt: str = "") -> dict[str, np.ndarray]:
@@ -41,7 +41,7 @@ def test_weights_are_the_ones_of_the_golden_numbers() -> None:
 def test_features_and_box_head_of_faster_rcnn() -> None:
     """The one full-size check outside ``make parity``; quick, because nothing is trained."""
     inputs, golden = judge.load_inputs(), judge.load("faster_rcnn_r50")
-    ours = runner.run("faster_rcnn_r50", make_state("faster_rcnn_r50", inputs), inputs, {"features", "heads"})
+    ours = runner.run("faster_rcnn_r50", make_state("faster_rcnn_r50", inputs), inputs, {"heads"})
     check(judge.tensors(golden, ours))
     want, have = judge.same_elements(golden, "rpn/proposals", ours["rpn/proposals"])
     # Suppression may flip a box or two, after which all that follow stand one place further.
@@ -53,7 +53,7 @@ def test_features_and_box_head_of_faster_rcnn() -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_model(model: str) -> None:
     inputs, golden = judge.load_inputs(), judge.load(model)
-    ours = runner.run(model, make_state(model, inputs), inputs, {"features", "heads", "test", "train"})
+    ours = runner.run(model, make_state(model, inputs), inputs, {"heads", "test", "train"})
     found = [judge.detections(golden, ours, prefix, canvas(inputs)) for prefix in ("test", "test_fixedprop")]
     check([*judge.tensors(golden, ours), *found, *judge.training(golden, ours)])
 
@@ -94,7 +94,7 @@ def other_inputs(height: int, width: int, boxes: int, seed: int) -> dict[str, An
 def test_runner_takes_other_sizes_and_numbers(height: int, width: int, boxes: int) -> None:
     inputs = other_inputs(height, width, boxes, seed=boxes)
     state = make_state("mask_rcnn_r50", inputs, salt="other")
-    ours = runner.run("mask_rcnn_r50", state, inputs, {"features", "heads", "test", "train"})
+    ours = runner.run("mask_rcnn_r50", state, inputs, {"heads", "test", "train"})
     assert ours["backbone/C5"].shape == (1, 2048, height // 32, width // 32)
     assert ours["fpn/P2"].shape == (1, 256, height // 4, width // 4)
     assert ours["loop0/cls"].shape == (boxes + 2, 81)

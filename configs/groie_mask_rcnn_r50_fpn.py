@@ -1,0 +1,40 @@
+"""Mask R-CNN with GRoIE as first published (Rossi et al. 2020), ResNet-50 and FPN, 1x schedule on COCO.
+
+Boxes read all levels, for the box head and for the mask head: 5x5 convolution, sum, attention.  Published: box AP 38.4
+and mask AP 35.8, 1.1 and 1.7 more than without (Table V); nobody has trained this one on COCO yet.
+"""
+
+from jaxdet.data.settings import CocoFolder, Data
+from jaxdet.experiment import Experiment
+from jaxdet.models.branches import Head
+from jaxdet.models.proposals import RPN
+from jaxdet.models.two_stage import TwoStage
+from jaxdet.nn.attention import Attention
+from jaxdet.nn.box_head import BoxHead
+from jaxdet.nn.fpn import FPN
+from jaxdet.nn.groie import ConvReLU, GRoIE
+from jaxdet.nn.mask_head import FCN
+from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.nn.trunk import FC2
+
+
+def get_config() -> Experiment:
+    head = Head(
+        box_extractor=GRoIE(size=7, pre=ConvReLU(5), post=Attention()),
+        box_head=BoxHead(FC2()),
+        mask_extractor=GRoIE(size=14, pre=ConvReLU(5), post=Attention()),
+        mask_head=FCN(),
+    )
+    model = TwoStage(
+        num_classes=80,
+        backbone=ResNet(depth=50),
+        neck=FPN(),
+        rpn=RPN(head=RPNHead()),
+        heads=(head,),
+    )
+    data = Data(
+        train=CocoFolder("data/coco/train2017", "data/coco/annotations/instances_train2017.json"),
+        val=CocoFolder("data/coco/val2017", "data/coco/annotations/instances_val2017.json"),
+    )
+    return Experiment(model, data)
