@@ -6,12 +6,15 @@
 ``NonLocal``, ``Attention``, or None.  One ``pre`` serves all levels.
 """
 
+import functools
+import operator
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdet.nn.extractor import crops_as_batch
 from jaxdet.nn.layers import Conv
 from jaxdet.ops.roi_align import roi_align
 from jaxdet.structures import Features, select_levels
@@ -68,45 +71,32 @@ class GRoIE(nn.Module):
     @nn.compact
     def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
         """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``; invalid ones are 0."""
-        crops = self._pool(features, boxes, valid)
-        b, reads, n, h, w, c = crops.shape
-        x = crops.reshape(b * reads * n, h, w, c)
-        x = x if self.pre is None else self.pre(x)
-        x = (nn.relu(x) if self.relu else x).reshape(crops.shape)
-        if self.combine == "concat":
-            x = jnp.moveaxis(x, 1, -2).reshape(b * n, h, w, reads * c)
-            x = nn.relu(Conv(c, 1, name="reduce")(x))
-        else:
-            x = x.sum(1).reshape(b * n, h, w, c)
-        x = x if self.post is None else self.post(x)
-        # A crop of zeros does not stay one: convolutions have biases.
-        return jnp.where(valid[..., None, None, None], x.reshape(b, n, h, w, c), 0)
-
-    def _pool(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
-        """Crops ``[B, R, N, size, size, C]``, where R is the number of levels that each box reads."""
-        level = self.read_levels(boxes)
-        b, reads, n = level.shape
-        crops = roi_align(
-            select_levels(features, self.levels, "the extractor"),
-            [2.0**-level for level in self.levels],
-            jnp.broadcast_to(boxes[:, None], (b, reads, n, 4)).reshape(b, reads * n, 4),
-            level.reshape(b, reads * n),
-            jnp.broadcast_to(valid[:, None], level.shape).reshape(b, reads * n),
-            size=(self.size, self.size),
-            sampling_ratio=self.sampling_ratio,
-            aligned=self.aligned,
-        )
-        return crops.reshape(b, reads, n, *crops.shape[2:])
-
-    def read_levels(self, boxes: jax.Array) -> jax.Array:
-        """Positions in ``levels`` that boxes ``[B, N, 4]`` read: ``[B, R, N]`` int32, R one or all of them."""
         if self.combine not in ("sum", "concat", "random"):
             raise ValueError(f'combine is "sum", "concat" or "random", got {self.combine!r}')
-        number = len(self.levels)
+        crops = [crops_as_batch(each) for each in self._pool(features, boxes, valid)]
+        if self.pre is not None:
+            crops = jnp.split(self.pre(jnp.concatenate(crops)), len(crops))
+        if self.relu:
+            crops = [nn.relu(each) for each in crops]
+        if self.combine == "concat":
+            x = nn.relu(Conv(crops[0].shape[-1], 1, name="reduce")(jnp.concatenate(crops, -1)))
+        else:
+            x = functools.reduce(operator.add, crops)
+        x = x if self.post is None else self.post(x)
+        # A crop of zeros does not stay one: convolutions have biases.
+        return jnp.where(valid[..., None, None, None], x.reshape(*valid.shape, *x.shape[1:]), 0)
+
+    def _pool(self, features: Features, boxes: jax.Array, valid: jax.Array) -> list[jax.Array]:
+        """Crops ``[B, N, size, size, C]`` of each level, or of one level a box."""
+        maps = select_levels(features, self.levels, "the extractor")
+        scales = [2.0**-level for level in self.levels]
+        size = (self.size, self.size)
+        align = functools.partial(roi_align, size=size, sampling_ratio=self.sampling_ratio, aligned=self.aligned)
         if self.combine == "random":
-            return hashed(boxes, number)[:, None]
-        every = jnp.arange(number, dtype=jnp.int32)[:, None]
-        return jnp.broadcast_to(every, (boxes.shape[0], number, boxes.shape[1]))
+            return [align(maps, scales, boxes, hashed(boxes, len(maps)), valid)]
+        # A call for each level: one for all would first copy the pyramid into one table (CPU: twice the time).
+        first = jnp.zeros(valid.shape, jnp.int32)
+        return [align([m], [scale], boxes, first, valid) for m, scale in zip(maps, scales, strict=True)]
 
 
 def hashed(boxes: jax.Array, number: int) -> jax.Array:
