@@ -5,7 +5,7 @@
     python eval.py --checkpoint weights.pth --config configs/mask_rcnn_r50_fpn.py data.short_side=600
     python eval.py --results results.json --annotations instances.json
 
-Settings of the checkpoint's config are changed by dotted overrides at the end of the line.
+KEY=VALUE changes a setting of the checkpoint's config by its dotted name.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from jaxdet.evaluation import Scores, per_class_table, read_results, score, summ
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, score, print; 0, or 1 with a message where the input is at fault."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     try:
         scores = _score_results(options) if options.results else _score_checkpoint(options)
     except (ValueError, FileNotFoundError) as error:
@@ -47,12 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fast", action="store_true", help="judge by faster-coco-eval: the same numbers sooner")
     parser.add_argument("--out", help="write the detections here, as COCO results json")
     parser.add_argument("--metrics", help="write the numbers here, as json")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the other hosts of the job (jax.distributed.initialize)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")
     return parser
 
 
 def _score_results(options: argparse.Namespace) -> Scores:
-    given = [name for name in ("config", "images", "out", "overrides") if getattr(options, name)]
+    given = [name for name in ("config", "images", "out", "distributed", "overrides") if getattr(options, name)]
     if given or not options.annotations:
         raise ValueError(f"--results: expected --annotations and no model's options, got {given or 'no --annotations'}")
     truth = _read_json(options.annotations)
@@ -76,6 +79,8 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
     from jaxdet.config import load_config
     from jaxdet.eval_lib import detect_all, open_checkpoint
 
+    if options.distributed:
+        jax.distributed.initialize()
     config = load_config(options.config) if options.config else None
     trained, source = open_checkpoint(
         options.checkpoint, options.images, options.annotations, config=config, overrides=options.overrides

@@ -1,11 +1,15 @@
 """Detect what is in images: pictures with boxes, masks, names and scores, and a COCO results json.
 
-python predict.py --checkpoint runs/demo photo.jpg folder/ --out predictions
+    python predict.py --checkpoint runs/demo photo.jpg folder/ --out predictions
+    python predict.py --checkpoint runs/demo folder/ data.short_side=600
+
+KEY=VALUE changes a setting of the checkpoint's config by its dotted name.  A file of such a name is an image.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from jaxdet.config import load_config
 from jaxdet.predict_lib import RESULTS, predict_files
@@ -14,11 +18,16 @@ from jaxdet.trained import load
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, predict, say what was written; 1 where something could not be read."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    overrides = [word for word in options.images if "=" in word and not Path(word).exists()]
+    images = [word for word in options.images if word not in overrides]
+    if not images:
+        parser.error("expected images: files or folders")
     try:
         config = load_config(options.config) if options.config else None
-        trained = load(options.checkpoint, config=config, overrides=options.set)
-        report = predict_files(trained, options.images, options.out, score_threshold=options.score_threshold)
+        trained = load(options.checkpoint, config=config, overrides=overrides)
+        report = predict_files(trained, images, options.out, score_threshold=options.score_threshold)
     except (ValueError, FileNotFoundError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 1
@@ -34,10 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", required=True, help="run folder, checkpoint folder, or a weight file")
     parser.add_argument("--config", help="config file to use instead of the checkpoint's own")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting to change")
     parser.add_argument("--out", default="predictions", help="folder to write to")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score of a detection to show")
-    parser.add_argument("images", nargs="+", help="image files and folders")
+    parser.add_argument("images", nargs="+", metavar="IMAGE | KEY=VALUE", help="image files and folders, and settings")
     return parser
 
 

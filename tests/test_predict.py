@@ -187,6 +187,36 @@ class TestCheckpoint:
         assert flat == [result for result in results if result["image_id"] < 2]
         assert jaxdet.predict(model, images[0], score_threshold=0) == per_image[:1]
 
+    def test_settings_stand_anywhere_in_the_line(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        image = sorted((run / "data" / "images").iterdir())[0]
+        (tmp_path / "model=a.jpg").write_bytes(image.read_bytes())  # a file, whatever its name looks like
+        few = "model.finish.max_detections=2"
+        arguments = [few, "model=a.jpg", "--checkpoint", str(run), "--score-threshold", "0", str(image)]
+        assert predict_script.main([*arguments, "model.finish.nms_iou=0.4"]) == 0
+        assert "4 detections in 2 images" in capsys.readouterr().out
+        numbers = tmp_path / "metrics.json"
+        assert eval_script.main([few, "--checkpoint", str(run), "--metrics", str(numbers), "run.eval_batch=2"]) == 0
+        for script in (predict_script, eval_script):
+            wrong = ["model.finish.nms=0.4", "--checkpoint", str(run)] + [str(image)] * (script is predict_script)
+            assert script.main(wrong) == 1
+            assert "nearest valid key is 'model.finish.nms_iou'" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            predict_script.main(["--checkpoint", str(run), few])
+        assert "expected images" in capsys.readouterr().err
+
+    def test_hosts_join_before_anything_is_loaded(
+        self, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def joined() -> None:
+            raise ValueError("joined")
+
+        monkeypatch.setattr(jax.distributed, "initialize", joined)
+        assert eval_script.main(["--checkpoint", str(run / "none"), "--distributed"]) == 1
+        assert "joined" in capsys.readouterr().err
+
     def test_broken_input_ends_with_1(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "a.png").write_bytes(b"x")
         arguments = ["--checkpoint", str(run), "--out", str(tmp_path / "out")]

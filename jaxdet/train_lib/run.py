@@ -144,8 +144,7 @@ def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Jo
     mesh, config = data_mesh(), to_data(experiment)
     check_batch_size(experiment.data.batch_size, mesh)
     source, val = _open(experiment.data, experiment.model.num_classes)
-    if jax.process_index() == 0:
-        claim(workdir, experiment, config, accept_changes)
+    claim(workdir, experiment, config, accept_changes)
     categories = [{"id": category.id, "name": category.name} for category in source.categories]
     metadata = {"config": config, "version": jaxdet.__version__, "categories": categories}
     return _Job(experiment, workdir, mesh, source, val, metadata)

@@ -5,6 +5,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from jaxdet.config import differences, from_data, to_data, to_text
 
 CONFIG = "config.json"
@@ -16,7 +20,8 @@ _log = logging.getLogger(__name__)
 def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
     """Makes the folder and writes the config into it, or checks that the run in it has the same config.
 
-    Writes ``config.json`` (`jaxdet.config.from_data` reads it) and ``config.txt`` (for people).
+    Writes ``config.json`` (`jaxdet.config.from_data` reads it) and ``config.txt`` (for people).  Of several processes
+    the first does so; the others wait for it and fail if it fails.
 
     Args:
         workdir: folder of the run.
@@ -27,6 +32,20 @@ def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> 
     Raises:
         ValueError: the config differs from the stored one; every difference is listed.
     """
+    problem: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            _claim(workdir, experiment, config, accept_changes)
+        except Exception as error:  # whatever it is, the others must not wait for this process later
+            problem = error
+    failed = bool(multihost_utils.broadcast_one_to_all(np.bool_(problem is not None)))
+    if problem is not None:
+        raise problem
+    if failed:
+        raise ValueError(f"{workdir}: the first process could not take this folder and says why")
+
+
+def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
     path = workdir / CONFIG
     if path.exists():
         # Rebuilt, so that a setting that is newer than the run counts with its default.
