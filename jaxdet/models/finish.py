@@ -32,6 +32,8 @@ class Finish:
 
         Candidates count box-major, class-minor, which decides ties as in the reference.
         """
+        if not len(scores):  # no row can be taken from nothing: one box that is not valid
+            boxes, scores, valid = jnp.zeros((1, 1, 4)), jnp.zeros((1, scores.shape[1])), jnp.zeros(1, bool)
         n, classes = scores.shape
         boxes = jnp.broadcast_to(boxes, (n, classes, 4)).reshape(-1, 4)
         labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), n)
