@@ -3,7 +3,7 @@
 Mean IoU of the 28x28 training targets made from crops with those made from full-resolution masks, on boxes as
 annotated and on jittered ones, as a table over the size of the crop:
 
-    python benchmarks/mask_crops.py --images FOLDER --annotations JSON --sizes 28 56 80 112 --limit 200
+    python -m benchmarks.mask_crops --images FOLDER --annotations JSON --sizes 28 56 80 112 --limit 200
 
 The targets are made by the plain NumPy RoIAlign below (aligned, adaptive sampling; average, then >= 0.5).
 """

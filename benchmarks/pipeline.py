@@ -1,7 +1,7 @@
 """Images per second of the input pipeline, by number of worker processes.
 
-python benchmarks/pipeline.py                                                 # built-in scenes, 160 pixels
-python benchmarks/pipeline.py --images FOLDER --annotations JSON --batch_size 8     # COCO at 800 x 1333
+python -m benchmarks.pipeline                                                       # built-in scenes, 160 pixels
+python -m benchmarks.pipeline --images FOLDER --annotations JSON --batch_size 8     # COCO at 800 x 1333
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Trains the small ResNet-18 Mask R-CNN on real images; the numbers stand in docs/RESULTS.md.
 
-    python benchmarks/real_data.py overfit    --coco DIR --weights FILE     16 images of COCO, learned by heart
-    python benchmarks/real_data.py penn_fudan --data DIR --weights FILE     Penn-Fudan pedestrians, train -> val
+    python -m benchmarks.real_data overfit    --coco DIR --weights FILE     16 images of COCO, learned by heart
+    python -m benchmarks.real_data penn_fudan --data DIR --weights FILE     Penn-Fudan pedestrians, train -> val
 
 ``--coco`` holds ``images/`` and ``annotations/instances_train2017.json``, ``--data`` holds ``images/``,
 ``annotations/instances_train.json`` and ``annotations/instances_val.json``; ``--weights`` is an ImageNet ResNet-18.

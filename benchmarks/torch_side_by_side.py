@@ -1,7 +1,7 @@
 """RoIAlign, NMS and ResNet-50 of jaxdet beside plain torch ones, on the same inputs and weights, in one run.
 
     pip install torch==2.13.0     # the CPU build: --index-url https://download.pytorch.org/whl/cpu
-    python benchmarks/torch_side_by_side.py --repeats 5
+    python -m benchmarks.torch_side_by_side --repeats 5
 
 torchvision's compiled RoIAlign and NMS are not used: the torch side is written here, vectorised where torch allows it.
 Both sides are first compared, then timed in turn, so that whatever else the machine does hits both; medians are shown.
