@@ -16,7 +16,7 @@ from jaxdet.models.finish import Finished
 from jaxdet.models.repeat import Repeat
 from jaxdet.models.samples import as_proposals, pad, positives, sample
 from jaxdet.models.schedule import Step
-from jaxdet.ops.boxes import clip, safe
+from jaxdet.ops.boxes import clip, iou, safe
 from jaxdet.ops.masks import mask_targets
 from jaxdet.structures import Features, Proposals, Samples, Targets
 
@@ -57,7 +57,7 @@ def train_steps(
         samples = sample(step, proposals, targets, num_classes, box_key)
         logits, deltas = head.boxes(features, samples.boxes, samples.valid, num_classes)
         terms = box_losses(head, logits, deltas, samples, targets)
-        metrics = _metrics(logits, samples)
+        metrics = _metrics(logits, samples, targets)
         moved = as_proposals(samples, refine(head, samples.boxes, logits, deltas, true_hw), slots)
         last = None
         if head.mask_head is not None:
@@ -126,11 +126,17 @@ def refine(head: Head, boxes: jax.Array, logits: jax.Array, deltas: jax.Array, t
     return jax.lax.stop_gradient(jax.vmap(clip)(head.coder.decode(boxes, deltas), true_hw))
 
 
-def _metrics(logits: jax.Array, samples: Samples) -> Losses:
+def _metrics(logits: jax.Array, samples: Samples, targets: Targets) -> Losses:
+    """Accuracy, positives an image, and how many of these, ground truth left out, overlap it by 50 to 60 %, ..."""
     correct = (logits.argmax(-1) == samples.labels) & samples.valid
+    images = samples.positive.shape[0]
+    all_overlaps = jax.vmap(iou)(samples.boxes, targets.boxes)
+    overlap = jnp.take_along_axis(all_overlaps, samples.gt_index[..., None], axis=2)[..., 0]
+    tenth = jnp.where(samples.positive & ~samples.truth, jnp.minimum(jnp.floor(overlap * 10), 9), 0)
     return {
         "accuracy": correct.sum() / jnp.maximum(samples.valid.sum(), 1),
-        "positives": samples.positive.sum() / samples.positive.shape[0],
+        "positives": samples.positive.sum() / images,
+        **{f"positives_iou{10 * t}": (tenth == t).sum() / images for t in range(5, 10)},
     }
 
 

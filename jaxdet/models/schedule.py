@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+import flax.linen as nn
+
 from jaxdet.models.branches import Head
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler
@@ -62,8 +64,7 @@ def check_schedule(schedule: Sequence[Step], heads: Sequence[Head]) -> None:
             f"the schedule uses heads {sorted(used)}, the model has heads {list(range(len(heads)))}: "
             "each step needs a head and each head a step"
         )
-    if len({id(head) for head in heads}) != len(heads):
-        raise ValueError("the same head instance is listed twice; to share weights name one head in several steps")
+    check_unshared(heads)
     for t, step in enumerate(schedule):
         if step.mask_passes > t:
             raise ValueError(
@@ -74,3 +75,23 @@ def check_schedule(schedule: Sequence[Step], heads: Sequence[Head]) -> None:
                 f"step {t} wants {step.mask_passes} mask passes before its own, but the mask head {step.head} is not "
                 "linked: set linked=True in the mask head, or mask_passes to 0"
             )
+
+
+def check_unshared(heads: Sequence[Head]) -> None:
+    """ValueError where two heads, or parts inside them, are one and the same instance, and so share their weights."""
+    owners: dict[int, int] = {}
+
+    def walk(part: object, owner: int) -> None:
+        if not isinstance(part, nn.Module):
+            return
+        if owners.setdefault(id(part), owner) != owner:
+            raise ValueError(
+                f"the same {type(part).__name__} instance is listed twice, in heads {owners[id(part)]} and {owner}: "
+                "make one for each; to share weights name one head in several steps of the schedule"
+            )
+        for field in dataclasses.fields(part):
+            if field.name not in ("parent", "name"):
+                walk(getattr(part, field.name), owner)
+
+    for index, head in enumerate(heads):
+        walk(head, index)

@@ -10,8 +10,8 @@ IGNORED = 255
 """In semantic targets: the class of this pixel is not known (`jaxdet.data.transforms.IGNORED`)."""
 
 
-def semantic_losses(logits: jax.Array, targets: Targets) -> dict[str, jax.Array]:
-    """Cross entropy of ``logits [B, H/8, W/8, K]``, mean over the pixels of the batch whose class is known.
+def semantic_losses(logits: jax.Array, targets: Targets, weight: float) -> dict[str, jax.Array]:
+    """Weighted cross entropy of ``logits [B, H/8, W/8, K]``, mean over the pixels of the batch whose class is known.
 
     A class from K on that is not ``IGNORED`` makes the loss NaN.  Without any known pixel it is 0.
 
@@ -31,4 +31,4 @@ def semantic_losses(logits: jax.Array, targets: Targets) -> dict[str, jax.Array]
     known = targets.semantic != IGNORED
     labels = jnp.where(known, targets.semantic, 0).astype(jnp.int32)
     total = losses.masked_sum(losses.cross_entropy(logits, labels), known)
-    return {"loss_semantic_seg": total / jnp.maximum(known.sum(), 1)}
+    return {"loss_semantic_seg": weight * total / jnp.maximum(known.sum(), 1)}

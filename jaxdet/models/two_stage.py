@@ -12,7 +12,11 @@ from jaxdet.models.finish import Finish
 from jaxdet.models.proposals import RPN
 from jaxdet.models.repeat import Repeat, Rolled, Unrolled
 from jaxdet.models.schedule import Step, check_schedule
+from jaxdet.models.scoring import mask_iou_losses, rate_masks
+from jaxdet.models.semantic import semantic_losses
 from jaxdet.nn.resnet import normalize
+from jaxdet.nn.score_head import MaskIoUHead
+from jaxdet.nn.semantic_head import SEMANTIC_LOGITS, SemanticHead
 from jaxdet.structures import Batch, Detections, Features, Proposals, Targets
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -24,8 +28,9 @@ class TwoStage(nn.Module):
 
     ``schedule`` says which head works at which step of training: several heads make a Cascade or HTC, one head at
     several steps R3-CNN.  ``test_heads`` are the heads of the steps at test, if those differ.  ``unroll``: the steps
-    are written out in the program, not rolled into a scan; None: as measured to be faster (``docs/BENCHMARKS.md``),
-    which is written out on a CPU and where there is one step.  ``pixel_mean`` and ``pixel_std`` normalise RGB images of
+    are written out in the program, not rolled into a scan; None: written out on a CPU, and where there is one step.
+    ``mask_iou`` rates masks (Mask Scoring R-CNN, SBR-CNN); ``semantic`` is HTC's branch, whose embedding the
+    extractors of the heads may add (``PlusSemantic``).  ``pixel_mean`` and ``pixel_std`` normalise RGB images of
     0..255.  ``dtype`` is the dtype of computation; parameters, geometry and losses stay float32.
     """
 
@@ -37,6 +42,8 @@ class TwoStage(nn.Module):
     schedule: tuple[Step, ...] = (Step(),)
     test_heads: tuple[int, ...] | None = None
     unroll: bool | None = None
+    mask_iou: MaskIoUHead | None = None
+    semantic: SemanticHead | None = None
     finish: Finish = Finish()
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD
@@ -44,6 +51,8 @@ class TwoStage(nn.Module):
 
     def setup(self) -> None:
         check_schedule(self.schedule, self.heads)
+        if self.mask_iou is not None and self.heads[0].mask_head is None:
+            raise ValueError("mask_iou rates masks, but the heads have no mask branch: give them one, or drop mask_iou")
 
     def losses(self, batch: Batch, key: jax.Array) -> tuple[Losses, Losses]:
         """Loss terms by name, whose sum is minimised, and metrics; ``key`` drives the samplers."""
@@ -54,7 +63,10 @@ class TwoStage(nn.Module):
         features = self.features(batch)
         rpn_losses, proposals = self.rpn.losses(features, batch.true_hw, targets, rpn_key)
         head_losses, metrics = self.head_losses(features, proposals, targets, batch.true_hw, head_key)
-        return {**rpn_losses, **head_losses}, metrics
+        terms = {**rpn_losses, **head_losses}
+        if self.semantic is not None:
+            terms |= semantic_losses(features[SEMANTIC_LOGITS], targets, self.semantic.weight)
+        return terms, metrics
 
     def predict(self, batch: Batch) -> Detections:
         """Detections of a batch, in coordinates of the resized images."""
@@ -63,17 +75,20 @@ class TwoStage(nn.Module):
         return self.detect(features, proposals, batch.true_hw)
 
     def features(self, batch: Batch) -> Features:
-        """The pyramid of a batch of images."""
+        """The pyramid of a batch of images, and the maps of the semantic branch if there is one."""
         mean, std = jnp.asarray(self.pixel_mean), jnp.asarray(self.pixel_std)
         image = normalize(jnp.asarray(batch.image), batch.true_hw, mean, std)
-        return self.neck(self.backbone(image.astype(self.dtype)))
+        pyramid: Features = self.neck(self.backbone(image.astype(self.dtype)))
+        return pyramid if self.semantic is None else pyramid | self.semantic(pyramid)
 
     def head_losses(
         self, features: Features, proposals: Proposals, targets: Targets, true_hw: jax.Array, key: jax.Array
     ) -> tuple[Losses, Losses]:
         """Losses and metrics of the heads on given proposals."""
         repeat = self.repeat(self.schedule)
-        terms, metrics, _ = loop.train_steps(repeat, features, proposals, targets, true_hw, self.num_classes, key)
+        terms, metrics, last = loop.train_steps(repeat, features, proposals, targets, true_hw, self.num_classes, key)
+        if self.mask_iou is not None:
+            terms |= mask_iou_losses(self.mask_iou, last, targets, self.num_classes)
         return terms, metrics
 
     def detect(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> Detections:
@@ -81,10 +96,13 @@ class TwoStage(nn.Module):
         repeat = self.repeat(self.test_schedule())
         logits, boxes = loop.test_steps(repeat, features, proposals, true_hw, self.num_classes)
         found = jax.vmap(self.finish)(boxes, jax.nn.softmax(logits)[..., :-1], proposals.valid)
-        masks = None
+        masks, mask_scores = None, found.scores
         if self.heads[0].mask_head is not None:
-            masks = loop.test_masks(repeat, features, found, self.num_classes).probabilities
-        return Detections(found.boxes, found.scores, found.labels, masks, found.scores, found.valid)
+            seen = loop.test_masks(repeat, features, found, self.num_classes)
+            masks = seen.probabilities
+            if self.mask_iou is not None:
+                mask_scores *= rate_masks(self.mask_iou, seen.crops, seen.logits, found.labels, self.num_classes)
+        return Detections(found.boxes, found.scores, found.labels, masks, mask_scores, found.valid)
 
     def test_schedule(self) -> tuple[Step, ...]:
         """The steps at test; only their heads matter."""

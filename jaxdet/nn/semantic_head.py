@@ -12,24 +12,29 @@ from jaxdet.structures import Features, select_levels
 LEVEL = 3
 """Where the branch works: all levels are brought to the size of this one, and semantic targets have it."""
 
+SEMANTIC, SEMANTIC_LOGITS = -1, -2
+"""Where the branch's maps lie among the features, whose other keys are log2 of a stride."""
+
 _CROP = 14  # pixels; smaller crops are means of these
 
 
 class SemanticHead(nn.Module):
     """All levels summed at the size of level 3, then convolutions.
 
-    Pyramid -> logits ``[B, H/8, W/8, num_classes]``, float32, and the embedding ``[B, H/8, W/8, channels]`` that box
-    and mask branches look at (`semantic_crops`).  ``channels`` are also those of the pyramid.  The 183 classes are
-    COCO's things and stuff by their ids in COCO-stuff's maps.
+    Pyramid -> ``SEMANTIC_LOGITS``: logits ``[B, H/8, W/8, num_classes]``, float32, and ``SEMANTIC``: the embedding
+    ``[B, H/8, W/8, channels]`` that box and mask branches may look at (`PlusSemantic`).  ``weight`` is that of the
+    loss, ``channels`` are also those of the pyramid.  The 183 classes are COCO's things and stuff by their ids in
+    COCO-stuff's maps.
     """
 
     num_classes: int = 183
     levels: tuple[int, ...] = (2, 3, 4, 5, 6)
     channels: int = 256
     convs: int = 4
+    weight: float = 0.2
 
     @nn.compact
-    def __call__(self, features: Features) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, features: Features) -> Features:
         maps = select_levels(features, (LEVEL, *self.levels), "the semantic branch")
         like, x = maps[0], jnp.zeros((), maps[0].dtype)
         for level, source in zip(self.levels, maps[1:], strict=True):
@@ -37,7 +42,21 @@ class SemanticHead(nn.Module):
         for i in range(1, self.convs + 1):
             x = nn.relu(Conv(self.channels, 3, name=f"conv{i}")(x))
         logits = Conv(self.num_classes, 1, name="logits")(x)
-        return logits.astype(jnp.float32), nn.relu(Conv(self.channels, 1, name="embedding")(x))
+        embedding = nn.relu(Conv(self.channels, 1, name="embedding")(x))
+        return {SEMANTIC: embedding, SEMANTIC_LOGITS: logits.astype(jnp.float32)}
+
+
+class PlusSemantic(nn.Module):
+    """What ``extractor`` crops from the pyramid, plus the same boxes' crops of the semantic embedding."""
+
+    extractor: nn.Module
+
+    def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
+        """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``."""
+        if SEMANTIC not in features:
+            raise ValueError("PlusSemantic needs the semantic branch: set semantic=SemanticHead() in the model")
+        crops = self.extractor(features, boxes, valid)
+        return crops + semantic_crops(features[SEMANTIC], boxes, valid, crops.shape[2])
 
 
 def resize(x: jax.Array, hw: tuple[int, ...]) -> jax.Array:

@@ -67,6 +67,6 @@ class Matcher:
         ``overlap [G, N]`` is -1 where either side does not count.
         """
         best = overlap.max(1, keepdims=True, initial=-1.0)
-        takes = (overlap == best) & (best >= max(self.min_positive_iou, 0.0)) & (overlap >= 0.0)
+        takes = (overlap == best) & (best >= jnp.maximum(self.min_positive_iou, 0.0)) & (overlap >= 0.0)
         last = overlap.shape[0] - 1 - takes[::-1].argmax(0)
         return takes.any(0), last.astype(jnp.int32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.semantic_head import SemanticHead, resize, semantic_crops
+from jaxdet.nn.semantic_head import SEMANTIC, SEMANTIC_LOGITS, SemanticHead, resize, semantic_crops
 from jaxdet.ops.roi_align import roi_align
 
 KEY = jax.random.key(0)
@@ -49,7 +49,8 @@ def test_resize_by_hand() -> None:
 def test_parameters_and_shapes() -> None:
     head = SemanticHead()
     features = {level: jax.ShapeDtypeStruct((1, 64 >> level, 96 >> level, 256), jnp.float32) for level in range(2, 7)}
-    (logits, embedding), variables = jax.eval_shape(lambda f: head.init_with_output(KEY, f), features)
+    maps, variables = jax.eval_shape(lambda f: head.init_with_output(KEY, f), features)
+    logits, embedding = maps[SEMANTIC_LOGITS], maps[SEMANTIC]
     assert (logits.shape, embedding.shape) == ((1, 8, 12, 183), (1, 8, 12, 256))
     laterals = {f"lateral{level}" for level in range(2, 7)}
     assert set(variables["params"]) == laterals | {f"conv{i}" for i in range(1, 5)} | {"logits", "embedding"}
@@ -80,7 +81,8 @@ def test_the_head_by_a_slow_one() -> None:
     head, features = SemanticHead(num_classes=5, channels=4, convs=2), pyramid()
     variables = head.init(KEY, features)
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)  # biases that are not 0
-    logits, embedding = jax.jit(head.apply)(variables, features)
+    maps = jax.jit(head.apply)(variables, features)
+    logits, embedding = maps[SEMANTIC_LOGITS], maps[SEMANTIC]
     expected = slow_head(variables["params"], jax.tree.map(np.asarray, features), convs=2)
     np.testing.assert_allclose(logits, expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(embedding, expected[1], rtol=1e-4, atol=1e-4)
@@ -90,7 +92,8 @@ def test_logits_are_float32_whatever_the_features_are() -> None:
     head, features = SemanticHead(num_classes=5, channels=4), pyramid()
     variables = head.init(KEY, features)
     half = jax.tree.map(lambda f: f.astype(jnp.bfloat16), features)
-    logits, embedding = jax.eval_shape(head.apply, variables, half)
+    maps = jax.eval_shape(head.apply, variables, half)
+    logits, embedding = maps[SEMANTIC_LOGITS], maps[SEMANTIC]
     assert (logits.dtype, embedding.dtype) == (jnp.float32, jnp.bfloat16)
 
 

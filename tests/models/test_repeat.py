@@ -1,0 +1,172 @@
+"""Steps written out and steps rolled into a scan: the same numbers, and a program that does not grow."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.models.repeat import stack
+from jaxdet.models.schedule import Step, make_schedule
+from jaxdet.models.two_stage import TwoStage
+from jaxdet.nn.box_head import BoxHead
+from jaxdet.nn.mask_head import FCN
+from jaxdet.nn.trunk import FC2
+from jaxdet.ops.boxes import DeltaCoder
+from jaxdet.ops.matching import Matcher
+from jaxdet.ops.sampling import Sampler
+from jaxdet.structures import Detections
+from tests.models.small import FIRST, initialize, make_batch, make_head, make_model, make_targets
+
+KEY = jax.random.key(1)
+BATCH = make_batch([make_targets(0), make_targets(1, "nothing")])
+SCHEDULES = {"r3": (0, 0, 0), "deeper": (0, 0, 1), "htc": (0, 1, 2), "turns": (0, 1, 0, 1)}
+
+
+def make_loop_head(index: int, linked: bool = True) -> Any:
+    stds = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))[index]
+    return make_head(
+        box_head=BoxHead(FC2(channels=8), class_agnostic=True),
+        mask_head=FCN(channels=6, convs=1, linked=linked),
+        coder=DeltaCoder(stds=stds),
+        beta=1.0,
+    )
+
+
+def make_loop(name: str, **changes: Any) -> TwoStage:
+    order = SCHEDULES[name]
+    ious, weights = (0.3, 0.5, 0.6, 0.7)[: len(order)], (1.0, 0.75, 0.5, 0.25)[: len(order)]
+    heads = tuple(make_loop_head(h, linked=(name, h) != ("htc", 0)) for h in range(max(order) + 1))
+    return make_model(heads=heads, schedule=make_schedule(order, ious, weights, sampler=FIRST), **changes)
+
+
+@cache
+def variables(name: str) -> Any:
+    return initialize(make_loop(name), BATCH)
+
+
+def losses_and_gradients(model: TwoStage, weights: Any) -> Any:
+    def total(params: Any) -> Any:
+        terms, metrics = model.apply({**weights, "params": params}, BATCH, KEY, method="losses")
+        return sum(terms.values()), (terms, metrics)
+
+    (_, found), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(weights["params"])
+    return found, grads
+
+
+def detections(model: TwoStage, weights: Any) -> Detections:
+    return jax.jit(lambda w: model.apply(w, BATCH, method="predict"))(weights)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_rolled_equals_written_out(name: str) -> None:
+    weights = variables(name)
+    (terms, metrics), grads = losses_and_gradients(make_loop(name, unroll=True), weights)
+    (rolled_terms, rolled_metrics), rolled_grads = losses_and_gradients(make_loop(name, unroll=False), weights)
+    assert terms.keys() == rolled_terms.keys()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+        (terms, metrics),
+        (
+            rolled_terms,
+            rolled_metrics,
+        ),
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), grads, rolled_grads)
+    assert max(float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(grads)) > 0.01
+
+
+@pytest.mark.parametrize("name", ["deeper", "htc"])
+def test_rolled_detections_equal_written_out(name: str) -> None:
+    weights = variables(name)
+    found = [detections(make_loop(name, unroll=unroll), weights) for unroll in (True, False)]
+    assert found[0].valid.sum() > 5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *found)
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+def test_the_last_step_of_0_0_1_belongs_to_the_second_head(unroll: bool) -> None:
+    """The second head's deltas move nothing but the last step's loss; the first head's move all."""
+    model, weights = make_loop("deeper", unroll=unroll), variables("deeper")
+    bias = ("box_head", "deltas", "bias")
+
+    def terms_with(head: int) -> dict[str, float]:
+        changed = jax.tree.map(lambda a: a, weights)
+        leaf = changed["params"][f"heads_{head}"]
+        for key in bias[:-1]:
+            leaf = leaf[key]
+        leaf[bias[-1]] = leaf[bias[-1]] + 1.0
+        return jax.jit(lambda w: model.apply(w, BATCH, KEY, method="losses")[0])(changed)
+
+    before = jax.jit(lambda w: model.apply(w, BATCH, KEY, method="losses")[0])(weights)
+    second = terms_with(1)
+    moved = {key for key in before if abs(float(before[key] - second[key])) > 1e-6}
+    assert "s2.loss_bbox" in moved
+    assert moved <= {"s2.loss_bbox", "s2.loss_mask"}  # interleaved: the mask branch sees the moved boxes
+    first = terms_with(0)
+    assert all(abs(float(before[f"s{t}.loss_bbox"] - first[f"s{t}.loss_bbox"])) > 1e-6 for t in (0, 1))
+
+
+def test_the_program_does_not_grow_with_steps() -> None:
+    def size(steps: int, unroll: bool) -> int:
+        schedule = make_schedule((0,) * steps, (0.5, 0.6, 0.7)[:steps], (1.0,) * steps, sampler=FIRST)
+        model = make_model(heads=(make_loop_head(0),), schedule=schedule, unroll=unroll)
+        grad = jax.grad(lambda p: sum(model.apply({**weights, "params": p}, BATCH, KEY, method="losses")[0].values()))
+        return len(jax.jit(grad).lower(weights["params"]).as_text().splitlines())
+
+    weights = variables("r3")
+    assert size(3, unroll=False) <= 1.3 * size(1, unroll=False)
+    assert size(3, unroll=True) > 1.3 * size(1, unroll=True)
+
+
+def test_test_steps_may_be_fewer_or_more_than_training_steps() -> None:
+    weights = variables("r3")
+    scores = [detections(make_loop("r3", test_heads=(0,) * n), weights).scores for n in (1, 3, 5)]
+    np.testing.assert_array_equal(scores[1], detections(make_loop("r3"), weights).scores)
+    assert np.abs(scores[0] - scores[1]).max() > 1e-4
+    assert np.abs(scores[2] - scores[1]).max() > 1e-4
+
+
+def test_what_cannot_be_rolled_is_named() -> None:
+    schedule = (Step(sampler=FIRST), Step(sampler=Sampler(8, 0.5)))
+    model = make_model(heads=(make_loop_head(0),), schedule=schedule, unroll=False)
+    with pytest.raises(ValueError, match="samplers"):
+        model.apply(variables("r3"), BATCH, KEY, method="losses")
+    other = make_head(box_head=BoxHead(FC2(channels=9), class_agnostic=True), mask_head=FCN(6, 1, linked=True))
+    model = make_model(heads=(make_loop_head(0), other), schedule=make_schedule((0, 1), (0.5, 0.6), (1, 1)))
+    weights = initialize(model, BATCH)
+    with pytest.raises(ValueError, match="heads that differ"):
+        model.clone(unroll=False).apply(weights, BATCH, KEY, method="losses")
+
+
+def test_a_missing_link_is_a_link_of_zeros() -> None:
+    stacked = stack([{"a": {"k": jnp.ones(2)}}, {"a": {"k": jnp.ones(2)}, "link": {"k": jnp.ones(3)}}])
+    np.testing.assert_array_equal(stacked["link"]["k"], [[0, 0, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(stacked["a"]["k"], 1)
+
+
+def test_matchers_may_fall_too() -> None:
+    """R3-CNN Table 1 row 5: thresholds that fall."""
+    assert [s.matcher.positive_iou for s in make_schedule((0, 0, 0), (0.7, 0.6, 0.5))] == [0.7, 0.6, 0.5]
+    assert make_schedule((0,), (0.7,), (1.0,))[0].matcher == Matcher(0.7, 0.7, 0.7)
+
+
+def test_schedules_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="an IoU and a weight for each step"):
+        make_schedule((0, 0), (0.5,), (1.0,))
+    model = make_model(heads=(make_loop_head(0, linked=False),), schedule=make_schedule((0, 0, 0)))
+    with pytest.raises(ValueError, match="not linked"):
+        model.init(KEY, BATCH, method="predict")
+    head = make_loop_head(0)
+    model = make_model(heads=(head, head), schedule=make_schedule((0, 1), (0.5, 0.6), (1, 1)))
+    with pytest.raises(ValueError, match="listed twice"):
+        model.init(KEY, BATCH, method="predict")
+
+
+def test_mask_passes_by_step_by_head_or_none() -> None:
+    def passes(how: Any) -> list[int]:
+        return [step.mask_passes for step in make_schedule((0, 0, 1), mask_passes=how)]
+
+    assert (passes("step"), passes("head"), passes("none")) == ([0, 1, 2], [0, 0, 1], [0, 0, 0])
