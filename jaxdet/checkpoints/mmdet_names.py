@@ -32,6 +32,8 @@ def table_for(variables: Tree) -> Table:
             rows += _head(name, _suffix(name, tree), tree[name])
     if "mask_iou" in tree:
         rows += _mask_iou("mask_iou", "roi_head.mask_iou_head", tree["mask_iou"])
+    if "semantic" in tree:
+        rows += _semantic("semantic", "roi_head.semantic_head", tree["semantic"])
     return tuple(rows)
 
 
@@ -83,10 +85,12 @@ def _head(ours: str, suffix: str, tree: Tree) -> Table:
 
 
 def _extractor(ours: str, theirs: str, tree: Tree) -> Table:
-    """Rows of an extractor over all levels.
+    """Rows of an extractor over all levels, also where it is part of another one.
 
     No released checkpoint of 2.x has ``reduce``, so its name is ours.
     """
+    if "extractor" in tree:
+        return _extractor(f"{ours}/extractor", theirs, tree["extractor"])
     names = {"pre": "pre_module", "post": "post_module"}
     parts = (_module(f"{ours}/{part}", f"{theirs}.{names[part]}", tree[part]) for part in names if part in tree)
     return (*itertools.chain(*parts), Row(f"{ours}/reduce", f"{theirs}.reduce.conv", CONV))
@@ -107,6 +111,16 @@ def _mask_head(ours: str, theirs: str, tree: Tree) -> Table:
         Row(f"{ours}/upsample", f"{theirs}.upsample", TRANSPOSED_CONV),
         Row(f"{ours}/logits", f"{theirs}.conv_logits", CONV),
         Row(f"{ours}/link", f"{theirs}.conv_res.conv", CONV),
+    )
+
+
+def _semantic(ours: str, theirs: str, tree: Tree) -> Table:
+    laterals = (int(name.removeprefix("lateral")) for name in tree if name.startswith("lateral"))
+    return (
+        *(Row(f"{ours}/lateral{n}", f"{theirs}.lateral_convs.{n - 2}.conv", CONV) for n in laterals),
+        *_convs(ours, f"{theirs}.convs.{{}}.conv", tree),
+        Row(f"{ours}/embedding", f"{theirs}.conv_embedding.conv", CONV),
+        Row(f"{ours}/logits", f"{theirs}.conv_logits", CONV),
     )
 
 

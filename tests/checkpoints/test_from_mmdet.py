@@ -154,6 +154,21 @@ def test_elements_of_a_trunk_are_numbered_as_they_come(elements):
         assert {"/".join(path): name for path, name in found.items()} == wanted
 
 
+def test_names_around_the_heads():
+    """As in HTC's checkpoints of the model zoo; an extractor inside another keeps its name."""
+    semantic = [f"semantic/{name}/bias" for name in ("lateral2", "lateral6", "conv1", "embedding", "logits")]
+    theirs = ("lateral_convs.0.conv", "lateral_convs.4.conv", "convs.0.conv", "conv_embedding.conv", "conv_logits")
+    assert names_of(*semantic) == {f"roi_head.semantic_head.{name}.bias" for name in theirs}
+    inside = "heads_0/mask_extractor/extractor/post"
+    attention = {
+        f"{inside}/query/kernel": "query_conv.weight",
+        f"{inside}/geometry_x/kernel": "appr_geom_fc_x.weight",
+        f"{inside}/out/bias": "proj_conv.bias",
+        f"{inside}/gamma": "gamma",
+    }
+    assert names_of(*attention) == {f"roi_head.mask_roi_extractor.post_module.{name}" for name in attention.values()}
+
+
 def test_outputs_after_convolutions_read_a_flattened_map():
     tree = holding("heads_0/box_head/trunk/conv1/kernel", "mask_iou/trunk/conv1/kernel", "mask_iou/conv1/kernel")
     weight = numbers(2, 3 * 49)
@@ -174,23 +189,21 @@ def reference_state(model):
     return recipe.state_dict(json.loads((REFERENCE / "golden" / "shapes.json").read_text())[model])
 
 
-# Parameter counts of the reference's Faster R-CNN and Mask R-CNN with ResNet-50 and FPN.
-@pytest.mark.parametrize(("model", "parameters"), [("mask_rcnn_r50", 44_396_336), ("faster_rcnn_r50", 41_753_056)])
-def test_every_reference_name_maps_and_returns_unchanged(model, parameters):
-    state = reference_state(model)
-    tree = from_mmdet(state, ONE_HEAD)
-    assert set(tree) == {"params", "batch_stats"}
-    assert sum(leaf.size for leaf in flatten(tree["params"]).values()) == parameters
-    back = to_mmdet(tree)
-    assert set(back) == set(state)
-    assert all(np.array_equal(back[name], state[name]) for name in state)
-    assert set(mmdet_names(tree).values()) == set(state)
+# Configs of the project, and parameter counts of the reference.
+MODELS = {
+    "faster_rcnn_r50": ("faster_rcnn_r50_fpn", 41_753_056),
+    "mask_rcnn_r50": ("mask_rcnn_r50_fpn", 44_396_336),
+    "ms_rcnn_r50": ("ms_rcnn_r50_fpn", 60_736_640),
+    "htc_r50": ("htc_r50_fpn", 77_456_190),
+    "groie1_mask": ("groie_mask_rcnn_r50_fpn", 48_190_258),
+    "sbr_cnn": ("sbr_cnn", 62_026_052),
+}
 
 
-@pytest.mark.parametrize("model", ["mask_rcnn_r50", "faster_rcnn_r50"])
-def test_the_models_are_filled_to_the_last_leaf(model):
-    state = reference_state(model)
-    config = importlib.import_module(f"configs.{model}_fpn").get_config()
+@pytest.mark.parametrize("model", MODELS)
+def test_every_reference_name_fills_the_model_and_returns_unchanged(model):
+    state, (config, parameters) = reference_state(model), MODELS[model]
+    net = importlib.import_module(f"configs.{config}").get_config().model
     batch = Batch(
         image=np.zeros((1, 64, 64, 3), np.uint8),
         true_hw=np.full((1, 2), 64, np.float32),
@@ -199,6 +212,11 @@ def test_the_models_are_filled_to_the_last_leaf(model):
         index=np.zeros(1, np.int32),
         valid=np.ones(1, bool),
     )
-    here = jax.eval_shape(lambda key: config.model.init(key, batch, method="predict"), jax.random.key(0))
-    _, report = merge(here, from_mmdet(state, here))
+    here = jax.eval_shape(lambda key: net.init(key, batch, method="predict"), jax.random.key(0))
+    tree = from_mmdet(state, here)
+    _, report = merge(here, tree)
     assert len(report.loaded) == len(state)
+    assert sum(leaf.size for leaf in flatten(tree["params"]).values()) == parameters
+    back = to_mmdet(tree)
+    assert set(back) == set(mmdet_names(here).values()) == set(state)
+    assert all(np.array_equal(back[name], state[name]) for name in state)

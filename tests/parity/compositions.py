@@ -46,8 +46,9 @@ def last_rect() -> FCC:
 
 def r3(trunk: Trunk, score_trunk: Trunk | None = None, **changes: Any) -> dict[str, Any]:
     """Changes to R3-CNN: another trunk in its one head, a mask IoU branch."""
-    score = None if score_trunk is None else MaskIoUHead(score_trunk())
-    return {"heads": (_head(trunk, (0.1, 0.1, 0.2, 0.2)),), "mask_iou": score, **changes}
+    if score_trunk is not None:
+        changes["mask_iou"] = MaskIoUHead(score_trunk())
+    return {"heads": (_head(trunk, (0.1, 0.1, 0.2, 0.2)),), **changes}
 
 
 def r3_with_two_heads(trunk: Trunk, *schedule: Any) -> dict[str, Any]:
