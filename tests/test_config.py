@@ -89,6 +89,7 @@ def test_override_reaches_into_tuples_and_modules_and_changes_nothing_else() -> 
     assert new.parts == (Part(weights=(1.0, 3.0)), Part(channels=5))
     assert new.settings is config.settings
     assert config == Root()
+    assert override(config, ["parts.0.weights=3"]).parts[0].weights == (3.0,)  # a tuple of one needs no comma
 
 
 def test_a_pattern_changes_every_key_that_fits() -> None:

@@ -87,6 +87,8 @@ def _readings(text: str) -> Iterator[Any]:
         yield ast.literal_eval(text)
     yield text
     yield tuple(part.strip() for part in text.split(",") if part.strip())
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        yield (ast.literal_eval(text),)  # a tuple of one
 
 
 def _unknown_key(root: Any, key: str, parent: Any) -> ValueError:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.semantic_head import SEMANTIC, SEMANTIC_LOGITS, SemanticHead, resize, semantic_crops
+from jaxdet.nn.extractor import OneLevel
+from jaxdet.nn.semantic_head import SEMANTIC, SEMANTIC_LOGITS, PlusSemantic, SemanticHead, resize, semantic_crops
 from jaxdet.ops.roi_align import roi_align
 
 KEY = jax.random.key(0)
@@ -138,3 +139,13 @@ def test_invalid_boxes_may_hold_anything() -> None:
 def test_a_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="divides 14, got 5"):
         semantic_crops(jnp.zeros((2, 8, 8, 3)), BOXES, VALID, 5)
+
+
+@pytest.mark.parametrize("size", [7, 14])
+def test_an_extractor_plus_the_semantic_crops(size: int) -> None:
+    features, alone = pyramid(), OneLevel(size=size, sampling_ratio=2)
+    features[SEMANTIC] = jax.random.normal(KEY, (2, 8, 12, 4))
+    both = PlusSemantic(alone).apply({}, features, BOXES, VALID)
+    pyramids = alone.apply({}, features, BOXES, VALID)
+    np.testing.assert_allclose(both - pyramids, semantic_crops(features[SEMANTIC], BOXES, VALID, size), atol=1e-5)
+    assert not np.asarray(both)[~np.asarray(VALID)].any()
