@@ -41,6 +41,41 @@ def test_rectangular_kernels_of_the_fcc_head() -> None:
     assert Conv(5, (3, 7), padding=3).init_with_output(KEY, narrow)[0].shape == (2, 7, 7, 5)
 
 
+@pytest.mark.parametrize(
+    ("crops", "kernel", "padding", "features", "method"),
+    [
+        ((1000, 7, 7, 256), 7, None, 256, "spectral"),
+        ((4000, 7, 7, 256), 5, None, 256, "spectral"),
+        ((1000, 7, 7, 256), (7, 3), 1, 128, "spectral"),
+        ((1000, 3, 7, 64), (3, 7), 3, 64, "spectral"),
+        ((100, 14, 14, 256), 3, None, 256, "direct"),
+        ((2, 7, 7, 256), 7, None, 256, "direct"),
+        ((1000, 7, 7, 256), 1, None, 256, "direct"),
+        ((1, 200, 272, 256), 3, None, 256, "direct"),
+    ],
+)
+def test_method_by_shape(
+    crops: tuple[int, ...], kernel: int | tuple[int, int], padding: int | None, features: int, method: str
+) -> None:
+    """The traced program of a convolution is that of its fastest method."""
+    x = jax.ShapeDtypeStruct(crops, jnp.float32)
+
+    def traced(method: str | None) -> str:
+        layer = Conv(features, kernel, padding=padding, method=method)
+        return str(jax.make_jaxpr(lambda x: layer.init_with_output(KEY, x)[0])(x))
+
+    assert ("conv_general_dilated" in traced(None)) == (method == "direct" and kernel != 1)
+    assert ("custom_vjp" in traced(None)) == (method == "spectral")
+
+
+def test_methods_agree_and_spectral_needs_stride_one() -> None:
+    x = jax.random.normal(KEY, (3, 7, 7, 8))
+    y, variables = Conv(5, (7, 3), padding=1, method="spectral").init_with_output(KEY, x)
+    np.testing.assert_allclose(y, Conv(5, (7, 3), padding=1, method="direct").apply(variables, x), atol=1e-5)
+    with pytest.raises(ValueError, match="stride 1, got 2"):
+        Conv(5, 3, 2, method="spectral").init(KEY, x)
+
+
 def test_upsample_puts_each_pixel_into_its_block() -> None:
     layer, x = Upsample(2), jax.random.normal(KEY, (1, 2, 3, 4))
     variables = layer.init(KEY, x)
