@@ -169,6 +169,17 @@ def test_names_around_the_heads():
     assert names_of(*attention) == {f"roi_head.mask_roi_extractor.post_module.{name}" for name in attention.values()}
 
 
+def test_heads_that_nothing_reads_are_unmapped():
+    """The reference's Cascade Mask R-CNN carries three mask heads beyond those of its steps."""
+    heads = [f"heads_{h}/mask_head/logits/bias" for h in range(3)]
+    state = {f"roi_head.mask_head.{h}.conv_logits.bias": numbers(2) + h for h in range(6)}
+    tree = from_mmdet(state, holding(*heads))
+    assert list(tree["unmapped"]) == [f"roi_head.mask_head.{h}.conv_logits.bias" for h in (3, 4, 5)]
+    merged, report = merge({"params": tree["params"]}, tree, skip=("^unmapped/",))
+    assert len(report.loaded) == len(report.dropped) == 3
+    assert [merged["params"][f"heads_{h}"]["mask_head"]["logits"]["bias"][0] for h in range(3)] == [0, 1, 2]
+
+
 def test_outputs_after_convolutions_read_a_flattened_map():
     tree = holding("heads_0/box_head/trunk/conv1/kernel", "mask_iou/trunk/conv1/kernel", "mask_iou/conv1/kernel")
     weight = numbers(2, 3 * 49)
