@@ -27,10 +27,12 @@ from jaxdet.structures import Proposals, Targets
 IOUS = (0.5, 0.6, 0.7, 0.75, 0.8)
 
 
-def make_inputs(batch: int, hw: tuple[int, int], objects: int = 20, proposals: int = 1000) -> tuple[Any, ...]:
-    """Features, proposals near objects so that the samplers find positives, targets, sizes, key."""
+def make_targets(
+    batch: int, hw: tuple[int, int], objects: int = 20, proposals: int = 1000
+) -> tuple[Targets, Proposals]:
+    """Objects of 20 to 200 pixels, and proposals near them so that the samplers find positives."""
     rng = np.random.default_rng(0)
-    size = np.exp(rng.uniform(np.log(20), np.log(200), (batch, objects, 2)))
+    size = np.exp(rng.uniform(np.log(20), np.log(min(200, *hw) - 1), (batch, objects, 2)))
     corner = rng.uniform(0, 1, (batch, objects, 2)) * (np.array(hw[::-1]) - size)
     boxes = np.concatenate([corner, corner + size], -1).astype(np.float32)
     near = boxes[:, np.arange(proposals) % objects]
@@ -38,14 +40,19 @@ def make_inputs(batch: int, hw: tuple[int, int], objects: int = 20, proposals: i
     masks = np.ones((batch, objects, 56, 56), np.uint8)
     real = np.ones((batch, objects), bool)
     targets = Targets(boxes, np.zeros((batch, objects), np.int32), masks, boxes, ~real, real)
+    valid = jnp.ones((batch, proposals), bool)
+    return targets, Proposals(jnp.asarray(near), valid.astype(jnp.float32), valid)
+
+
+def make_inputs(batch: int, hw: tuple[int, int]) -> tuple[Any, ...]:
+    """Features, proposals, targets, sizes, key."""
+    targets, proposals = make_targets(batch, hw)
     features = {
         level: jax.random.normal(jax.random.key(level), (batch, hw[0] >> level, hw[1] >> level, 256))
         for level in (2, 3, 4, 5)
     }
-    valid = jnp.ones((batch, proposals), bool)
-    found = Proposals(jnp.asarray(near), valid.astype(jnp.float32), valid)
     sizes = jnp.tile(jnp.array(hw, jnp.float32), (batch, 1))
-    return features, found, jax.tree.map(jnp.asarray, targets), sizes, jax.random.key(0)
+    return features, proposals, jax.tree.map(jnp.asarray, targets), sizes, jax.random.key(0)
 
 
 def make_model(steps: int, samples: int, unroll: bool) -> TwoStage:
