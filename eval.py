@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", help="run folder, checkpoint folder, or (with --config) a weight file")
     what.add_argument("--results", help="COCO results json to score without a model (needs --annotations)")
-    parser.add_argument("--config", help="config file to use instead of the checkpoint's own")
+    parser.add_argument("--config", help="config file (or FILE.py:ROW) to use instead of the checkpoint's own")
     parser.add_argument("--images", help="folder of images to evaluate on instead of the config's data.val")
     parser.add_argument("--annotations", help="instances json of these images")
     parser.add_argument("--per-class", action="store_true", help="print a table of the categories too")

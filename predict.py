@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--checkpoint", required=True, help="run folder, checkpoint folder, or a weight file")
-    parser.add_argument("--config", help="config file to use instead of the checkpoint's own")
+    parser.add_argument("--config", help="config file (or FILE.py:ROW) to use instead of the checkpoint's own")
     parser.add_argument("--out", default="predictions", help="folder to write to")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score of a detection to show")
     parser.add_argument("images", nargs="+", metavar="IMAGE | KEY=VALUE", help="image files and folders, and settings")

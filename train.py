@@ -18,7 +18,7 @@ def main() -> int:
     # Here and not above: worker processes import this file again and have no use for jax.
     import jax
 
-    from jaxdet.config import load_config, override, print_config
+    from jaxdet.config import config_name, load_config, override, print_config
     from jaxdet.train_lib import train
 
     try:
@@ -28,7 +28,7 @@ def main() -> int:
             return 0
         if arguments.distributed:
             jax.distributed.initialize()
-        workdir = arguments.workdir or Path("runs") / arguments.config.stem
+        workdir = arguments.workdir or Path("runs") / config_name(arguments.config)
         metrics = train(experiment, workdir, accept_changes=arguments.accept_changes)
     except (ValueError, FloatingPointError, FileNotFoundError) as error:
         if arguments.traceback:
@@ -52,7 +52,7 @@ def _print_outcome(metrics: dict[str, float], workdir: Path) -> None:
 def _parse() -> argparse.Namespace:
     title, _, more = str(__doc__).partition("\n\n")
     parser = argparse.ArgumentParser(description=title, epilog=more)
-    parser.add_argument("--config", type=Path, required=True, help="a Python file with get_config()")
+    parser.add_argument("--config", required=True, help="a Python file with get_config(), or FILE.py:ROW")
     parser.add_argument("--workdir", type=Path, help="folder of the run; runs/NAME OF THE CONFIG if not given")
     parser.add_argument("--print-config", action="store_true", help="show the config with all changes, and stop")
     parser.add_argument(

@@ -10,9 +10,19 @@ names, which a checkpoint from a stranger must not be able to do.  Type checks t
 """
 
 from jaxdet.config.data import differences, from_data, to_data
-from jaxdet.config.load import load_config
+from jaxdet.config.load import config_name, load_config
 from jaxdet.config.override import override
 from jaxdet.config.text import print_config, to_text
 from jaxdet.config.tree import check
 
-__all__ = ["check", "differences", "from_data", "load_config", "override", "print_config", "to_data", "to_text"]
+__all__ = [
+    "check",
+    "config_name",
+    "differences",
+    "from_data",
+    "load_config",
+    "override",
+    "print_config",
+    "to_data",
+    "to_text",
+]

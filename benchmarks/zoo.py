@@ -1,0 +1,146 @@
+"""docs/ZOO.md: every config and every row of the papers' tables, with its parameters, published AP and speed.
+
+python -m benchmarks.zoo                                                   # writes docs/ZOO.md
+python -m benchmarks.zoo --time sbr_table2:row_4 sbr_table11:row_4         # measures these rows first
+
+Times are kept in docs/zoo_times.json; those measured in another way are dropped.
+"""
+
+import argparse
+import ast
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.parameters import count_parameters
+from benchmarks.relative_time import relative_times
+from jaxdet.config import load_config
+from jaxdet.experiment import Experiment
+
+ROOT = Path(__file__).parents[1]
+ZOO = ROOT / "docs" / "ZOO.md"
+TIMES = ROOT / "docs" / "zoo_times.json"
+BASE = ROOT / "configs" / "mask_rcnn_r50_fpn.py"
+NO_TABLE = "parts"
+"""The file in configs/tables/ that is no table."""
+
+HEAD = """# Model zoo
+
+Made by `python -m benchmarks.zoo` from `configs/`; not edited by hand. Train a row of a table by
+`python train.py --config configs/tables/sbr_table6.py:row_3`; `eval.py` and `predict.py` take the same name.
+
+- **parameters**, and those of them that are **trained** (stem and first stage of the backbone are frozen), counted in
+  this code; trained ones counted in the **authors' code**, and as printed in the **paper**, where they are cut off.
+- **box AP** and **mask AP** are the paper's, on COCO val2017. Nobody has trained these models here: **measured** is
+  empty until someone does.
+- **time** is that of inference on one image, in multiples of Mask R-CNN's (ResNet-50) in the same run.
+  {setting}
+"""
+COLUMNS = ("model", "parameters", "trained", "authors' code", "paper", "box AP", "mask AP")
+MEASURED = ("measured box AP", "mask AP", "time")
+
+
+def config_files() -> list[Path]:
+    """The configs outside the tables."""
+    return sorted((ROOT / "configs").glob("*.py"))
+
+
+def tables() -> Iterator[tuple[str, Any]]:
+    """Name and module of each table file, by paper and number."""
+    names = [path.stem for path in (ROOT / "configs" / "tables").glob("*.py") if path.stem != NO_TABLE]
+    for name in sorted(names, key=lambda name: (name.split("_")[0], len(name), name)):
+        yield name, importlib.import_module(f"configs.tables.{name}")
+
+
+def find(name: str) -> Experiment:
+    """The experiment of ``table:row``."""
+    table, _, row = name.partition(":")
+    experiment: Experiment = load_config(f"{ROOT}/configs/tables/{table}.py:{row}")
+    return experiment
+
+
+def zoo(times: dict[str, Any]) -> str:
+    """The text of docs/ZOO.md."""
+    setting = "None was measured yet."
+    if times:
+        setting = "Median of {repeats} runs at {height}x{width}; {machine}.".format(**times)
+    parts = [HEAD.format(setting=setting), "## Configs\n", _configs()]
+    for name, module in tables():
+        title, *more = _paragraphs(module.__doc__)
+        parts += [f"\n## {title.rstrip('.')}\n", *(f"{text}\n" for text in more)]
+        parts.append(_rows(name, module.ROWS, times.get("ratios", {})))
+    return "\n".join(parts) + "\n"
+
+
+def _configs() -> str:
+    lines = [_line("config", "what", "parameters", "trained"), "|---|---|---:|---:|"]
+    for path in config_files():
+        what = _paragraphs(ast.get_docstring(ast.parse(path.read_text())))[0]
+        count = count_parameters(load_config(path).model)
+        lines.append(_line(f"[{path.stem}](../configs/{path.name})", what.rstrip("."), count.all, count.trained))
+    return "\n".join(lines)
+
+
+def _rows(table: str, rows: dict[str, Any], ratios: dict[str, float]) -> str:
+    lines = [_line(f"[{table}](../configs/tables/{table}.py)", *COLUMNS, *MEASURED), "|---|---" + "|---:" * 9 + "|"]
+    notes: list[str] = []
+    for name, row in rows.items():
+        count, what = count_parameters(row.experiment.model), row.what
+        if row.note:
+            notes += [] if row.note in notes else [row.note]
+            what += f" <sup>{notes.index(row.note) + 1}</sup>"
+        theirs = None if row.params is None else row.params[1]
+        ours = (name, what, count.all, count.trained, theirs, row.printed, row.box_ap, row.mask_ap)
+        lines.append(_line(*ours, None, None, ratios.get(f"{table}:{name}")))
+    extra = sorted({row.background for row in rows.values()} - {0})
+    if extra:
+        lines.append(f"\nThe authors' code has {extra[0]:,} more, for the background class.")
+    return "\n".join(lines + [f"\n{i}. {note[0].upper()}{note[1:]}." for i, note in enumerate(notes, 1)])
+
+
+def _line(*cells: str | int | float | None) -> str:
+    return f"| {' | '.join(map(_text, cells))} |"
+
+
+def _text(cell: str | int | float | None) -> str:
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return f"{cell:.1f}" if isinstance(cell, float) else cell or ""
+
+
+def _paragraphs(docstring: str | None) -> list[str]:
+    return [" ".join(paragraph.split()) for paragraph in (docstring or "").strip().split("\n\n")]
+
+
+def join_times(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """New times, and the old ones that were measured in the same way."""
+    same = all(old.get(key) == new[key] for key in ("machine", "height", "width", "repeats"))
+    return {**new, "ratios": {**(old["ratios"] if same else {}), **new["ratios"]}}
+
+
+def read_times() -> dict[str, Any]:
+    """What was measured so far."""
+    times: dict[str, Any] = json.loads(TIMES.read_text()) if TIMES.exists() else {}
+    return times
+
+
+def main() -> None:
+    """Measure what is asked for, then write docs/ZOO.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--time", nargs="+", default=[], metavar="TABLE:ROW", help="rows whose inference to measure")
+    parser.add_argument("--size", nargs=2, type=int, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    if options.time:
+        models = {name: find(name).model for name in options.time}
+        height, width = options.size
+        base = load_config(BASE).model
+        new = relative_times(models, base, height=height, width=width, repeats=options.repeats)
+        TIMES.write_text(json.dumps(join_times(read_times(), new), indent=1) + "\n")
+    ZOO.write_text(zoo(read_times()))
+
+
+if __name__ == "__main__":
+    main()

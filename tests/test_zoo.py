@@ -1,0 +1,84 @@
+"""The papers' tables: parameters of every row, and docs/ZOO.md."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks import zoo
+from benchmarks.parameters import Count, count_parameters
+from jaxdet.config import load_config
+from jaxdet.models.detector import Detector
+
+Row = Any
+
+PRINTED_OF_OTHERS = {f"sbr_table7:row_{i}" for i in (3, 4, 6, 7)}
+"""Rows beside which the paper prints the parameters of another model."""
+
+COUNTED = {
+    "r3_table1": 6,
+    "sbr_table2": 5,
+    "sbr_table6": 12,
+    "sbr_table7": 16,
+    "sbr_table8": 7,
+    "sbr_table9": 7,
+    "sbr_table10": 2,
+}
+"""Tables of which every row has a number to compare with, and how many."""
+
+
+def rows() -> Iterator[tuple[str, Row]]:
+    for table, module in zoo.tables():
+        for key, row in module.ROWS.items():
+            yield f"{table}:{key}", row
+
+
+ROWS = dict(rows())
+
+
+def test_tables_are_whole() -> None:
+    counted = [name.split(":")[0] for name, row in ROWS.items() if row.params]
+    assert {table: counted.count(table) for table in COUNTED} == COUNTED
+    assert [name for name, row in ROWS.items() if row.params is None] == ["r3_table4:row_5"]
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_parameters_are_those_of_the_authors_code(name: str) -> None:
+    row = ROWS[name]
+    count = count_parameters(row.experiment.model)
+    if row.params is not None:
+        assert (count.all + row.background, count.trained + row.background) == row.params
+    if row.printed:
+        assert (cut_off(count.trained, row.printed) == row.printed) == (name not in PRINTED_OF_OTHERS)
+
+
+def cut_off(number: int, like: str) -> str:
+    """The number in the way of the papers: ``44,170 K`` or ``32.2M``."""
+    return f"{number // 1000:,} K" if like.endswith("K") else f"{number // 100_000 / 10:.1f}M"
+
+
+def test_numbers_are_cut_off_and_not_rounded() -> None:
+    assert cut_off(44_170_992, "K") == "44,170 K"
+    assert cut_off(32_777_780, "M") == "32.7M"
+
+
+def test_what_is_counted_as_trained() -> None:
+    """All but the stem and the first stage; by hand for ResNet-50: 9,408 + 128 + 215,808."""
+    model: Detector = load_config("configs/mask_rcnn_r50_fpn.py").model
+    count = count_parameters(model)
+    assert count.all - count.trained == 225_344
+    everything = model.clone(backbone=model.backbone.clone(frozen_stages=-1))  # type: ignore[attr-defined]
+    assert count_parameters(everything) == Count(count.all, count.all)
+
+
+def test_the_document_is_up_to_date() -> None:
+    assert zoo.ZOO.read_text() == zoo.zoo(zoo.read_times()), "run python -m benchmarks.zoo"
+
+
+def test_times_measured_otherwise_are_dropped() -> None:
+    way = {"height": 800, "width": 1333, "machine": "a", "repeats": 5}
+    old = {**way, "base_ms": 4.0, "ratios": {"a": 1.0, "b": 2.0}}
+    new = {**way, "base_ms": 3.0, "ratios": {"b": 3.0}}
+    assert zoo.join_times(old, new) == {**new, "ratios": {"a": 1.0, "b": 3.0}}
+    assert zoo.join_times({**old, "width": 640}, new) == new
+    assert zoo.join_times({}, new) == new
