@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-from jaxdet.ops.spectral import is_cheaper, spectral_conv
+from jaxdet.ops.spectral import multiplications, spectral_conv
 
 NormKind: TypeAlias = Literal["batch", "group"]
 Method: TypeAlias = Literal["direct", "spectral"]
@@ -49,12 +49,11 @@ def convolve(
 
 def fastest_method(x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int]) -> Method:
     """The choice of :func:`convolve`, from backend, type and shapes alone."""
-    possible = jax.default_backend() == "cpu" and x.dtype == jnp.float32 and stride == 1
-    b, h, w, c = x.shape
-    kh, kw, _, features = kernel.shape
-    if possible and is_cheaper((b, h, w, c), (kh, kw, c, features), pads, SPECTRAL_SAVING):
-        return "spectral"
-    return "direct"
+    if jax.default_backend() != "cpu" or x.dtype != jnp.float32 or stride != 1:
+        return "direct"
+    (b, h, w, c), (kh, kw, _, features) = x.shape, kernel.shape
+    direct, spectral = multiplications((b, h, w, c), (kh, kw, c, features), pads)
+    return "spectral" if SPECTRAL_SAVING * spectral <= direct else "direct"
 
 
 class Conv(nn.Module):

@@ -41,19 +41,19 @@ def products(hw: tuple[int, int], padding: tuple[int, int]) -> int:
     return real + 3 * (int(np.prod(lengths)) - real) // 2
 
 
-def is_cheaper(
-    shape: tuple[int, int, int, int], kernel: tuple[int, int, int, int], padding: tuple[int, int], factor: float
-) -> bool:
-    """Does ``spectral_conv`` take at most 1/``factor`` of the multiplications of the direct convolution?
+def multiplications(
+    shape: tuple[int, int, int, int], kernel: tuple[int, int, int, int], padding: tuple[int, int]
+) -> tuple[int, int]:
+    """What the direct convolution, with the zeros around the map, and the spectral one, with its transforms, take.
 
-    Counted with its transforms, and with the zeros that the direct one multiplies.
+    ``shape`` is [N, h, w, C], ``kernel`` [kh, kw, C, F].
     """
     n, h, w, _ = shape
     kh, kw, channels, features = kernel
-    rows, columns = h + 2 * padding[0] - kh + 1, w + 2 * padding[1] - kw + 1
-    transforms = n * (h * w * channels + rows * columns * features) + kh * kw * channels * features
-    spectral = products((h, w), padding) * (n * channels * features + transforms)
-    return factor * spectral <= n * rows * columns * kh * kw * channels * features
+    outputs = (h + 2 * padding[0] - kh + 1) * (w + 2 * padding[1] - kw + 1)
+    pairs = channels * features
+    transforms = n * (h * w * channels + outputs * features) + kh * kw * pairs
+    return n * outputs * kh * kw * pairs, products((h, w), padding) * (n * pairs + transforms)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

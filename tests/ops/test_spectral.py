@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdet.ops import spectral
-from jaxdet.ops.spectral import is_cheaper, products, spectral_conv
+from jaxdet.ops.spectral import multiplications, products, spectral_conv
 
 CASES = [
     # map, kernel, padding
@@ -116,13 +116,12 @@ def test_bfloat16() -> None:
     assert {gradient.dtype for gradient in gradients} == {jnp.dtype("bfloat16")}
 
 
-def test_rule_counts_multiplications() -> None:
-    crops = (1000, 7, 7, 256)
-    assert is_cheaper(crops, (7, 7, 256, 256), (3, 3), 10)
-    assert not is_cheaper(crops, (7, 7, 256, 256), (3, 3), 12)
-    assert not is_cheaper((1, 7, 7, 256), (7, 7, 256, 256), (3, 3), 1)  # all for the transform of the weights
-    assert not is_cheaper((1, 200, 272, 256), (3, 3, 256, 256), (1, 1), 1)
-    assert not is_cheaper(crops, (1, 1, 256, 256), (0, 0), 1)
+def test_multiplications() -> None:
+    # Two crops of 1x2 pixels, 3 to 5 channels, 1x3 kernel: L = 1x3, one real frequency and one pair.
+    assert multiplications((2, 1, 2, 3), (1, 3, 3, 5), (0, 1)) == (
+        2 * 2 * 3 * 15,
+        4 * (2 * 15 + 2 * (2 * 3 + 2 * 5) + 3 * 15),
+    )
 
 
 def test_errors() -> None:
