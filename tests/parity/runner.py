@@ -4,6 +4,8 @@
 torch layout.  Nothing here depends on the values, sizes or numbers of what is given.
 """
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,19 +16,54 @@ import optax
 from jaxdet.checkpoints.from_mmdet import from_mmdet, mmdet_names
 from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.tree import flatten, unflatten
+from jaxdet.config import load_config
 from jaxdet.models.loop import refine
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.extractor import crops_as_batch
 from jaxdet.ops.paste import paste_mask
 from jaxdet.structures import Batch, Detections, Features, Proposals, Targets
-from tests.parity.compositions import build, with_first_samples
 
 Arrays = dict[str, Any]
 
+CONFIGS = {
+    "mask_rcnn_r50": "mask_rcnn_r50_fpn.py",
+    "faster_rcnn_r50": "faster_rcnn_r50_fpn.py",
+    "cascade_mask_rcnn_r50": "cascade_mask_rcnn_r50_fpn.py",
+    "htc_r50": "htc_r50_fpn.py",
+    "ms_rcnn_r50": "ms_rcnn_r50_fpn.py",
+    "groie1_faster": "groie_faster_rcnn_r50_fpn.py",
+    "groie1_mask": "groie_mask_rcnn_r50_fpn.py",
+    "groie2_faster": "groie_sbr_faster_rcnn_r50_fpn.py",
+    "r3_naive": "r3_cnn.py",
+    "r3_deeper": "tables/sbr_table2.py:row_5",
+    "r3_fcc7x7": "tables/sbr_table6.py:row_3",
+    "r3_fcc_rect": "tables/sbr_table6.py:row_4",
+    "r3_fcc7x7_nlb": "tables/sbr_table6.py:row_5",
+    "r3_rect_nlb_nomaskloop": "tables/sbr_table6.py:row_6",
+    "r3_fcc7x7_nlb_nla": "tables/sbr_table6.py:row_7",
+    "r3_4l2h_rect_nlb": "tables/sbr_table6.py:row_12",
+    "r3_rect_nlb": "tables/sbr_table7.py:row_2",
+    "r3_maskiou_orig": "tables/sbr_table7.py:row_3",
+    "r3_maskiou_fcc7x7": "tables/sbr_table7.py:row_4",
+    "r3_maskiou_rect": "tables/sbr_table7.py:row_5",
+    "r3_advanced": "tables/sbr_table7.py:row_7_square",
+    "sbr_cnn": "sbr_cnn.py",
+}
+"""Reference model -> config of the project."""
+
 
 def load_model(name: str, roi_samples: int = 128) -> TwoStage:
-    """The model of that name, without randomness."""
-    return with_first_samples(build(name), roi_samples)
+    """The model of a config with samplers that take the first boxes, not random ones, and raw pixels as they are."""
+    if name not in CONFIGS:
+        raise ValueError(f"no config for {name}; there are {sorted(CONFIGS)}")
+    model = load_config(f"{Path(__file__).parents[2]}/configs/{CONFIGS[name]}").model
+
+    def first(sampler: Any, **changes: Any) -> Any:
+        return dataclasses.replace(sampler, order="first", **changes)
+
+    schedule = tuple(dataclasses.replace(s, sampler=first(s.sampler, number=roi_samples)) for s in model.schedule)
+    rpn = model.rpn.clone(sampler=first(model.rpn.sampler))
+    return model.clone(rpn=rpn, schedule=schedule, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1.0, 1.0, 1.0))
 
 
 def load_variables(model: TwoStage, state_dict: Arrays, batch: Batch) -> Arrays:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.parity import judge, runner, weights
-from tests.parity.compositions import MODELS
 
 WITH_STEPS = ("mask_rcnn_r50", "htc_r50", "r3_naive", "sbr_cnn")
 
@@ -50,7 +49,7 @@ def test_features_and_box_head_of_faster_rcnn() -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", runner.CONFIGS)
 def test_model(model: str) -> None:
     inputs, golden = judge.load_inputs(), judge.load(model)
     ours = runner.run(model, make_state(model, inputs), inputs, {"heads", "test", "train"})
@@ -90,11 +89,14 @@ def other_inputs(height: int, width: int, boxes: int, seed: int) -> dict[str, An
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("height", "width", "boxes"), [(64, 96, 1), (96, 64, 7), (64, 64, 0)])
-def test_runner_takes_other_sizes_and_numbers(height: int, width: int, boxes: int) -> None:
+@pytest.mark.parametrize(
+    ("model", "height", "width", "boxes"),
+    [("mask_rcnn_r50", 64, 96, 1), ("r3_maskiou_orig", 96, 64, 7), ("htc_r50", 64, 64, 0)],
+)
+def test_runner_takes_other_sizes_and_numbers(model: str, height: int, width: int, boxes: int) -> None:
     inputs = other_inputs(height, width, boxes, seed=boxes)
-    state = make_state("mask_rcnn_r50", inputs, salt="other")
-    ours = runner.run("mask_rcnn_r50", state, inputs, {"heads", "test", "train"})
+    state = make_state(model, inputs, salt="other")
+    ours = runner.run(model, state, inputs, {"heads", "test", "train"})
     assert ours["backbone/C5"].shape == (1, 2048, height // 32, width // 32)
     assert ours["fpn/P2"].shape == (1, 256, height // 4, width // 4)
     assert ours["loop0/cls"].shape == (boxes + 2, 81)
