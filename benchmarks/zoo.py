@@ -63,14 +63,16 @@ def find(name: str) -> Experiment:
 
 def zoo(times: dict[str, Any]) -> str:
     """The text of docs/ZOO.md."""
-    setting = "None was measured yet."
+    setting, ratios = "None was measured yet.", {}
     if times:
         setting = "Median of {repeats} runs at {height}x{width}; {machine}.".format(**times)
+        ratios = {_at_test(find(name).model): ratio for name, ratio in times["ratios"].items()}
+        ratios[_at_test(load_config(BASE).model)] = 1.0
     parts = [HEAD.format(setting=setting), "## Configs\n", _configs()]
     for name, module in tables():
         title, *more = _paragraphs(module.__doc__)
         parts += [f"\n## {title.rstrip('.')}\n", *(f"{text}\n" for text in more)]
-        parts.append(_rows(name, module.ROWS, times.get("ratios", {})))
+        parts.append(_rows(name, module.ROWS, ratios))
     return "\n".join(parts) + "\n"
 
 
@@ -83,7 +85,7 @@ def _configs() -> str:
     return "\n".join(lines)
 
 
-def _rows(table: str, rows: dict[str, Any], ratios: dict[str, float]) -> str:
+def _rows(table: str, rows: dict[str, Any], ratios: dict[Any, float]) -> str:
     lines = [_line(f"[{table}](../configs/tables/{table}.py)", *COLUMNS, *MEASURED), "|---|---" + "|---:" * 9 + "|"]
     notes: list[str] = []
     for name, row in rows.items():
@@ -93,11 +95,17 @@ def _rows(table: str, rows: dict[str, Any], ratios: dict[str, float]) -> str:
             what += f" <sup>{notes.index(row.note) + 1}</sup>"
         theirs = None if row.params is None else row.params[1]
         ours = (name, what, count.all, count.trained, theirs, row.printed, row.box_ap, row.mask_ap)
-        lines.append(_line(*ours, None, None, ratios.get(f"{table}:{name}")))
+        lines.append(_line(*ours, None, None, ratios.get(_at_test(row.experiment.model))))
     extra = sorted({row.background for row in rows.values()} - {0})
     if extra:
         lines.append(f"\nThe authors' code has {extra[0]:,} more, for the background class.")
     return "\n".join(lines + [f"\n{i}. {note[0].upper()}{note[1:]}." for i, note in enumerate(notes, 1)])
+
+
+def _at_test(model: Any) -> Any:
+    """The model without what matters in training alone, so that rows which differ in nothing else share a time."""
+    heads = model.test_heads or tuple(step.head for step in model.schedule)
+    return model.clone(schedule=(), test_heads=heads)
 
 
 def _line(*cells: str | int | float | None) -> str:

@@ -35,7 +35,7 @@ def module_name(path: Path) -> str:
 
 
 def sources() -> dict[str, Path]:
-    files = [*ROOT.glob("jaxdet/**/*.py"), *ROOT.glob("configs/*.py"), *(ROOT / f"{e}.py" for e in ENTRY_POINTS)]
+    files = [*ROOT.glob("jaxdet/**/*.py"), *ROOT.glob("configs/**/*.py"), *(ROOT / f"{e}.py" for e in ENTRY_POINTS)]
     return {module_name(path): path for path in files if path.exists()}
 
 

@@ -75,6 +75,25 @@ def test_the_document_is_up_to_date() -> None:
     assert zoo.ZOO.read_text() == zoo.zoo(zoo.read_times()), "run python -m benchmarks.zoo"
 
 
+def test_a_time_stands_beside_all_rows_of_the_same_model() -> None:
+    times = {"repeats": 7, "height": 64, "width": 96, "machine": "abacus", "ratios": {"sbr_table2:row_4": 3.14}}
+    text = zoo.zoo(times)
+    assert "Median of 7 runs at 64x96; abacus." in text
+    timed = [line.split(" |")[1] for line in text.splitlines() if line.endswith("| 3.1 |")]
+    naive = [" R3-CNN, naive", " R3-CNN, naive, loops: 3, at test: 3", " R3-CNN, naive, loops: 3"]
+    assert timed == [
+        naive[0],
+        " R3-CNN, naive, falling thresholds",
+        naive[1],
+        naive[2],
+        naive[0],
+        naive[2],
+        naive[1],
+        " R3-CNN",
+    ]
+    assert text.count("| 1.0 |") == 8, "Mask R-CNN, 1x and 3x schedule"
+
+
 def test_times_measured_otherwise_are_dropped() -> None:
     way = {"height": 800, "width": 1333, "machine": "a", "repeats": 5}
     old = {**way, "base_ms": 4.0, "ratios": {"a": 1.0, "b": 2.0}}
