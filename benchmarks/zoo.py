@@ -98,7 +98,8 @@ def _rows(table: str, rows: dict[str, Any], ratios: dict[Any, float]) -> str:
         lines.append(_line(*ours, None, None, ratios.get(_at_test(row.experiment.model))))
     extra = sorted({row.background for row in rows.values()} - {0})
     if extra:
-        lines.append(f"\nThe authors' code has {extra[0]:,} more, for the background class.")
+        more = " or ".join(f"{number:,}" for number in extra)
+        lines.append(f"\nThe authors' code has {more} more, about boxes and masks of the background class.")
     return "\n".join(lines + [f"\n{i}. {note[0].upper()}{note[1:]}." for i, note in enumerate(notes, 1)])
 
 
