@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-from jaxdet.ops.spectral import multiplications, spectral_conv
+from jaxdet.ops.spectral import predicted_gain, spectral_conv
 
 NormKind: TypeAlias = Literal["batch", "group"]
 Method: TypeAlias = Literal["direct", "spectral"]
@@ -19,8 +19,8 @@ CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 kaiming_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 xavier_uniform: Initializer = nn.initializers.xavier_uniform()
 
-# Direct convolutions come closer to the processor's peak: spectral ones pay where they save this factor of products.
-SPECTRAL_SAVING = 2.3
+# Convolutions are spectral where that is predicted to be faster by at least this factor.
+SPECTRAL_GAIN = 1.2
 
 
 def gaussian(std: float) -> Initializer:
@@ -33,9 +33,8 @@ def convolve(
 ) -> jax.Array:
     """Correlation of ``x [B, H, W, C]`` with ``kernel [kh, kw, C, F]``, ``pads`` zeros around (rows, columns).
 
-    A 1x1 kernel is a matrix product, which XLA:CPU runs twice as fast.  Otherwise ``method`` None is spectral where it
-    was measured to be faster: on CPU, for float32, where it saves most of the multiplications (see
-    ``benchmarks/small_convs.py``), else direct.
+    A 1x1 kernel is a matrix product, which XLA:CPU runs twice as fast.  Otherwise ``method`` None is
+    :func:`fastest_method`.
     """
     if kernel.shape[:2] == (1, 1) and pads == (0, 0):
         return x[:, ::stride, ::stride] @ kernel[0, 0]
@@ -48,12 +47,15 @@ def convolve(
 
 
 def fastest_method(x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int]) -> Method:
-    """The choice of :func:`convolve`, from backend, type and shapes alone."""
+    """Spectral on CPU, for float32 and stride 1, where the shapes promise a gain; else direct.
+
+    Predictions and measurements: ``benchmarks/small_convs.py``.
+    """
     if jax.default_backend() != "cpu" or x.dtype != jnp.float32 or stride != 1:
         return "direct"
     (b, h, w, c), (kh, kw, _, features) = x.shape, kernel.shape
-    direct, spectral = multiplications((b, h, w, c), (kh, kw, c, features), pads)
-    return "spectral" if SPECTRAL_SAVING * spectral <= direct else "direct"
+    gain = predicted_gain((b, h, w, c), (kh, kw, c, features), pads)
+    return "spectral" if gain >= SPECTRAL_GAIN else "direct"
 
 
 class Conv(nn.Module):

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 # Bytes of transformed input and output of one chunk of crops: they should stay in the processor's cache.
 CHUNK_BYTES = 16 * 2**20
 MIN_CHUNK = 48
+# Multiplications done in the time that one value of the weights' spectra takes to be written and read (CPU, measured).
+SPECTRUM_COST = 150
 
 
 class Transforms(NamedTuple):
@@ -54,6 +56,19 @@ def multiplications(
     pairs = channels * features
     transforms = n * (h * w * channels + outputs * features) + kh * kw * pairs
     return n * outputs * kh * kw * pairs, products((h, w), padding) * (n * pairs + transforms)
+
+
+def predicted_gain(
+    shape: tuple[int, int, int, int], kernel: tuple[int, int, int, int], padding: tuple[int, int]
+) -> float:
+    """Time of the direct convolution by that of the spectral one on a CPU, arguments as :func:`multiplications`.
+
+    Both run at about the same rate but for the spectra of the weights, which are traffic: few crops do not pay for
+    them.  Measured gains are within a third of the prediction wherever that is above 1, see
+    ``benchmarks/small_convs.py``.
+    """
+    direct, spectral = multiplications(shape, kernel, padding)
+    return direct / (spectral + SPECTRUM_COST * products(shape[1:3], padding) * kernel[2] * kernel[3])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdet.ops import spectral
-from jaxdet.ops.spectral import multiplications, products, spectral_conv
+from jaxdet.ops.spectral import multiplications, predicted_gain, products, spectral_conv
 
 CASES = [
     # map, kernel, padding
@@ -122,6 +122,21 @@ def test_multiplications() -> None:
         2 * 2 * 3 * 15,
         4 * (2 * 15 + 2 * (2 * 3 + 2 * 5) + 3 * 15),
     )
+
+
+def test_predicted_gain() -> None:
+    """Ratios of processor time, measured with the benchmark on one core, and how near the prediction is."""
+    for shape, kernel, padding, measured in (
+        ((4000, 7, 7, 256), (7, 7, 256, 256), (3, 3), 11.4),
+        ((1000, 7, 7, 256), (7, 7, 256, 384), (3, 3), 10.7),
+        ((1000, 7, 7, 256), (7, 3, 256, 128), (1, 1), 4.0),
+        ((4000, 7, 7, 256), (3, 3, 256, 256), (1, 1), 3.2),
+        ((100, 14, 14, 256), (3, 3, 256, 256), (1, 1), 1.1),
+        ((20, 7, 7, 256), (7, 7, 256, 256), (3, 3), 1.7),
+        ((16, 5, 5, 512), (3, 3, 512, 512), (1, 1), 0.4),
+    ):
+        assert predicted_gain(shape, kernel, padding) == pytest.approx(measured, rel=0.34)
+    assert predicted_gain((1, 200, 272, 256), (3, 3, 256, 256), (1, 1)) < 0.1
 
 
 def test_errors() -> None:
