@@ -94,6 +94,7 @@ def main() -> None:
             backward, compile_backward, more_lines = compiled(jax.value_and_grad(loss), weights)
             times = milliseconds(partial(forward, weights), partial(backward, weights), repeats=args.repeats)
             how = "written out" if unroll else "rolled"
+            print(f"{steps} steps {how}: {times[0]:.1f} and {times[1]:.1f} ms", flush=True)
             table.add_row(
                 str(steps), how, str(lines), f"{compile_forward:.1f}", f"{times[0]:.0f}",
                 str(more_lines), f"{compile_backward:.1f}", f"{times[1]:.0f}",

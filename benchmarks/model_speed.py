@@ -87,6 +87,7 @@ def main() -> None:
             step, seconds, _ = compiled(train, weights["params"], weights, batch, proposals)
             works.append(partial(step, weights["params"], weights, batch, proposals))
             compile_seconds.append(seconds)
+        print(f"{name}: compiled in {sum(compile_seconds):.0f} s so far", flush=True)
     times = milliseconds(*works, repeats=args.repeats)
     table = Table(title=f"{args.batch} x {args.image[0]}x{args.image[1]}, {args.dtype}; {machine()}")
     kinds = ("inference",) if args.inference_only else ("inference", "loss and gradient")

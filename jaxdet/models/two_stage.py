@@ -10,7 +10,7 @@ from jaxdet.models import loop
 from jaxdet.models.branches import Head, Losses
 from jaxdet.models.finish import Finish
 from jaxdet.models.proposals import RPN
-from jaxdet.models.repeat import Repeat, Rolled, Unrolled
+from jaxdet.models.repeat import Repeat, Rolled, Unrolled, is_faster_unrolled
 from jaxdet.models.schedule import Step, check_schedule
 from jaxdet.models.scoring import mask_iou_losses, rate_masks
 from jaxdet.models.semantic import semantic_losses
@@ -28,7 +28,7 @@ class TwoStage(nn.Module):
 
     ``schedule`` says which head works at which step of training: several heads make a Cascade or HTC, one head at
     several steps R3-CNN.  ``test_heads`` are the heads of the steps at test, if those differ.  ``unroll``: the steps
-    are written out in the program, not rolled into a scan; None: written out on a CPU, and where there is one step.
+    are written out in the program, not rolled into a scan; None: whatever was measured to be faster on the backend.
     ``mask_iou`` rates masks (Mask Scoring R-CNN, SBR-CNN); ``semantic`` is HTC's branch, whose embedding the
     extractors of the heads may add (``PlusSemantic``).  ``pixel_mean`` and ``pixel_std`` normalise RGB images of
     0..255.  ``dtype`` is the dtype of computation; parameters, geometry and losses stay float32.
@@ -112,9 +112,7 @@ class TwoStage(nn.Module):
 
     def repeat(self, schedule: tuple[Step, ...]) -> Repeat:
         """The way in which steps are run; the parameter tree is the same in both."""
-        unroll = self.unroll
-        if unroll is None:
-            unroll = len(schedule) == 1 or jax.default_backend() == "cpu"
+        unroll = is_faster_unrolled(len(schedule)) if self.unroll is None else self.unroll
         return (Unrolled if unroll or self.is_initializing() else Rolled)(self.heads, schedule)
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
