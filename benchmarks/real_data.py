@@ -1,10 +1,11 @@
-"""Trains the small ResNet-18 Mask R-CNN on real images; the numbers stand in docs/RESULTS.md.
+"""Trains a small ResNet-18 model on real images; the numbers stand in docs/RESULTS.md.
 
     python -m benchmarks.real_data overfit    --coco DIR --weights FILE     16 images of COCO, learned by heart
     python -m benchmarks.real_data penn_fudan --data DIR --weights FILE     Penn-Fudan pedestrians, train -> val
 
 ``--coco`` holds ``images/`` and ``annotations/instances_train2017.json``, ``--data`` holds ``images/``,
 ``annotations/instances_train.json`` and ``annotations/instances_val.json``; ``--weights`` is an ImageNet ResNet-18.
+``--config configs/sbr_cnn_r18_fpn_small.py`` trains SBR-CNN in place of Mask R-CNN.
 """
 
 import argparse
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--coco", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_intermixed_args()
@@ -79,7 +81,9 @@ def main() -> None:
     # The weights lack the last stage, which starts afresh; what lies outside the backbone always does.
     weights = [f"run.init_from={args.weights}", 'run.init_skip=["backbone/layer4"]']
     start = time.time()
-    metrics = jaxdet.train(override(load_config(CONFIG), [*settings, *weights, *args.overrides]), workdir=args.workdir)
+    metrics = jaxdet.train(
+        override(load_config(args.config), [*settings, *weights, *args.overrides]), workdir=args.workdir
+    )
     for name in ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50"):
         print(f"{name:10} {metrics[name]:.3f}")
     print(f"{time.time() - start:.0f} s")
