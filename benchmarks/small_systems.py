@@ -1,4 +1,4 @@
-"""The systems of the papers at the size of the demo: same backbone, pyramid, proposals, samples and losses.
+"""The systems of the papers, small: the demo's backbone, one and the same pyramid, proposals, samples and losses.
 
 They differ in what the papers add and in nothing else.  Boxes are class-agnostic and their loss is L1 in all of them,
 other than in the papers, where Mask R-CNN differs from R3-CNN in these too.
@@ -16,6 +16,7 @@ from jaxdet.models.schedule import Step, make_schedule
 from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.context import NonLocal
 from jaxdet.nn.extractor import OneLevel
+from jaxdet.nn.fpn import FPN
 from jaxdet.nn.groie import ConvReLU, GRoIE
 from jaxdet.nn.mask_head import FCN
 from jaxdet.nn.score_head import MaskIoUHead
@@ -23,7 +24,7 @@ from jaxdet.nn.trunk import FC2, FCC
 from jaxdet.ops.sampling import Sampler
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.py"
-CHANNELS = 64  # of the demo's pyramid; the papers' have 256, and what follows is a quarter of theirs
+CHANNELS = 64  # of the pyramid; the papers' have 256, and what follows is a quarter of theirs too
 SAMPLER = Sampler(number=48, positive_fraction=0.5)
 
 MASK, GROIE, NAIVE, WITH_FCC, SBR = "Mask R-CNN", "Mask R-CNN + GRoIE", "R3-CNN naive", "R3-CNN + FCC", "SBR-CNN"
@@ -52,6 +53,8 @@ def _experiment(batch_size: int, dtype: str, head: Head, loop: bool = False, **p
     demo: Experiment = load_config(DEMO)
     model: Any = demo.model
     model = model.clone(
+        neck=FPN(channels=CHANNELS),
+        rpn=model.rpn.clone(post_nms_train=200, post_nms_test=200),
         heads=(head,),
         schedule=make_schedule((0, 0, 0), sampler=SAMPLER) if loop else (Step(sampler=SAMPLER),),
         finish=Finish(score_threshold=0.001, max_detections=50),
