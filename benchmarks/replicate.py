@@ -6,9 +6,11 @@
 
 All systems see equally many images.  Programs are compiled once, all at the same time, and serve all seeds; the data
 lies on the device.  ``OUT`` gets ``runs.json``, renewed after each run, and from it ``table.md``, ``ap.png`` and
-``iou.png`` (`benchmarks.replication_report` makes them again).  Settings of one config are compared by
+``iou.png`` (`benchmarks.replication_report` makes them again).  Configs are compared in the same way, each for as many
+steps as its own schedule says:
 
-    python -m benchmarks.replicate --out OUT --config configs/demo.py --variant "wide: model.neck.channels=96" ...
+    python -m benchmarks.replicate --out OUT --variant "demo: configs/demo.py" \\
+        --variant "more: configs/demo.py optimizer.schedule.length=3000" ...
 """
 
 import argparse
@@ -88,15 +90,19 @@ class Book:
 
 def experiments(args: argparse.Namespace) -> dict[str, Experiment]:
     """Name -> what is trained, all on the same data."""
-    if args.config is None:
-        chosen = {name: e for name, e in small_systems(args.batch, args.dtype).items() if name in args.systems}
+    if args.variant:
+        parts = [text.partition(":") for text in args.variant]
+        chosen = {name.strip(): _variant(*settings.split()) for name, _, settings in parts}
     else:
-        config = load_config(args.config)
-        variants = [text.partition(":") for text in args.variant or [f"{args.config.stem}:"]]
-        chosen = {name.strip(): override(config, settings.split()) for name, _, settings in variants}
+        chosen = {name: e for name, e in small_systems(args.batch, args.dtype).items() if name in args.systems}
     if not chosen:
         raise SystemExit(f"--systems: expected some of {', '.join(small_systems(args.batch))}, got {args.systems}")
     return {name: dataclasses.replace(e, data=_scenes(e.data, args)) for name, e in chosen.items()}
+
+
+def _variant(config: str, *settings: str) -> Experiment:
+    changed: Experiment = override(load_config(config), settings)
+    return changed
 
 
 def _scenes(data: Data, args: argparse.Namespace) -> Data:
@@ -125,15 +131,21 @@ def compile_all(
     return systems
 
 
-def images_that_fit(systems: dict[str, System], examples: Batch, args: argparse.Namespace, clock: Clock) -> int:
-    """Images that every run may see, so that all runs end in time; at most what was asked for."""
+def images_that_fit(
+    systems: dict[str, System], examples: Batch, args: argparse.Namespace, clock: Clock
+) -> dict[str, int]:
+    """Images that each run sees: variants as many as they say, systems equally many, so that all runs end in time."""
     cost = 0.0  # seconds an image, over all systems
     for name, system in systems.items():
         seconds = system.train(examples, 0, TRIAL * system.chunk).seconds[-1]
         cost += seconds / (system.chunk * system.experiment.data.batch_size)
         clock.say(f"{name}: {1e3 * seconds / system.chunk:.1f} ms a step, {system.parameters} parameters")
     fits = clock.left * (1 - args.loop_share) / (SLACK * cost * args.seeds)
-    return max(min(args.images, int(fits)), 1)
+    images = max(min(args.images, int(fits)), 1)
+    own = {name: (s.experiment.optimizer.schedule.length, s.experiment.data.batch_size) for name, s in systems.items()}
+    chosen = {name: length * batch if args.variant else images for name, (length, batch) in own.items()}
+    clock.say(f"images a run: {', '.join(str(count) for count in chosen.values())}")
+    return chosen
 
 
 def record(name: str, seed: int, system: System, run: Trained, test_steps: int) -> dict[str, Any]:
@@ -144,7 +156,7 @@ def record(name: str, seed: int, system: System, run: Trained, test_steps: int) 
         "system": name,
         "seed": seed,
         "test_steps": test_steps,
-        "train_steps": len(system.experiment.model.schedule),  # type: ignore[attr-defined]
+        "train_steps": system.steps,
         "parameters": system.parameters,
         "batch_size": batch_size,
         "images": len(run.seconds) * system.chunk * batch_size,
@@ -158,19 +170,17 @@ def run_all(systems: dict[str, System], examples: Batch, val: Source, args: argp
     """Trains and evaluates, one seed of all systems after the other, as long as there is time."""
     book, kept = Book(args.out), []
     images = images_that_fit(systems, examples, args, clock)
-    clock.say(f"{images} images a run")
     for seed in range(args.seeds):
         for name, system in systems.items():
             if clock.left < 0:
                 clock.say(f"no time left for {name}, seed {seed}")
                 continue
-            run = system.train(examples, seed, images // system.experiment.data.batch_size)
-            result = record(name, seed, system, run, len(system.experiment.model.schedule))  # type: ignore[attr-defined]
-            book.judge(result, val, system.detect(run.variables, val), clock)
+            run = system.train(examples, seed, images[name] // system.experiment.data.batch_size)
+            book.judge(record(name, seed, system, run, system.steps), val, system.detect(run.variables, val), clock)
             kept.append((name, seed, system, run))
     for name, seed, system, run in kept if args.loop_share else ():
         for n in TEST_STEPS:
-            if name in LOOPED and n != len(system.experiment.model.schedule) and clock.left > 0:  # type: ignore[attr-defined]
+            if name in LOOPED and n != system.steps and clock.left > 0:
                 found = system.detect(run.variables, val, (0,) * n)
                 book.judge(record(name, seed, system, run, n) | {"metrics": []}, val, found, clock)
     book.close()
@@ -195,8 +205,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--systems", nargs="+", default=list(small_systems(1)))
-    parser.add_argument("--config", type=Path, help="compare variants of this config instead")
-    parser.add_argument("--variant", action="append", metavar="NAME: KEY=VALUE ...")
+    parser.add_argument("--variant", action="append", metavar="NAME: CONFIG KEY=VALUE ...")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--images", type=int, default=32000, help="at most so many a run")

@@ -82,7 +82,7 @@ def draw_overlaps(runs: Sequence[Run], path: Path) -> None:
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("IoU, %")
         axis.legend(fontsize=8)
-    np.atleast_1d(axes)[0].set_ylabel("positive samples an image, ground truth left out")
+    np.atleast_1d(axes)[0].set_ylabel("positive samples an image")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -40,6 +40,12 @@ class System:
     start: Callable[[jax.Array], TrainState]
     advance: Callable[..., tuple[TrainState, Any]]
 
+    @property
+    def steps(self) -> int:
+        """Of the loop over heads, in training."""
+        model: Any = self.experiment.model
+        return len(model.schedule)
+
     def train(self, examples: Batch, seed: int, steps: int) -> Trained:
         """A run of ``steps`` steps, rounded up to chunks; initialisation, order and sampling follow the seed."""
         count, batch_size = len(examples.index), self.experiment.data.batch_size

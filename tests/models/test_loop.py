@@ -188,6 +188,16 @@ def test_train_steps_weigh_and_hand_on_the_moved_boxes() -> None:
     np.testing.assert_allclose(terms["s1.loss_bbox"], 0.0, atol=1e-6)
 
 
+def test_metrics_count_positives_by_overlap() -> None:
+    """Of boxes that are 95, 55 and 40 % of an object the first two are positive; the objects themselves do not count."""
+    boxes = np.float32([[[0, 0, 10, 9.5], [20, 20, 40, 31], [0, 0, 10, 4], [np.nan] * 4]])
+    proposals = Proposals(jnp.asarray(boxes), jnp.ones((1, 4)), jnp.arange(4)[None] < 3)
+    targets = jax.tree.map(jnp.asarray, make_targets())
+    _, metrics, _ = train_steps(Unrolled([Told()], (STEP,)), {}, proposals, targets, HW, K, KEY)
+    assert metrics["positives"] == 4
+    assert [metrics[f"positives_iou{t}"] for t in (50, 60, 70, 80, 90)] == [1, 0, 0, 0, 1]
+
+
 def test_train_steps_of_one_have_no_prefix() -> None:
     targets, proposals = jax.tree.map(jnp.asarray, (make_targets(), make_proposals()))
     terms, _, _ = train_steps(Unrolled([Told()], (STEP,)), {}, proposals, targets, HW, K, KEY)
