@@ -189,7 +189,7 @@ def test_train_steps_weigh_and_hand_on_the_moved_boxes() -> None:
 
 
 def test_metrics_count_positives_by_overlap() -> None:
-    """Of boxes that are 95, 55 and 40 % of an object the first two are positive; the objects themselves do not count."""
+    """Of boxes that are 95, 55 and 40 % of an object two are positive; the objects themselves do not count."""
     boxes = np.float32([[[0, 0, 10, 9.5], [20, 20, 40, 31], [0, 0, 10, 4], [np.nan] * 4]])
     proposals = Proposals(jnp.asarray(boxes), jnp.ones((1, 4)), jnp.arange(4)[None] < 3)
     targets = jax.tree.map(jnp.asarray, make_targets())
