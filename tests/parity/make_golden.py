@@ -87,11 +87,17 @@ def compact_model(golden: Arrays, sgd: Arrays, shared: Arrays) -> Arrays:
     for key in keys_of(golden):
         if WHOLE.match(key):
             out[key] = golden[key]
-        elif TENSORS.match(key):
+        elif TENSORS.match(key) and not of_spare_head(golden, key):
             thinned = thin(golden, key, SAMPLES)
             equal = all(name in shared and np.array_equal(shared[name], value) for name, value in thinned.items())
             out |= {} if equal else thinned
     return out | {f"sgd/{key}": value for key, value in sgd.items()}
+
+
+def of_spare_head(golden: Arrays, key: str) -> bool:
+    """Whether a mask is by a head of no step: the reference's cascade has as many again as it uses."""
+    head = re.match(r"mask/pred(\d+)", key)
+    return head is not None and f"loop{head[1]}/cls" not in golden
 
 
 def compact_ops(golden: Arrays) -> Arrays:
