@@ -37,8 +37,9 @@ lint: venv
 types: venv
 	$(RUN) -m mypy jaxdet
 
+# These tests compile hundreds of small programs and run each once or twice; optimising them takes longer than it saves.
 unit: venv
-	$(RUN) -m pytest -m "not parity"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "not parity"
 
 parity: venv ## full-size models against their golden files
 	$(RUN) -m pytest tests/parity -m parity
