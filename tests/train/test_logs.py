@@ -220,7 +220,10 @@ def test_a_signal_during_evaluation_does_not_wait_for_its_end(tmp_path: Path) ->
     assert watched.store.saved == [3, 4]  # type: ignore[attr-defined]
 
 
-def test_the_second_signal_acts_as_usual_and_handlers_come_back() -> None:
+def test_the_second_signal_acts_as_usual_and_handlers_come_back(request: pytest.FixtureRequest) -> None:
+    # A shell that starts this in the background has the signal ignored, which is then what is usual.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
     before = signal.getsignal(signal.SIGINT)
     with stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
