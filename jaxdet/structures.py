@@ -91,8 +91,9 @@ def select_levels(features: Features, levels: Sequence[int], reader: str) -> lis
     """The maps of ``levels``; ValueError, naming the reader, where the pyramid lacks one."""
     missing = [level for level in levels if level not in features]
     if missing:
+        there = sorted(level for level in features if level >= 0)  # the maps of a semantic branch are no levels
         raise ValueError(
-            f"{reader} reads levels {tuple(levels)}, the pyramid has {sorted(features)} and lacks {missing}: "
+            f"{reader} reads levels {tuple(levels)}, the pyramid has {there} and lacks {missing}: "
             "change its levels, or the neck"
         )
     return [features[level] for level in levels]

@@ -57,17 +57,15 @@ class Unrolled:
 
 
 class Rolled:
-    """One step in a scan.  ValueError where heads or steps differ in more than numbers."""
+    """One step in a scan.  ValueError where `why_not_rolled` has a reason."""
 
     def __init__(self, heads: Sequence[Head], schedule: Sequence[Step]) -> None:
         self.heads, self.schedule = heads, schedule
+        reason = why_not_rolled(heads, schedule)
+        if reason is not None:
+            raise ValueError(f"{reason} and cannot be rolled into a scan; set unroll=True")
         unbound = [head.unbind() for head in heads]
         self.template = next((module for module, _ in unbound if module.linked), unbound[0][0])
-        for module, _ in unbound:
-            if _numberless(module) != _numberless(self.template):
-                raise ValueError(f"heads that differ cannot be rolled into a scan; set unroll=True.  {module}")
-        if len({_constant(step) for step in schedule}) > 1:
-            raise ValueError("steps whose samplers, or kinds of matching, differ cannot be rolled; set unroll=True")
         self.variables = stack([dict(variables) for _, variables in unbound])
         self.stds = jnp.asarray([head.coder.stds for head in heads], jnp.float32)
         self.steps = jax.tree.map(lambda *values: jnp.asarray(values), *[_numbers(step) for step in schedule])
@@ -86,8 +84,10 @@ class Rolled:
 
         def one(before: jax.Array, now: Any) -> tuple[jax.Array, None]:
             j, index = now
-            run = lambda f: self._head(index).mask_features(crops, f)  # noqa: E731
-            return jax.lax.cond(j < passes, run, lambda f: f, before), None
+            return jax.lax.cond(j < passes, run, lambda _, f: f, index, before), None
+
+        def run(index: jax.Array, before: jax.Array) -> jax.Array:
+            return self._head(index).mask_features(crops, before)
 
         before = len(self.schedule) - 1
         return jax.lax.scan(one, nothing, (jnp.arange(before), self.steps["head"][:before]))[0]
@@ -96,6 +96,16 @@ class Rolled:
         stds: Any = self.stds[index]
         head = self.template.clone(coder=dataclasses.replace(self.template.coder, stds=stds))
         return head.bind(jax.tree.map(lambda leaf: leaf[index], self.variables))
+
+
+def why_not_rolled(heads: Sequence[Head], schedule: Sequence[Step]) -> str | None:
+    """What keeps these steps from being one program with other numbers; None if nothing does."""
+    alike = [_numberless(head.unbind()[0]) for head in heads]
+    if any(head != alike[0] for head in alike):
+        return "heads differ in more than delta scale and link"
+    if len({_constant(step) for step in schedule}) > 1:
+        return "steps differ in their samplers or kinds of matching"
+    return None
 
 
 def is_faster_unrolled(steps: int) -> bool:
@@ -108,11 +118,13 @@ def is_faster_unrolled(steps: int) -> bool:
 
 
 def stack(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Trees of variables as one, with a leading axis; what a tree lacks is 0: a link of zeros is no link."""
+    """Trees of variables as one, with a leading axis.  A link that a tree lacks is one of zeros, which is no link."""
     flat = [flax.traverse_util.flatten_dict(tree) for tree in trees]
     stacked = {}
     for path in sorted(set().union(*flat)):
         some = next(leaves[path] for leaves in flat if path in leaves)
+        if "link" not in path and not all(path in leaves for leaves in flat):
+            raise ValueError(f"{'/'.join(path)} is not in all heads; steps with them cannot be rolled, set unroll=True")
         stacked[path] = jnp.stack([leaves.get(path, jnp.zeros_like(some)) for leaves in flat])
     return dict(flax.traverse_util.unflatten_dict(stacked))
 

@@ -1,7 +1,7 @@
 """Which head works at which step of the loop, and on which boxes: what makes Cascade, HTC and R3-CNN differ."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -49,7 +49,10 @@ def make_schedule(
             f"a schedule needs an IoU and a weight for each step, got {len(heads)} heads, {len(ious)} IoUs and "
             f"{len(weights)} weights"
         )
-    passes = {"step": range(len(heads)), "head": heads, "none": [0] * len(heads)}[mask_passes]
+    ways = {"step": range(len(heads)), "head": heads, "none": [0] * len(heads)}
+    if mask_passes not in ways:
+        raise ValueError(f"mask_passes: expected one of {list(ways)}, got {mask_passes!r}")
+    passes = ways[mask_passes]
     return tuple(
         Step(head, Matcher(iou, iou, iou, low_quality=low_quality), sampler, weight, interleaved, before)
         for head, iou, weight, before in zip(heads, ious, weights, passes, strict=True)
@@ -64,7 +67,8 @@ def check_schedule(schedule: Sequence[Step], heads: Sequence[Head]) -> None:
             f"the schedule uses heads {sorted(used)}, the model has heads {list(range(len(heads)))}: "
             "each step needs a head and each head a step"
         )
-    check_unshared(heads)
+    if len({head.mask_head is None for head in heads}) > 1:
+        raise ValueError("some heads have a mask branch and some have none: give one to all, or to none")
     for t, step in enumerate(schedule):
         if step.mask_passes > t:
             raise ValueError(
@@ -72,26 +76,33 @@ def check_schedule(schedule: Sequence[Step], heads: Sequence[Head]) -> None:
             )
         if step.mask_passes and not heads[step.head].linked:
             raise ValueError(
-                f"step {t} wants {step.mask_passes} mask passes before its own, but the mask head {step.head} is not "
-                "linked: set linked=True in the mask head, or mask_passes to 0"
+                f"step {t} wants {step.mask_passes} mask passes before its own, but head {step.head} has no mask head "
+                "that is linked: set linked=True in it, or mask_passes to 0 (make_schedule: mask_passes='none')"
             )
 
 
-def check_unshared(heads: Sequence[Head]) -> None:
-    """ValueError where two heads, or parts inside them, are one and the same instance, and so share their weights."""
-    owners: dict[int, int] = {}
+def check_test_heads(test_heads: Sequence[int] | None, heads: Sequence[Head]) -> None:
+    """ValueError for no step at test, or a head that is not there."""
+    there = range(len(heads))
+    if test_heads is not None and not (test_heads and set(test_heads) <= set(there)):
+        raise ValueError(f"test_heads: expected one or more of the heads {list(there)}, got {test_heads}")
 
-    def walk(part: object, owner: int) -> None:
+
+def check_unshared(parts: Mapping[str, nn.Module | None]) -> None:
+    """ValueError where two parts, or parts inside them, are one and the same instance, and so share their weights."""
+    places: dict[int, str] = {}
+
+    def walk(part: object, place: str) -> None:
         if not isinstance(part, nn.Module):
             return
-        if owners.setdefault(id(part), owner) != owner:
+        if places.setdefault(id(part), place) != place:
             raise ValueError(
-                f"the same {type(part).__name__} instance is listed twice, in heads {owners[id(part)]} and {owner}: "
-                "make one for each; to share weights name one head in several steps of the schedule"
+                f"the same {type(part).__name__} instance is listed twice, as {places[id(part)]} and {place}: make one "
+                "for each; to share weights name one head in several steps of the schedule"
             )
         for field in dataclasses.fields(part):
             if field.name not in ("parent", "name"):
-                walk(getattr(part, field.name), owner)
+                walk(getattr(part, field.name), f"{place}.{field.name}")
 
-    for index, head in enumerate(heads):
-        walk(head, index)
+    for name, part in parts.items():
+        walk(part, name)

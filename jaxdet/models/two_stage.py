@@ -10,8 +10,8 @@ from jaxdet.models import loop
 from jaxdet.models.branches import Head, Losses
 from jaxdet.models.finish import Finish
 from jaxdet.models.proposals import RPN
-from jaxdet.models.repeat import Repeat, Rolled, Unrolled, is_faster_unrolled
-from jaxdet.models.schedule import Step, check_schedule
+from jaxdet.models.repeat import Repeat, Rolled, Unrolled, is_faster_unrolled, why_not_rolled
+from jaxdet.models.schedule import Step, check_schedule, check_test_heads, check_unshared
 from jaxdet.models.scoring import mask_iou_losses, rate_masks
 from jaxdet.models.semantic import semantic_losses
 from jaxdet.nn.resnet import normalize
@@ -51,6 +51,8 @@ class TwoStage(nn.Module):
 
     def setup(self) -> None:
         check_schedule(self.schedule, self.heads)
+        check_test_heads(self.test_heads, self.heads)
+        check_unshared({f"heads[{i}]": head for i, head in enumerate(self.heads)} | {"mask_iou": self.mask_iou})
         if self.mask_iou is not None and self.heads[0].mask_head is None:
             raise ValueError("mask_iou rates masks, but the heads have no mask branch: give them one, or drop mask_iou")
 
@@ -98,6 +100,9 @@ class TwoStage(nn.Module):
         found = jax.vmap(self.finish)(boxes, jax.nn.softmax(logits)[..., :-1], proposals.valid)
         masks, mask_scores = None, found.scores
         if self.heads[0].mask_head is not None:
+            if self.is_initializing():  # at test linked heads share the last one's crops; training needs all extractors
+                for head in self.heads:
+                    head.mask_crops(features, found.boxes, found.valid)
             seen = loop.test_masks(repeat, features, found, self.num_classes)
             masks = seen.probabilities
             if self.mask_iou is not None:
@@ -106,14 +111,18 @@ class TwoStage(nn.Module):
 
     def test_schedule(self) -> tuple[Step, ...]:
         """The steps at test; only their heads matter."""
-        if self.test_heads is None:
+        if self.test_heads is None or self.is_initializing():  # all heads have parameters, whichever work at test
             return self.schedule
         return tuple(Step(head) for head in self.test_heads)
 
     def repeat(self, schedule: tuple[Step, ...]) -> Repeat:
         """The way in which steps are run; the parameter tree is the same in both."""
-        unroll = is_faster_unrolled(len(schedule)) if self.unroll is None else self.unroll
-        return (Unrolled if unroll or self.is_initializing() else Rolled)(self.heads, schedule)
+        unroll = self.unroll
+        if self.is_initializing():
+            unroll = True
+        elif unroll is None:
+            unroll = is_faster_unrolled(len(schedule)) or why_not_rolled(self.heads, schedule) is not None
+        return (Unrolled if unroll else Rolled)(self.heads, schedule)
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at this path is not trained (stem and first stages of the backbone)."""

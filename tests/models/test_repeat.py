@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.models.repeat import stack
+from jaxdet.models.repeat import stack, why_not_rolled
 from jaxdet.models.schedule import Step, make_schedule
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.box_head import BoxHead
+from jaxdet.nn.groie import ConvReLU, GRoIE
 from jaxdet.nn.mask_head import FCN
 from jaxdet.nn.trunk import FC2
 from jaxdet.ops.boxes import DeltaCoder
@@ -166,7 +167,7 @@ def test_what_cannot_be_rolled_is_named() -> None:
     model = make_model(heads=(make_loop_head(0), other), schedule=make_schedule((0, 1), (0.5, 0.6), (1, 1)))
     shapes = jax.eval_shape(lambda: model.init(KEY, method=train))
     weights = jax.tree.map(lambda s: jnp.zeros(s.shape), shapes)
-    with pytest.raises(ValueError, match="heads that differ"):
+    with pytest.raises(ValueError, match="heads differ in more than"):
         model.clone(unroll=False).apply(weights, method=train)
 
 
@@ -176,6 +177,52 @@ def test_a_missing_link_is_a_link_of_zeros() -> None:
     np.testing.assert_array_equal(stacked["a"]["k"], 1)
 
 
+def test_what_else_is_missing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="a/k is not in all heads"):
+        stack([{"a": {"k": jnp.ones(2)}}, {"b": {"k": jnp.ones(2)}}])
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+def test_prediction_makes_the_parameters_of_all_heads(unroll: bool) -> None:
+    """At test linked heads share the last one's crops, and test_heads may leave heads out: training needs them all."""
+    heads = tuple(
+        make_loop_head(h).clone(mask_extractor=GRoIE(size=6, pre=ConvReLU(1), levels=(2, 3))) for h in range(2)
+    )
+    schedule = make_schedule((0, 0, 1), (0.3, 0.5, 0.6), (1, 1, 1), sampler=FIRST)
+    model = make_model(heads=heads, schedule=schedule, test_heads=(0,), unroll=unroll)
+    weights = jax.eval_shape(lambda: model.init(KEY, method=test))
+    assert set(weights["params"]["heads_0"]) == set(weights["params"]["heads_1"]) >= {"mask_extractor"}
+    jax.eval_shape(lambda w: model.apply(w, method=train), weights)
+
+
+def test_what_cannot_be_rolled_is_written_out_unless_asked_for() -> None:
+    schedule = (Step(sampler=FIRST), Step(sampler=Sampler(8, 0.5)))
+    assert why_not_rolled((), schedule) == "steps differ in their samplers or kinds of matching"
+    jax.eval_shape(
+        lambda w: make_model(heads=(make_loop_head(0),), schedule=schedule).apply(w, method=train), variables("r3")
+    )
+
+
+@pytest.mark.parametrize("test_heads", [(), (0, 2), (-1,)])
+def test_heads_at_test_must_be_there(test_heads: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"test_heads: expected one or more of the heads \[0, 1\]"):
+        jax.eval_shape(lambda: make_loop("deeper", test_heads=test_heads).init(KEY, method=test))
+
+
+def test_parts_shared_inside_a_head_are_refused() -> None:
+    pre = ConvReLU(1)
+    head = make_head(box_extractor=GRoIE(size=3, pre=pre), mask_extractor=GRoIE(size=6, pre=pre))
+    with pytest.raises(ValueError, match=r"listed twice, as heads\[0\].box_extractor.pre and heads\[0\].mask_extr"):
+        jax.eval_shape(lambda: make_model(heads=(head,)).init(KEY, method=test))
+
+
+def test_mask_branches_are_for_all_heads_or_none() -> None:
+    heads = (make_loop_head(0), make_head(mask_head=None, mask_extractor=None))
+    model = make_model(heads=heads, schedule=make_schedule((0, 1), (0.5, 0.6), (1, 1), mask_passes="none"))
+    with pytest.raises(ValueError, match="some heads have a mask branch"):
+        jax.eval_shape(lambda: model.init(KEY, method=test))
+
+
 def test_matchers_may_fall_too() -> None:
     """R3-CNN Table 1 row 5: thresholds that fall."""
     assert [s.matcher.positive_iou for s in make_schedule((0, 0, 0), (0.7, 0.6, 0.5))] == [0.7, 0.6, 0.5]
@@ -183,10 +230,12 @@ def test_matchers_may_fall_too() -> None:
 
 
 def test_schedules_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="mask_passes: expected one of"):
+        make_schedule((0, 0, 0), mask_passes="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="an IoU and a weight for each step"):
         make_schedule((0, 0), (0.5,), (1.0,))
     model = make_model(heads=(make_loop_head(0, linked=False),), schedule=make_schedule((0, 0, 0)))
-    with pytest.raises(ValueError, match="not linked"):
+    with pytest.raises(ValueError, match="no mask head that is linked"):
         model.init(KEY, method=train)
     head = make_loop_head(0)
     model = make_model(heads=(head, head), schedule=make_schedule((0, 1), (0.5, 0.6), (1, 1)))

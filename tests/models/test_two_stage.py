@@ -224,7 +224,7 @@ def test_a_schedule_that_does_not_fit_the_heads_is_an_error(schedule: tuple[int,
 
 def test_the_same_head_twice_is_an_error() -> None:
     head = make_head()
-    with pytest.raises(ValueError, match="listed twice, in heads 0 and 1: make one for each"):
+    with pytest.raises(ValueError, match=r"listed twice, as heads\[0\] and heads\[1\]: make one"):
         apply_shapes(make_model(heads=(head, head), schedule=(Step(0), Step(1))), "predict")
 
 
