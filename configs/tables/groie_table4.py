@@ -5,25 +5,18 @@ Published AP is that of the list beside the authors' configs; of the paper's tab
 
 import flax.linen as nn
 
-from configs.tables.parts import BACKGROUND_BOXES, Row, by_name, first_generation, two_samples
+from configs.tables.parts import GROIE_FASTER, Row, by_name, groie_row
 from jaxdet.nn.attention import Attention
 from jaxdet.nn.context import NonLocal
 from jaxdet.nn.groie import ConvReLU, GRoIE
 
 
 def make_row(name: str, post: nn.Module, box_ap: float, params: tuple[int, int]) -> Row:
-    experiment = first_generation(GRoIE(post=post, relu=True))
-    return Row(f"Faster R-CNN, post: {name}", experiment, box_ap, params=params, background=BACKGROUND_BOXES)
+    return groie_row(f", post: {name}", GRoIE(post=post, relu=True), box_ap, params)
 
 
 ROWS = {
-    "baseline": Row(
-        "Faster R-CNN",
-        first_generation(two_samples(7)),
-        36.5,
-        params=(41_757_156, 41_531_812),
-        background=BACKGROUND_BOXES,
-    ),
+    "baseline": GROIE_FASTER,
     "conv_1x1": make_row("1x1", ConvReLU(1), 36.0, (41_822_948, 41_597_604)),
     "conv_3x3": make_row("3x3", ConvReLU(3), 36.6, (42_347_236, 42_121_892)),
     "conv_5x5": make_row("5x5", ConvReLU(5), 36.6, (43_395_812, 43_170_468)),

@@ -222,3 +222,25 @@ def _mask_head(
         coder=DeltaCoder(stds),
         beta=beta,
     )
+
+
+def groie_row(
+    what: str, extractor: nn.Module, box_ap: float, params: tuple[int, int] = (41_757_156, 41_531_812), note: str = ""
+) -> Row:
+    """A row of GRoIE's tables: Faster R-CNN with that extractor; ``params`` of one without parameters of its own."""
+    name = f"Faster R-CNN{what}"
+    return Row(name, first_generation(extractor), box_ap, params=params, background=BACKGROUND_BOXES, note=note)
+
+
+GROIE_FASTER = groie_row("", two_samples(7), 36.5)
+"""The baseline of GRoIE's tables."""
+
+GROIE_MASK = Row(
+    "Mask R-CNN",
+    first_generation(two_samples(7), two_samples(14)),
+    37.3,
+    34.1,
+    params=(44_400_693, 44_175_349),
+    background=BACKGROUND_BOXES + BACKGROUND_MASKS,
+)
+"""Mask R-CNN of GRoIE's Table V, which later papers repeat."""
