@@ -110,9 +110,10 @@ def test_masks(repeat: Repeat, features: Features, found: Finished, num_classes:
     """
     last = repeat.heads[repeat.schedule[-1].head]
     shared = last.mask_crops(features, found.boxes, found.valid)
+    is_shared = last.linked or len(repeat.heads) == 1
 
     def body(head: Head, step: Step, t: jax.Array | int, before: jax.Array) -> tuple[jax.Array, jax.Array]:
-        crops = shared if last.linked else head.mask_crops(features, found.boxes, found.valid)
+        crops = shared if is_shared else head.mask_crops(features, found.boxes, found.valid)
         seen = head.mask_features(crops, before)
         return seen, head.mask_logits(seen, found.labels, num_classes)
 
