@@ -14,27 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loop import make_targets
+from benchmarks.relative_time import make_batch
 from benchmarks.timing import compiled, machine, milliseconds
 from jaxdet.config import load_config
 from jaxdet.structures import Batch, Proposals
-
-
-def make_batch(number: int, hw: tuple[int, int]) -> tuple[Batch, Proposals]:
-    """Images of noise with twenty objects each on a canvas of multiples of 32, and proposals around the objects."""
-    canvas = [-(-side // 32) * 32 for side in hw]
-    image = np.zeros((number, *canvas, 3), np.uint8)
-    image[:, : hw[0], : hw[1]] = np.random.default_rng(0).integers(0, 256, (number, *hw, 3))
-    targets, proposals = make_targets(number, hw)
-    sizes = np.tile(np.float32([hw]), (number, 1))
-    ones = np.ones((number, 2), np.float32)
-    index = np.arange(number, dtype=np.int32)
-    batch = Batch(image, sizes, ones, sizes.astype(np.int32), index, np.ones(number, bool), targets)
-    return jax.tree.map(jnp.asarray, batch), proposals
 
 
 def losses(net: Any, batch: Batch, proposals: Proposals) -> jax.Array:
@@ -66,13 +53,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--inference-only", action="store_true")
     args = parser.parse_args()
-    batch, proposals = make_batch(args.batch, tuple(args.image))
+    targets, proposals = make_targets(args.batch, tuple(args.image))
+    batch = jax.tree.map(jnp.asarray, make_batch(*args.image, args.batch).replace(targets=targets))
     unroll = None if args.unroll is None else args.unroll == "yes"
     works, compile_seconds = [], []
     for name in args.configs:
         net = load_config(f"configs/{name}.py").model.clone(dtype=args.dtype, unroll=unroll)
-        small, _ = make_batch(1, (64, 64))
-        weights = jax.jit(partial(net.init, method="predict"))(jax.random.key(0), small)
+        weights = jax.jit(partial(net.init, method="predict"))(jax.random.key(0), make_batch(64, 64))
 
         def train(params: Any, rest: Any, batch: Batch, proposals: Proposals, net: Any = net) -> Any:
             return jax.grad(lambda p: net.apply({**rest, "params": p}, batch, proposals, method=losses))(params)

@@ -11,18 +11,18 @@ from benchmarks.timing import machine, milliseconds
 from jaxdet.structures import Batch
 
 
-def make_batch(height: int, width: int) -> Batch:
-    """One image of noise, on a canvas whose sides are multiples of 32."""
+def make_batch(height: int, width: int, number: int = 1) -> Batch:
+    """Images of noise, on a canvas whose sides are multiples of 32."""
     canvas = [-(-side // 32) * 32 for side in (height, width)]
-    image = np.zeros((1, *canvas, 3), np.uint8)
-    image[:, :height, :width] = np.random.default_rng(0).integers(0, 256, (1, height, width, 3))
+    image = np.zeros((number, *canvas, 3), np.uint8)
+    image[:, :height, :width] = np.random.default_rng(0).integers(0, 256, (number, height, width, 3))
     return Batch(
         image=image,
-        true_hw=np.array([[height, width]], np.float32),
-        scale=np.ones((1, 2), np.float32),
-        original_hw=np.array([[height, width]], np.int32),
-        index=np.zeros(1, np.int32),
-        valid=np.ones(1, bool),
+        true_hw=np.tile(np.float32([height, width]), (number, 1)),
+        scale=np.ones((number, 2), np.float32),
+        original_hw=np.tile(np.int32([height, width]), (number, 1)),
+        index=np.arange(number, dtype=np.int32),
+        valid=np.ones(number, bool),
     )
 
 
