@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxdet.atomic import write_json
 from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
 
 
@@ -104,7 +105,7 @@ def _show(scores: Scores, options: argparse.Namespace) -> None:
         console.print(per_class_table(scores))
     console.print(summary_table(scores.metrics))
     if options.metrics:
-        Path(options.metrics).write_text(json.dumps(scores.metrics, indent=1))
+        write_json(options.metrics, scores.metrics)
 
 
 if __name__ == "__main__":

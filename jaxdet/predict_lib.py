@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from jaxdet.atomic import replacing
 from jaxdet.data import Category, load_image, single_batch
 from jaxdet.eval_lib import image_of, predict_batch, results_of
 from jaxdet.evaluation import write_results
@@ -117,7 +118,8 @@ def predict_files(
             continue
         found = predictor(image, image_id)
         zoom = max(1, _READABLE // max(image.shape[:2])) if found else 1
-        Image.fromarray(overlay(image, found, predictor.categories, zoom=zoom)).save(pictures[file])
+        with replacing(pictures[file]) as path:
+            Image.fromarray(overlay(image, found, predictor.categories, zoom=zoom)).save(path)
         results += [result | {"file_name": str(file)} for result in found]
     write_results(folder / RESULTS, results)
     return Report(results, pictures, failed)

@@ -12,13 +12,14 @@ ENTRY_POINTS = ("train", "eval", "predict")
 #: What each part may import beside itself.  Parts are the folders and files of jaxdet/.
 ALLOWED = {
     "structures": set[str](),
+    "atomic": set[str](),  # how files are written
     "config": set[str](),
     "ops": {"structures"},
     "nn": {"structures", "ops"},
     "models": {"structures", "ops", "nn"},
-    "data": {"structures"},
-    "checkpoints": {"structures"},
-    "evaluation": {"structures", "ops", "data"},
+    "data": {"structures", "atomic"},
+    "checkpoints": {"structures", "atomic"},
+    "evaluation": {"structures", "ops", "data", "atomic"},
     "mesh": {"structures"},
     "experiment": {"models", "data"},
 }

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from jaxdet.atomic import replacing
 from jaxdet.checkpoints.pth import read_pth
 from jaxdet.checkpoints.table import plain_state
 from jaxdet.checkpoints.tree import Array
@@ -31,7 +32,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
 
 def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, Array]) -> None:
     """Writes named arrays, as ``to_mmdet`` gives them, for torch's or anyone's safetensors reader."""
-    save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, path)
+    with replacing(path) as scratch:
+        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, scratch)
 
 
 def _read(path: Path) -> dict[str, Array]:

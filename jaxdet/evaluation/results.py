@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdet.atomic import write_json
 from jaxdet.data.masks import encode_mask
 from jaxdet.ops.paste import paste_rle
 
@@ -77,8 +78,7 @@ def image_results(
 
 def write_results(path: str | PathLike[str], results: Sequence[Result]) -> None:
     """Write a results json; folders are made where they are missing."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(list(results)))
+    write_json(path, list(results), indent=None)
 
 
 def read_results(path: str | PathLike[str], truth: Truth) -> list[Result]:

@@ -1,6 +1,5 @@
 """Scores of a model in training, and the pictures and tables that a finished run leaves."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 from rich.console import Console
 
+from jaxdet.atomic import replacing, write_json
 from jaxdet.data import Category, Source
 from jaxdet.eval_lib import detect
 from jaxdet.evaluation import score
@@ -64,6 +64,6 @@ def report(metrics: dict[str, float], step: int, log: RunLog, workdir: Path) -> 
 
 def write_metrics(metrics: dict[str, float], workdir: Path) -> None:
     """``metrics.json`` of a finished run, and the same as a table in ``metrics.txt``."""
-    with (workdir / TABLE).open("w") as file:
+    with replacing(workdir / TABLE) as scratch, scratch.open("w") as file:
         Console(file=file, width=60).print(summary_table(metrics))
-    (workdir / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+    write_json(workdir / METRICS, metrics)  # last: it says that the run is finished

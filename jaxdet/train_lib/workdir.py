@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxdet.atomic import write_json, write_text
 from jaxdet.config import differences, from_data, to_data, to_text
 
 CONFIG = "config.json"
@@ -56,9 +57,8 @@ def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) ->
         if changes:
             _log.warning("going on with changes:\n  %s", "\n  ".join(changes))
             (workdir / METRICS).unlink(missing_ok=True)
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config, indent=1) + "\n")
-    (workdir / "config.txt").write_text(to_text(experiment) + "\n")
+    write_json(path, config)
+    write_text(workdir / "config.txt", to_text(experiment) + "\n")
 
 
 def read_metrics(workdir: Path) -> dict[str, float] | None:

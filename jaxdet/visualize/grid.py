@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxdet.atomic import replacing
 from jaxdet.data import Category, Source
 from jaxdet.visualize.overlay import Objects, Pixels, overlay
 
@@ -45,8 +45,8 @@ def prediction_grid(
         zoom = max(1, round(_CELL / max(image.shape[:2])))
         pair = [overlay(image, each, categories, score_threshold=score_threshold, zoom=zoom) for each in (there, found)]
         cells.append([_fitted(picture) for picture in pair])
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    _sheet(cells, min(columns, len(cells))).save(path)
+    with replacing(path) as scratch:
+        _sheet(cells, min(columns, len(cells))).save(scratch)
 
 
 def save_predictions(

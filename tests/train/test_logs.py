@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -16,9 +17,10 @@ from PIL import Image
 from jaxdet.checkpoints.store import VARIABLES
 from jaxdet.config import to_data
 from jaxdet.experiment import Optimizer, Run
-from jaxdet.train_lib.log import CURVES, RunLog, read_log
+from jaxdet.train_lib.log import CURVES, RunLog
 from jaxdet.train_lib.loop import Pending
 from jaxdet.train_lib.meter import Meter, progress_line
+from jaxdet.train_lib.records import RecordFile, read_log
 from jaxdet.train_lib.signals import Stopped, StopRequest, stop_on_signal
 from jaxdet.train_lib.step import TrainState
 from jaxdet.train_lib.watch import Intervals, Watch
@@ -74,6 +76,22 @@ def test_log_of_a_continued_run_has_each_step_once(tmp_path: Path) -> None:
     with Image.open(tmp_path / CURVES) as picture:
         assert picture.size == (1200, 400)
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_not_begun(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
+    file = RecordFile(tmp_path, [{"step": 0}])
+    request.addfinalizer(file.close)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # for the kernel a file of 100 bytes is full
+    for step in range(1, 8):  # 12 bytes each
+        file.append({"step": step})
+    for step in (8, 9):
+        with pytest.raises(OSError, match="too large"):
+            file.append({"step": step})
+    written = (tmp_path / "log.jsonl").read_text()
+    assert written.endswith("}\n")
+    assert [json.loads(line)["step"] for line in written.splitlines()] == list(range(8))
 
 
 def test_only_the_writing_process_writes(tmp_path: Path) -> None:
