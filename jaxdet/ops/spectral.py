@@ -89,9 +89,11 @@ def spectral_conv(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> 
     def convolved(chunk: jax.Array) -> jax.Array:
         return _from_rows(transforms.outputs, _contract(_to_rows(transforms.maps, chunk), weights), x.dtype)
 
-    size = _chunk(len(x), len(transforms.maps) * sum(kernel.shape[2:]))
-    y = jax.lax.map(convolved, _split(x, size))
-    return y.reshape(-1, *rows_columns, kernel.shape[3])[: len(x)]
+    def share(x: jax.Array) -> jax.Array:
+        size = _chunk(len(x), len(transforms.maps) * sum(kernel.shape[2:]))
+        return _joined(jax.lax.map(convolved, _split(x, size)), len(x))
+
+    return jax.vmap(share)(_shares(x)).reshape(len(x), *rows_columns, kernel.shape[3])
 
 
 def _forward(
@@ -114,11 +116,14 @@ def _backward(
         back = _from_rows(transforms.maps.T, _contract(errors, weights), x.dtype)
         return total + _contract(spectra.swapaxes(1, 2), errors), back
 
-    size = _chunk(len(x), len(transforms.maps) * sum(kernel.shape[2:]))
-    total = jnp.zeros((len(weights), *kernel.shape[2:]), jnp.float32)
-    total, back = jax.lax.scan(step, total, (_split(x, size), _split(gradient, size)))
-    d_kernel = _product(transforms.kernels.T, total.reshape(len(total), -1)).reshape(kernel.shape)
-    return back.reshape(-1, *x.shape[1:])[: len(x)], d_kernel.astype(kernel.dtype)
+    def share(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = _chunk(len(x), len(transforms.maps) * sum(kernel.shape[2:]))
+        total = jnp.zeros((len(weights), *kernel.shape[2:]), jnp.float32)
+        total, back = jax.lax.scan(step, total, (_split(x, size), _split(gradient, size)))
+        return _joined(back, len(x)), _product(transforms.kernels.T, total.reshape(len(total), -1))
+
+    d_x, d_taps = jax.vmap(share)(_shares(x), _shares(gradient))
+    return d_x.reshape(x.shape), d_taps.sum(0).reshape(kernel.shape).astype(kernel.dtype)
 
 
 spectral_conv.defvjp(_forward, _backward)
@@ -198,6 +203,16 @@ def _contract(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, preferred_element_type=jnp.float32)
 
 
+def _shares(x: jax.Array) -> jax.Array:
+    """``[N, ...]`` as ``[D, N / D, ...]`` for D devices, if D divides N; else one share.
+
+    The crops may be split over the devices.  A loop over chunks of all crops would bring each chunk to every device;
+    loops over the chunks of each share, run side by side, leave the crops where they are.
+    """
+    shares = jax.device_count() if len(x) % jax.device_count() == 0 else 1
+    return x.reshape(shares, len(x) // shares, *x.shape[1:])
+
+
 def _chunk(n: int, values: int) -> int:
     """Crops in a chunk, ``values`` spectral values each: a divisor of ``n`` not far below what the cache holds."""
     most = max(MIN_CHUNK, CHUNK_BYTES // (4 * values))
@@ -211,3 +226,8 @@ def _split(x: jax.Array, size: int) -> jax.Array:
     n, h, w, channels = x.shape
     x = jnp.pad(x, ((0, -n % size), (0, 0), (0, 0), (0, 0)))
     return x.reshape(-1, size, h * w, channels)
+
+
+def _joined(chunks: jax.Array, n: int) -> jax.Array:
+    """``[chunks, size, h*w, C]`` as ``[N, h*w, C]``, without what filled the last chunk up."""
+    return chunks.reshape(-1, *chunks.shape[2:])[:n]

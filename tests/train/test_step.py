@@ -1,8 +1,5 @@
 """The compiled step on a model small enough to work out by hand."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from jaxdet.train_lib.meter import Meter
 from jaxdet.train_lib.optimizer import learning_rate, update_direction
 from jaxdet.train_lib.start import start_state, to_save
 from jaxdet.train_lib.step import TrainState, check_finite, init_state, make_train_step
+from tests.devices import run_on_devices
 
 OPTIMIZER = Optimizer(lr=0.1, base_batch=8, schedule=Schedule(length=6, drops=(4,), unit="steps", warmup_steps=2))
 KEY = jax.random.key(3)
@@ -173,13 +171,7 @@ def test_a_batch_must_divide_over_the_devices() -> None:
 
 
 def test_eight_devices_train_as_one() -> None:
-    """In a process of its own, as the number of devices is fixed when jax starts."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    root = str(Path(__file__).parents[2])
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["8", "equal"]
+    assert run_on_devices(__file__) == ["8", "equal"]
 
 
 def compare_devices() -> None:
