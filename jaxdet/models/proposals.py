@@ -12,6 +12,7 @@ from jaxdet.ops.boxes import DeltaCoder, clip, safe
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.nms import nms, offset_by_group
 from jaxdet.ops.sampling import Choice, Sampler
+from jaxdet.ops.top_k import top_k
 from jaxdet.structures import Features, Proposals, Targets, select_levels
 
 Losses = dict[str, jax.Array]
@@ -128,6 +129,6 @@ class RPN(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Boxes, scores and validity of the ``limit`` highest anchors of one level of one image."""
         scores = jnp.where(exists & jnp.isfinite(objectness), jax.nn.sigmoid(objectness), -1.0)
-        scores, index = jax.lax.top_k(scores, min(limit, len(scores)))
+        scores, index = top_k(scores, min(limit, len(scores)))
         boxes = clip(self.coder.decode(anchors[index], deltas[index]), hw)
         return boxes, scores, scores >= 0.0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxdet.ops.matching import Match
+from jaxdet.ops.top_k import top_k
 
 
 @struct.dataclass
@@ -29,7 +30,7 @@ def choose(candidate: jax.Array, limit: int, key: jax.Array | None) -> tuple[jax
     priority = jax.random.uniform(key, (n,)) if key is not None else jnp.arange(n, 0, -1, dtype=jnp.float32)
     if key is None and n > 2**24:  # float32 counts exactly up to there
         raise ValueError(f"the first of at most {2**24} candidates can be told apart, got {n}; sample at random")
-    value, index = jax.lax.top_k(jnp.where(candidate, priority, -1.0), min(limit, n))
+    value, index = top_k(jnp.where(candidate, priority, -1.0), min(limit, n))
     pad = limit - value.shape[0]
     return jnp.pad(index, (0, pad)), jnp.pad(value, (0, pad), constant_values=-1.0) >= 0.0
 
