@@ -93,6 +93,7 @@ class Run:
     keep_checkpoints: int = 2  #: the newest ones
     eval_every: int | None = None  #: 0: only after the last step
     eval_batch: int = 8  #: images, over all devices
+    skip_nonfinite: int = 0  #: steps in a row that may be skipped for a loss or gradient that is no number; 0: it stops
     pictures: int = 8  #: images of the validation set in the picture of predictions beside ground truth
 
     def __post_init__(self) -> None:
@@ -100,10 +101,9 @@ class Run:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"Run.{name}: expected at least 1, got {value}")
-        if (self.eval_every or 0) < 0 or self.pictures < 0 or self.seed < 0:
-            raise ValueError(
-                f"Run: expected seed, eval_every, pictures >= 0, got {self.seed}, {self.eval_every}, {self.pictures}"
-            )
+        for name in ("seed", "eval_every", "skip_nonfinite", "pictures"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"Run.{name}: expected 0 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,10 @@ class CheckpointStore:
         """The newest complete checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
+    def metadata(self, step: int) -> dict[str, Any]:
+        """The metadata of a step.  ValueError as ``read_metadata``."""
+        return read_metadata(self.folder / str(step))
+
     def save(self, step: int, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
         """Begins to save; arrays may be donated or changed as soon as this returns.
 

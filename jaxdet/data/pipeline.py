@@ -39,11 +39,14 @@ class BatchIterator(Iterator["Batch"]):
     """Batches in order.  A context manager; ``close`` ends the workers.
 
     Attributes:
-        dropped: instances so far that had no slot (``data.max_boxes``), on this process.
+        counts: of the batch that came last, on this process: ``dropped``, the instances that had no slot
+            (``data.max_boxes``).
+        dropped: these instances in all batches so far.
         steps_per_epoch: of training; of evaluation, the number of batches.
     """
 
     def __init__(self, batches: TrainBatches | EvalBatches, data: Data, steps_per_epoch: int) -> None:
+        self.counts: dict[str, int] = {}
         self.dropped = 0
         self.steps_per_epoch = steps_per_epoch
         self._max_boxes = data.max_boxes
@@ -62,7 +65,8 @@ class BatchIterator(Iterator["Batch"]):
         if arrays is None:
             self.close()
             raise StopIteration
-        self._count(int(arrays.pop("dropped", np.zeros(1)).sum()))
+        self.counts = {"dropped": int(arrays.pop("dropped", np.zeros(1)).sum())}
+        self._count(self.counts["dropped"])
         return to_batch(_copied(arrays))
 
     def _count(self, dropped: int) -> None:

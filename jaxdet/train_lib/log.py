@@ -24,14 +24,20 @@ class RunLog:
         step: number of steps that are done; records of later steps, from a run that died after its last
             checkpoint, are taken out, as they will come again.
         writes: False: nothing is written, for all processes but one.
+
+    Attributes:
+        evaluated: whether the log, as it was found, has an evaluation of the state after ``step`` steps.
     """
 
     def __init__(self, workdir: Path, step: int, *, writes: bool = True) -> None:
         self._workdir = workdir
         self._writes = writes
+        self.evaluated = False
         if not writes:
             return
-        self._records = RecordFile(workdir, [record for record in read_log(workdir) if record["step"] <= step])
+        kept = [record for record in read_log(workdir) if record["step"] <= step]
+        self.evaluated = any(record["step"] == step and "bbox/AP" in record for record in kept)
+        self._records = RecordFile(workdir, kept)
         self._board = Board(workdir / "tensorboard", step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,7 +1,9 @@
 """The inner loop: the device always has its next step, the host looks at the step before."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -9,34 +11,56 @@ from jax.sharding import Mesh
 from jaxdet.mesh import split_batch
 from jaxdet.structures import Batch
 from jaxdet.train_lib.meter import Meter
-from jaxdet.train_lib.step import Metrics, TrainState, TrainStep, check_finite
+from jaxdet.train_lib.step import Metrics, TrainState, TrainStep
+
+
+class Feed(Protocol):
+    """Where batches come from."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What is to be counted of the batch that came last."""
+        ...
+
+    def __next__(self) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a step gets, as it is on the host."""
+
+    batch: Batch
+    counts: Mapping[str, int]
+
+
+Check = Callable[[int, Mapping[str, float], Batch], bool]
+"""``(step, metrics, batch)`` -> whether the step counts; raises where it must not go on (`nonfinite.FiniteCheck`)."""
 
 
 class Pending:
     """Metrics of a step that the device may still be working on; reading them a step later costs it no time."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, check: Check) -> None:
         self._meter = meter
-        self._pending: tuple[int, Metrics] | None = None
+        self._check = check
+        self._pending: tuple[int, Metrics, Fed] | None = None
 
-    def push(self, step: int, metrics: Metrics) -> None:
+    def push(self, step: int, metrics: Metrics, fed: Fed) -> None:
         """Take the metrics of ``step``, and settle those of the step before."""
         self.settle()
-        self._pending = step, metrics
+        self._pending = step, metrics, fed
 
     def settle(self) -> None:
-        """Wait for the step, check that its losses are finite, count it.
-
-        Raises:
-            FloatingPointError: as `check_finite`.
-        """
+        """Wait for the step, check that its losses are finite, count it.  Raises what the check raises."""
         if self._pending is None:
             return
-        step, metrics = self._pending
+        step, metrics, fed = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        check_finite(values, step)
-        self._meter.add(values)
+        counts = self._check(step, values, fed.batch)
+        if counts:
+            self._meter.add(values)
+        self._meter.count({**fed.counts, "skipped_steps": int(not counts)})
 
 
 AfterStep = Callable[[int, TrainState, Pending], None]
@@ -46,12 +70,13 @@ AfterStep = Callable[[int, TrainState, Pending], None]
 def run_steps(
     train_step: TrainStep,
     state: TrainState,
-    batches: Iterator[Batch],
+    batches: Feed,
     total: int,
     *,
     mesh: Mesh,
     key: jax.Array,
     meter: Meter,
+    check: Check,
     after: AfterStep,
 ) -> TrainState:
     """The state after ``total`` steps.
@@ -59,23 +84,24 @@ def run_steps(
     While the device works on a step, the next batch is fetched and its transfer begun.  ``after`` may raise to stop.
     """
 
-    def fetch() -> Batch:
+    def fetch() -> tuple[Fed, Batch]:
         begin = time.perf_counter()
         batch = next(batches)
         meter.wait(time.perf_counter() - begin)
-        return split_batch(batch, mesh)
+        return Fed(batch, dict(batches.counts)), split_batch(batch, mesh)
 
     step = int(state.step)
     if step >= total:
         return state
-    pending = Pending(meter)
-    batch = fetch()
+    pending = Pending(meter, check)
+    fed, batch = fetch()
     while step < total:
         state, metrics = train_step(state, batch, key)
         step += 1
+        given = fed
         if step < total:
-            batch = fetch()
-        pending.push(step, metrics)
+            fed, batch = fetch()
+        pending.push(step, metrics, given)
         after(step, state, pending)
     pending.settle()
     return state

@@ -20,12 +20,13 @@ from jaxdet.mesh import check_batch_size, data_mesh, replicated_key
 from jaxdet.train_lib.log import RunLog
 from jaxdet.train_lib.loop import run_steps
 from jaxdet.train_lib.meter import Meter
+from jaxdet.train_lib.nonfinite import FiniteCheck
 from jaxdet.train_lib.optimizer import learning_rate, update_direction
 from jaxdet.train_lib.signals import StopRequest, stop_on_signal
 from jaxdet.train_lib.start import start_state
 from jaxdet.train_lib.step import TrainState, make_train_step
 from jaxdet.train_lib.validate import validate, write_metrics
-from jaxdet.train_lib.watch import Intervals, Watch
+from jaxdet.train_lib.watch import METER, Intervals, Watch
 from jaxdet.train_lib.workdir import claim, read_metrics
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
 
     Raises:
         ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``.
-        FloatingPointError: a loss is no longer a number.
+        FloatingPointError: a loss or the gradient is no longer a number (`nonfinite.FiniteCheck`).
         SystemExit: a signal asked to stop; the state is saved.
     """
     check(experiment)
@@ -58,11 +59,12 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
         state = start_state(experiment.model, direction, run, store, job.mesh)
         start = int(state.step)
         with job.batches(start) as batches, RunLog(job.workdir, start, writes=job.writes) as log:
-            watch = job.watch(start, batches, log, store, stop)
+            watch = job.watch(start, batches.steps_per_epoch, log, store, stop)
             done = read_metrics(job.workdir)
             if start >= watch.total and (done is not None or job.val is None):
                 _log.info("%s holds a finished run of %d steps", workdir, start)
                 return done or {}
+            watch.resume(state)
             state = job.steps(state, direction, batches, watch)
             metrics = watch.evaluate(watch.total, state)
             log.curves()
@@ -97,10 +99,9 @@ class _Job:
             process_count=jax.process_count(),
         )
 
-    def watch(
-        self, start: int, batches: BatchIterator, log: RunLog, store: CheckpointStore, stop: StopRequest
-    ) -> Watch:
-        run, schedule, epoch = self.experiment.run, self.experiment.optimizer.schedule, batches.steps_per_epoch
+    def watch(self, start: int, epoch: int, log: RunLog, store: CheckpointStore, stop: StopRequest) -> Watch:
+        run, schedule = self.experiment.run, self.experiment.optimizer.schedule
+        counted = store.metadata(start).get(METER, {}) if start else {}
         return Watch(
             intervals=Intervals(
                 log=run.log_every,
@@ -109,11 +110,10 @@ class _Job:
             ),
             start=start,
             total=schedule.in_steps(schedule.length, epoch),
-            meter=Meter(self.experiment.data.batch_size),
+            meter=Meter.continued(self.experiment.data.batch_size, counted),
             log=log,
             store=store,
             metadata=self.metadata,
-            batches=batches,
             validate=None if self.val is None else partial(self.validate, self.val, stop),
             stop=stop,
             workdir=self.workdir,
@@ -134,9 +134,19 @@ class _Job:
             *(watch.total, watch.start, batches.steps_per_epoch, self.mesh.size, optimizer.scaled_lr(data.batch_size)),
         )
         key = replicated_key(self.experiment.run.seed, self.mesh)
-        train_step = make_train_step(self.experiment.model, direction, rate, self.mesh)
+        skip = self.experiment.run.skip_nonfinite
+        train_step = make_train_step(self.experiment.model, direction, rate, self.mesh, skip_nonfinite=skip > 0)
+        check = FiniteCheck(self.workdir, self.source.image_ids, skip)
         return run_steps(
-            train_step, state, batches, watch.total, mesh=self.mesh, key=key, meter=watch.meter, after=watch
+            train_step,
+            state,
+            batches,
+            watch.total,
+            mesh=self.mesh,
+            key=key,
+            meter=watch.meter,
+            check=check,
+            after=watch,
         )
 
 

@@ -1,6 +1,5 @@
 """The state of a training run and the one compiled function that advances it."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,7 +55,14 @@ def init_state(variables: Mapping[str, Any], direction: optax.GradientTransforma
     return TrainState(jnp.zeros((), jnp.int32), params, stats, direction.init(params))
 
 
-def make_train_step(model: Detector, direction: optax.GradientTransformation, rate: Rate, mesh: Mesh) -> TrainStep:
+def make_train_step(
+    model: Detector,
+    direction: optax.GradientTransformation,
+    rate: Rate,
+    mesh: Mesh,
+    *,
+    skip_nonfinite: bool = False,
+) -> TrainStep:
     """The compiled step ``(state, batch, key) -> (state, metrics)``; the old state's memory is given to the new one.
 
     Args:
@@ -64,6 +70,7 @@ def make_train_step(model: Detector, direction: optax.GradientTransformation, ra
         direction: see `update_direction`.
         rate: see `learning_rate`.
         mesh: one axis ``data``; the batch comes split along it (`jaxdet.mesh.split_batch`), the state replicated.
+        skip_nonfinite: where the loss or the gradient is not finite, only the step number of the state changes.
 
     ``key`` is the run's; the draws of a step depend on it and on the step number alone.
     """
@@ -83,25 +90,12 @@ def make_train_step(model: Detector, direction: optax.GradientTransformation, ra
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         norm = trained_norm(gradients, model.is_frozen)
         new = TrainState(state.step + 1, params, state.batch_stats, opt_state)
+        if skip_nonfinite:
+            same = TrainState(state.step + 1, state.params, state.batch_stats, state.opt_state)
+            finite = jnp.isfinite(total) & jnp.isfinite(norm)
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, same)
         return new, metrics | {"loss": total, "grad_norm": norm, "lr": lr}
 
     replicated = NamedSharding(mesh, P())
     compiled: TrainStep = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
     return compiled
-
-
-def check_finite(metrics: Mapping[str, float], step: int) -> None:
-    """Stops a run whose loss or gradient is no longer a number.
-
-    Raises:
-        FloatingPointError: names the step and the terms.
-    """
-    watched = [name for name in metrics if name.startswith("loss/") or name == "grad_norm"]
-    bad = [name for name in watched if not math.isfinite(metrics[name])]
-    if bad:
-        values = ", ".join(f"{name} = {metrics[name]}" for name in bad)
-        raise FloatingPointError(
-            f"step {step}: {values}. The last checkpoint is untouched. A lower optimizer.lr, a longer "
-            "optimizer.schedule.warmup_steps or optimizer.clip_norm=35 usually helps; python -m jaxdet.data.check "
-            "finds broken annotations"
-        )

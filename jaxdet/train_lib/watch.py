@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdet.checkpoints.store import CheckpointStore
-from jaxdet.data import BatchIterator
+from jaxdet.mesh import as_the_first_says
 from jaxdet.train_lib.log import RunLog
 from jaxdet.train_lib.loop import Pending
 from jaxdet.train_lib.meter import Meter, progress_line
@@ -18,6 +18,8 @@ from jaxdet.train_lib.step import TrainState
 from jaxdet.train_lib.validate import report
 
 _log = logging.getLogger(__name__)
+
+METER = "meter"  #: its place in a checkpoint's metadata
 
 Validate = Callable[[TrainState], dict[str, float]]
 
@@ -42,7 +44,6 @@ class Watch:
     log: RunLog
     store: CheckpointStore
     metadata: dict[str, Any]  #: goes into each checkpoint
-    batches: BatchIterator
     validate: Validate | None
     stop: StopRequest
     workdir: Path
@@ -59,14 +60,19 @@ class Watch:
             self.save(step, state)
         if stopping:
             self._leave(step)
-        if step < self.total and self.intervals.evaluate and step % self.intervals.evaluate == 0:
+        if self._evaluation_due(step):
             pending.settle()
             self.evaluate(step, state)
             self.meter.start()
 
+    def resume(self, state: TrainState) -> None:
+        """Make up for the evaluation of the state to start from, if the process before was killed in it."""
+        if self._evaluation_due(self.start) and not as_the_first_says(self.log.evaluated):
+            self.evaluate(self.start, state)
+
     def save(self, step: int, state: TrainState) -> None:
-        """Begin to write a checkpoint."""
-        self.store.save(step, to_save(state), self.metadata)
+        """Begin to write a checkpoint; the log of ``step`` is written, or the meter has what will go into it."""
+        self.store.save(step, to_save(state), self.metadata | {METER: self.meter.saved()})
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Scores of the state, logged; empty without a validation set.  SystemExit if a signal comes meanwhile."""
@@ -77,24 +83,29 @@ class Watch:
         except Stopped:
             self.save(step, state)
             self._leave(step)
-        report(metrics, step, self.log, self.workdir)
+        if step != self.start or not self.log.evaluated:
+            report(metrics, step, self.log, self.workdir)
         return metrics
 
     def _due(self, step: int, every: int) -> bool:
         return step == self.total or step % every == 0
 
+    def _evaluation_due(self, step: int) -> bool:
+        every = self.intervals.evaluate
+        return every > 0 and 0 < step < self.total and step % every == 0
+
     def _first(self, step: int, pending: Pending) -> None:
         pending.settle()
         _log.info("the first step took %.1f s, most of it compiling", time.perf_counter() - self._began)
         if self._due(step, self.intervals.log):  # without speed, of which compiling is no part
-            self.log.scalars(step, self.meter.means())
+            self.log.scalars(step, self.meter.take(self.total - step))
         self.meter.start()
 
     def _show(self, step: int, pending: Pending) -> None:
         pending.settle()
         summary = self.meter.take(self.total - step)
         _log.info(progress_line(step, self.total, summary))
-        self.log.scalars(step, summary | {"dropped": self.batches.dropped})
+        self.log.scalars(step, summary)
 
     def _leave(self, step: int) -> None:
         self.store.wait()

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxdet.atomic import write_json, write_text
 from jaxdet.config import differences, from_data, to_data, to_text
+from jaxdet.mesh import as_the_first_says
 
 CONFIG = "config.json"
 METRICS = "metrics.json"
@@ -39,7 +38,7 @@ def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> 
             _claim(workdir, experiment, config, accept_changes)
         except Exception as error:  # whatever it is, the others must not wait for this process later
             problem = error
-    failed = bool(multihost_utils.broadcast_one_to_all(np.bool_(problem is not None)))
+    failed = as_the_first_says(problem is not None)
     if problem is not None:
         raise problem
     if failed:

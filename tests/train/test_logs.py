@@ -7,10 +7,10 @@ import resource
 import signal
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,32 +18,54 @@ from jaxdet.checkpoints.store import VARIABLES
 from jaxdet.config import to_data
 from jaxdet.experiment import Optimizer, Run
 from jaxdet.train_lib.log import CURVES, RunLog
-from jaxdet.train_lib.loop import Pending
+from jaxdet.train_lib.loop import Fed, Pending
 from jaxdet.train_lib.meter import Meter, progress_line
+from jaxdet.train_lib.nonfinite import FiniteCheck
 from jaxdet.train_lib.records import RecordFile, read_log
 from jaxdet.train_lib.signals import Stopped, StopRequest, stop_on_signal
 from jaxdet.train_lib.step import TrainState
 from jaxdet.train_lib.watch import Intervals, Watch
 from jaxdet.train_lib.workdir import claim, read_metrics
+from tests.train.stub import batch_of, finite
 
 
 def test_meter_counts_images_waiting_and_what_is_left() -> None:
     now = [100.0]
     meter = Meter(batch_size=4, clock=lambda: now[0])
-    meter.add({"loss": 99.0})  # before start: compiling
+    meter.wait(7.0)
+    meter.add({"loss": 6.0})
+    meter.count({"dropped": 1})  # before start: compiling, no part of the speed
+    now[0] += 50
     meter.start()
-    for loss in (1.0, 3.0):
+    for loss in (1.0, 2.0):
         meter.wait(0.5)
         meter.add({"loss": loss})
+        meter.count({"dropped": 2})
         now[0] += 2
     assert meter.take(steps_left=10) == {
-        "loss": 2.0,
+        "loss": 3.0,
+        "dropped": 5,
         "images_per_second": 2.0,
         "data_wait": 0.25,
         "eta_seconds": 20.0,
     }
-    with pytest.raises(ValueError, match="at least one step"):
-        meter.take(0)
+    assert meter.take(0) == {"dropped": 5}  # of no step there is neither mean nor speed
+
+
+def test_a_meter_goes_on_where_the_saved_one_was() -> None:
+    whole, killed = Meter(4), Meter(4)
+    losses = [0.1, 0.2, float("nan"), 1e300]
+    for loss in losses:
+        whole.add({"loss": loss, "lr": loss / 3})
+        whole.count({"dropped": 1})
+    for loss in losses[:3]:
+        killed.add({"loss": loss, "lr": loss / 3})
+        killed.count({"dropped": 1})
+    continued = Meter.continued(4, json.loads(json.dumps(killed.saved(), allow_nan=False)))
+    continued.add({"loss": losses[3], "lr": losses[3] / 3})
+    continued.count({"dropped": 1})
+    assert str(continued.take(0)) == str(whole.take(0))
+    assert Meter.continued(4, {}) == Meter(4)
 
 
 def test_progress_line() -> None:
@@ -140,7 +162,8 @@ class Store:
 
     def save(self, step: int, state: dict[str, Any], metadata: dict[str, Any]) -> None:
         assert VARIABLES in state
-        assert metadata == {"version": "x"}
+        assert metadata["version"] == "x"
+        assert set(metadata["meter"]) == {"steps", "sums", "totals"}
         self.saved.append(step)
 
     def wait(self) -> None:
@@ -156,21 +179,22 @@ def watch(tmp_path: Path, log: RunLog, stop: StopRequest, validate: Any = None) 
         log=log,
         store=Store(),  # type: ignore[arg-type]
         metadata={"version": "x"},
-        batches=SimpleNamespace(dropped=7),  # type: ignore[arg-type]
         validate=validate,
         stop=stop,
         workdir=tmp_path,
     )
 
 
+IDS = np.arange(8)
 STATE = TrainState(step=jnp.int32(0), params={}, batch_stats={}, opt_state=())
+FED = Fed(batch_of(0), {"dropped": 7})
 METRICS = {"loss": 1.0, "loss/a": 1.0, "grad_norm": 1.0, "lr": 0.1}
 
 
 def step_through(watched: Watch, steps: int, metrics: Any = METRICS) -> None:
-    pending = Pending(watched.meter)
+    pending = Pending(watched.meter, finite)
     for step in range(1, steps + 1):
-        pending.push(step, metrics)
+        pending.push(step, metrics, FED)
         watched(step, STATE, pending)
 
 
@@ -190,17 +214,17 @@ def test_logs_checkpoints_and_evaluations_come_when_due(tmp_path: Path) -> None:
     records = read_log(tmp_path)
     assert [r["step"] for r in records if "loss" in r] == [2, 4, 6, 8, 10]
     assert [r["step"] for r in records if "bbox/AP" in r] == [4, 8]
-    assert records[0]["dropped"] == 7
+    assert [r["dropped"] for r in records if "loss" in r] == [14, 28, 42, 56, 70]
 
 
 def test_a_state_with_a_loss_that_is_no_number_is_never_saved(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0) as log:
         watched = watch(tmp_path, log, StopRequest())
-        pending = Pending(watched.meter)
+        pending = Pending(watched.meter, FiniteCheck(tmp_path, IDS, skip=0))
         for step in (1, 2):
-            pending.push(step, METRICS)
+            pending.push(step, METRICS, FED)
             watched(step, STATE, pending)
-        pending.push(3, METRICS | {"loss/a": jnp.nan})
+        pending.push(3, METRICS | {"loss/a": jnp.nan}, FED)
         with pytest.raises(FloatingPointError, match="step 3: loss/a = nan"):
             watched(3, STATE, pending)
         assert watched.store.saved == []  # type: ignore[attr-defined]
@@ -209,11 +233,11 @@ def test_a_state_with_a_loss_that_is_no_number_is_never_saved(tmp_path: Path) ->
 def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0) as log, stop_on_signal() as stop:
         watched = watch(tmp_path, log, stop)
-        pending = Pending(watched.meter)
-        pending.push(1, METRICS)
+        pending = Pending(watched.meter, FiniteCheck(tmp_path, IDS, skip=0))
+        pending.push(1, METRICS, FED)
         watched(1, STATE, pending)
         os.kill(os.getpid(), signal.SIGTERM)
-        pending.push(2, METRICS)
+        pending.push(2, METRICS, FED)
         with pytest.raises(SystemExit) as left:
             watched(2, STATE, pending)
         assert left.value.code == 128 + signal.SIGTERM
