@@ -52,7 +52,7 @@ def train_steps(
     """Losses and metrics of all steps, and the mask pass of the last; each step trains on what the one before moved."""
     slots = max(proposals.valid.shape[1], *(step.sampler.number for step in repeat.schedule))
 
-    def body(head: Head, step: Step, t: jax.Array | int, proposals: Proposals) -> tuple[Proposals, Any]:
+    def body(head: Head, step: Step, t: jax.Array | int, proposals: Proposals) -> tuple[Proposals, Any, Any]:
         box_key, mask_key = jax.random.split(jax.random.fold_in(key, t))
         samples = sample(step, proposals, targets, num_classes, box_key)
         logits, deltas = head.boxes(features, samples.boxes, samples.valid, num_classes)
@@ -65,10 +65,10 @@ def train_steps(
                 samples = sample(step, moved, targets, num_classes, mask_key)
             last = mask_pass(repeat, head, step, features, positives(samples, step), targets, num_classes)
             terms["loss_mask"] = mask_loss(last.logits, last.truth, last.samples.positive)
-        return moved, ({name: value * step.weight for name, value in terms.items()}, metrics, last)
+        return moved, ({name: value * step.weight for name, value in terms.items()}, metrics), last
 
-    _, outs = repeat.fold(body, pad(proposals, slots))
-    return _named([out[0] for out in outs]), _named([out[1] for out in outs]), outs[-1][2]
+    outs, last = repeat.fold(body, pad(proposals, slots))
+    return _named([terms for terms, _ in outs]), _named([metrics for _, metrics in outs]), last
 
 
 def mask_pass(
@@ -93,13 +93,13 @@ def test_steps(
 ) -> tuple[jax.Array, jax.Array]:
     """Logits ``[B, N, K + 1]``, averaged over the steps, and boxes ``[B, N, K or 1, 4]`` of the last step."""
 
-    def body(head: Head, step: Step, t: jax.Array | int, boxes: jax.Array) -> tuple[jax.Array, Any]:
+    def body(head: Head, step: Step, t: jax.Array | int, boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         logits, deltas = head.boxes(features, boxes, proposals.valid, num_classes)
         by_class = jax.vmap(clip)(head.coder.decode(boxes[:, :, None], deltas), true_hw)
-        return refine(head, boxes, logits, deltas, true_hw), (logits, by_class)
+        return refine(head, boxes, logits, deltas, true_hw), logits, by_class
 
-    _, outs = repeat.fold(body, proposals.boxes)
-    return jnp.stack([logits for logits, _ in outs]).mean(0), outs[-1][1]
+    logits, by_class = repeat.fold(body, proposals.boxes)
+    return jnp.stack(logits).mean(0), by_class
 
 
 def test_masks(repeat: Repeat, features: Features, found: Finished, num_classes: int) -> FoundMasks:
@@ -112,12 +112,12 @@ def test_masks(repeat: Repeat, features: Features, found: Finished, num_classes:
     shared = last.mask_crops(features, found.boxes, found.valid)
     is_shared = last.linked or len(repeat.heads) == 1
 
-    def body(head: Head, step: Step, t: jax.Array | int, before: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def body(head: Head, step: Step, t: jax.Array | int, before: jax.Array) -> tuple[jax.Array, jax.Array, None]:
         crops = shared if is_shared else head.mask_crops(features, found.boxes, found.valid)
         seen = head.mask_features(crops, before)
-        return seen, head.mask_logits(seen, found.labels, num_classes)
+        return seen, head.mask_logits(seen, found.labels, num_classes), None
 
-    _, outs = repeat.fold(body, last.no_mask_features(shared))
+    outs, _ = repeat.fold(body, last.no_mask_features(shared))
     return FoundMasks(jax.nn.sigmoid(jnp.stack(outs)).mean(0), shared, outs[-1])
 
 

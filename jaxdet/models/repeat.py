@@ -16,8 +16,11 @@ import jax.numpy as jnp
 from jaxdet.models.branches import Head
 from jaxdet.models.schedule import Step
 
-Body: TypeAlias = Callable[[Head, Step, Any, Any], tuple[Any, Any]]
-"""``body(head, step, t, carry) -> (carry, out)``; carry and out keep their shapes."""
+Body: TypeAlias = Callable[[Head, Step, Any, Any], tuple[Any, Any, Any]]
+"""``body(head, step, t, carry) -> (carry, out, last)``, whose shapes are those of every step.
+
+``out`` is wanted of every step, ``last`` of the last one alone: rolled, it takes no memory for the others.
+"""
 
 
 class Repeat(Protocol):
@@ -29,8 +32,8 @@ class Repeat(Protocol):
     @property
     def schedule(self) -> Sequence[Step]: ...
 
-    def fold(self, body: Body, carry: Any) -> tuple[Any, list[Any]]:
-        """The carry after all steps, and what each step put out."""
+    def fold(self, body: Body, carry: Any) -> tuple[list[Any], Any]:
+        """What each step put out, and what the last one added."""
 
     def chain(self, crops: jax.Array, passes: Any, nothing: jax.Array) -> jax.Array:
         """Mask features after the first ``passes`` steps' heads have looked at the crops; ``nothing`` if it is 0."""
@@ -43,12 +46,12 @@ class Unrolled:
     heads: Sequence[Head]
     schedule: Sequence[Step]
 
-    def fold(self, body: Body, carry: Any) -> tuple[Any, list[Any]]:
-        outs = []
+    def fold(self, body: Body, carry: Any) -> tuple[list[Any], Any]:
+        outs, last = [], None
         for t, step in enumerate(self.schedule):
-            carry, out = body(self.heads[step.head], step, t, carry)
+            carry, out, last = body(self.heads[step.head], step, t, carry)
             outs.append(out)
-        return carry, outs
+        return outs, last
 
     def chain(self, crops: jax.Array, passes: Any, nothing: jax.Array) -> jax.Array:
         for step in self.schedule[:passes]:
@@ -70,14 +73,19 @@ class Rolled:
         self.stds = jnp.asarray([head.coder.stds for head in heads], jnp.float32)
         self.steps = jax.tree.map(lambda *values: jnp.asarray(values), *[_numbers(step) for step in schedule])
 
-    def fold(self, body: Body, carry: Any) -> tuple[Any, list[Any]]:
-        def one(carry: Any, now: Any) -> tuple[Any, Any]:
+    def fold(self, body: Body, carry: Any) -> tuple[list[Any], Any]:
+        def one(before: Any, now: Any) -> tuple[Any, Any]:
             t, numbers = now
-            return body(self._head(numbers["head"]), _with_numbers(self.schedule[0], numbers), t, carry)
+            head, step = self._head(numbers["head"]), _with_numbers(self.schedule[0], numbers)
+            carry, out, last = body(head, step, t, before[0])
+            return (carry, last), out
 
         count = len(self.schedule)
-        carry, outs = jax.lax.scan(one, carry, (jnp.arange(count), self.steps))
-        return carry, [jax.tree.map(lambda a, t=t: a[t], outs) for t in range(count)]
+        steps = (jnp.arange(count), self.steps)
+        (_, last), _ = jax.eval_shape(one, (carry, None), jax.tree.map(lambda a: a[0], steps))
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), last)
+        (_, last), outs = jax.lax.scan(one, (carry, nothing), steps)
+        return [jax.tree.map(lambda a, t=t: a[t], outs) for t in range(count)], last
 
     def chain(self, crops: jax.Array, passes: Any, nothing: jax.Array) -> jax.Array:
         """A pass that does not run costs nothing: the branch around it is a real one."""

@@ -12,8 +12,10 @@ from jaxdet.models.repeat import stack, why_not_rolled
 from jaxdet.models.schedule import Step, make_schedule
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.box_head import BoxHead
+from jaxdet.nn.extractor import OneLevel
 from jaxdet.nn.groie import ConvReLU, GRoIE
 from jaxdet.nn.mask_head import FCN
+from jaxdet.nn.score_head import MaskIoUHead
 from jaxdet.nn.trunk import FC2
 from jaxdet.ops.boxes import DeltaCoder
 from jaxdet.ops.matching import Matcher
@@ -73,8 +75,12 @@ def variables(name: str) -> Any:
     return jax.tree.map(lambda s: 0.2 * jax.random.normal(jax.random.key(s.size), s.shape), shapes)
 
 
+def losses_of(model: TwoStage) -> Any:
+    return jax.jit(lambda w: model.apply(w, method=train)[0])
+
+
 def losses(model: TwoStage, weights: Any) -> dict[str, jax.Array]:
-    return jax.jit(lambda w: model.apply(w, method=train)[0])(weights)
+    return losses_of(model)(weights)
 
 
 def losses_and_gradients(model: TwoStage, weights: Any) -> Any:
@@ -148,6 +154,20 @@ def test_the_program_does_not_grow_with_steps() -> None:
     weights = variables("r3")
     assert size(3, unroll=False) <= 1.3 * size(1, unroll=False)
     assert size(3, unroll=True) > 1.3 * size(1, unroll=True)
+
+
+def test_rolled_keeps_the_masks_of_the_last_step_alone() -> None:
+    """Large crops take most of the memory, which without gradients does not depend on the number of steps."""
+
+    def memory(steps: int) -> int:
+        schedule = make_schedule((0,) * steps, (0.5,) * steps, (1.0,) * steps, sampler=FIRST)
+        head = make_loop_head(0).clone(mask_extractor=OneLevel(size=24))
+        scores = MaskIoUHead(FC2(channels=8), channels=8)
+        model = make_model(heads=(head,), schedule=schedule, unroll=False, mask_iou=scores)
+        weights = jax.eval_shape(lambda: model.init(KEY, method=train))
+        return losses_of(model).lower(weights).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(4) < 1.1 * memory(2)
 
 
 def test_test_steps_may_be_fewer_or_more_than_training_steps() -> None:
