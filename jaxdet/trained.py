@@ -14,7 +14,7 @@ import numpy as np
 from jaxdet.checkpoints.from_torchvision import Imported
 from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.merge import merge
-from jaxdet.checkpoints.store import load as load_checkpoint
+from jaxdet.checkpoints.reading import load as load_checkpoint
 from jaxdet.config import from_data, override, to_data
 from jaxdet.data import Category, Data, single_batch
 from jaxdet.experiment import Experiment

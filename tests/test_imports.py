@@ -18,7 +18,7 @@ ALLOWED = {
     "nn": {"structures", "ops"},
     "models": {"structures", "ops", "nn"},
     "data": {"structures", "atomic"},
-    "checkpoints": {"structures", "atomic"},
+    "checkpoints": {"structures", "atomic", "mesh"},  # mesh: its processes agree
     "evaluation": {"structures", "ops", "data", "atomic"},
     "mesh": {"structures"},
     "experiment": {"models", "data"},

@@ -8,7 +8,7 @@ from typing import Any
 from jaxdet.checkpoints.files import read_weights
 from jaxdet.checkpoints.from_mmdet import from_mmdet
 from jaxdet.checkpoints.from_torchvision import Imported, from_folded_resnet, from_torchvision, from_torchvision_resnet
-from jaxdet.checkpoints.store import load
+from jaxdet.checkpoints.reading import load
 from jaxdet.checkpoints.tree import Array
 
 
@@ -17,7 +17,7 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
 
     ``like`` are the variables to be filled, or their shapes: mmdetection's names depend on the model.
     ``merge(variables, imported.variables, within=imported.within)`` puts them into a model.  Errors as
-    ``store.load`` and ``files.read_weights``, and ValueError for names of no known kind.
+    ``reading.load`` and ``files.read_weights``, and ValueError for names of no known kind.
     """
     path = Path(path)
     if not path.is_dir():

@@ -9,11 +9,10 @@ so that weights travel with the config (as data), the categories and all else th
 Reading a checkpoint executes nothing in it.
 """
 
-import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,13 +21,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdet.checkpoints.tree import Variables
+from jaxdet.checkpoints.checksums import damages, write_checksums
+from jaxdet.checkpoints.reading import (
+    FORMAT,
+    METADATA,
+    SUBFOLDER,
+    VARIABLES,
+    DamagedCheckpoint,
+    clear_errors,
+    misfits,
+    read_metadata,
+    refuse,
+)
+from jaxdet.mesh import as_the_first_says
 
-FORMAT = 1
-"""Raised when a checkpoint's layout changes so that older code cannot read it."""
-SUBFOLDER = "checkpoints"
-METADATA = "metadata"
-VARIABLES = "variables"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+_log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
@@ -42,8 +51,11 @@ class CheckpointStore:
         if keep is not None and keep < 1:
             raise ValueError(f"keep must be at least 1 or None, got {keep}")
         self.folder = Path(folder).absolute() / SUBFOLDER
+        self._saving = 0
+        _name_unfinished(self.folder)
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             preservation_policy=None if keep is None else ocp.checkpoint_managers.LatestN(keep),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -89,6 +101,8 @@ class CheckpointStore:
         _check_json(content)
         if step in self._manager.all_steps():
             return
+        self.wait()  # so that there is never more than one being written
+        self._saving = step
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
         self._manager.save(step, args=ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(content)}))
 
@@ -97,74 +111,64 @@ class CheckpointStore:
 
         ``target`` has the structure of the state, or part of its items, with arrays or ``jax.ShapeDtypeStruct``;
         dtypes and shardings are the target's, whatever they were when saved.  FileNotFoundError without a
-        checkpoint; ValueError lists the leaves that only one side has and those of another shape.
+        checkpoint; `DamagedCheckpoint`; ValueError lists the leaves that only one side has and those of another shape.
         """
         self.wait()
         step = self.latest_step() if step is None else step
         if step is None:
             raise FileNotFoundError(f"no checkpoint in {self.folder}")
         folder = self.folder / str(step)
+        _verify(folder)
         metadata = read_metadata(folder)
-        with _clear_errors(folder):
-            problems = [line for name, tree in target.items() for line in _misfits(folder / name, tree)]
+        with clear_errors(folder):
+            problems = [line for name, tree in target.items() for line in misfits(folder / name, tree)]
         if problems:
             raise ValueError(f"{folder} does not fit what is to be restored\n" + "\n".join(problems))
         args = {name: ocp.args.StandardRestore(jax.tree.map(_described, tree)) for name, tree in target.items()}
-        with _clear_errors(folder):
+        with clear_errors(folder):
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in target}, metadata
 
+    def restore_newest(self, target: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """As `restore`, of the newest checkpoint that is whole; None where there is no checkpoint.
 
-def load(path: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
-    """Variables (NumPy arrays) and metadata of a checkpoint, on any machine.
+        Damaged ones are named in a warning and renamed to ``<step>.damaged``.  `DamagedCheckpoint` if none is whole;
+        nothing is renamed then.
+        """
+        self.wait()
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                found = self.restore(target, step)
+            except DamagedCheckpoint as error:
+                damaged[step] = str(error)
+                continue
+            self._set_aside(damaged)
+            return found
+        if damaged:
+            raise DamagedCheckpoint(
+                f"no checkpoint in {self.folder} is whole, and none was touched: take another folder to begin anew.\n"
+                + "\n".join(damaged.values())
+            )
+        return None
 
-    ``path`` is a run folder (its newest checkpoint counts) or the folder of one step.  FileNotFoundError if it is
-    not there, ValueError if it is no checkpoint, damaged, or written by a later version.
-    """
-    folder = find_step(path)
-    metadata = read_metadata(folder)
-    with _clear_errors(folder), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        stored = handler.metadata(folder / VARIABLES)
-        # A NumPy target gives NumPy leaves: the devices that the arrays were saved from may not exist here.
-        target = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), stored.tree)
-        variables: Variables = handler.restore(folder / VARIABLES, args=ocp.args.StandardRestore(target))
-    return variables, metadata
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        """Rename checkpoints, so that their steps can be saved again."""
+        for step, why in damaged.items():
+            aside = self.folder / f"{step}.damaged"
+            if jax.process_index() == 0:
+                while aside.exists():
+                    aside = aside.with_name(f"{aside.name}-again")
+                (self.folder / str(step)).rename(aside)
+            _log.warning("%s Going on from the one before; the damaged one is now %s", why, aside)
+        if damaged:
+            as_the_first_says(True)  # the others look when it is done
+            self._manager.reload()
 
-
-def find_step(path: str | os.PathLike[str]) -> Path:
-    """The folder of one checkpoint: ``path`` itself, or the newest one of the run folder ``path``.
-
-    Errors as ``load``.
-    """
-    path = Path(path).absolute()
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a run folder or a checkpoint in it")
-    if (path / METADATA).is_dir():
-        return path
-    for folder in (path / SUBFOLDER, path):
-        if steps := _finished(folder):
-            return folder / str(steps[-1])
-    what = "a file" if path.is_file() else "a folder without a finished checkpoint"
-    raise ValueError(
-        f"{path} is {what}; expected a run folder (with {SUBFOLDER}/<step>) or the folder of one step. "
-        "Weights in a file (.pth, .safetensors, .npz) are read by jaxdet.checkpoints.files.read_weights"
-    )
-
-
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """The metadata of the checkpoint in ``folder``.  ValueError if it is none, or of a later version."""
-    try:
-        metadata = json.loads((folder / METADATA / METADATA).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not a complete jaxdet checkpoint: {error}") from None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("format"), int):
-        raise ValueError(f"{folder} is not a jaxdet checkpoint: its metadata has no format number")
-    if metadata["format"] > FORMAT:
-        raise ValueError(
-            f"{folder} was written by jaxdet {metadata.get('version', '(version unknown)')} in format "
-            f"{metadata['format']}; this version reads up to {FORMAT}. Update jaxdet"
-        )
-    return metadata
+    def _seal(self) -> None:
+        """The last thing before a checkpoint gets its name; on the first process."""
+        for folder in self.folder.glob(f"{self._saving}{_UNFINISHED}*"):
+            write_checksums(folder)
 
 
 def _check_json(content: Mapping[str, Any]) -> None:
@@ -175,39 +179,19 @@ def _check_json(content: Mapping[str, Any]) -> None:
         raise ValueError(f"metadata must be JSON: {error}") from None
 
 
-def _finished(folder: Path) -> list[int]:
-    """The steps in ``folder`` whose checkpoints were written to the end."""
-    entries = [entry for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
-    return sorted(int(entry.name) for entry in entries if ocp.utils.is_checkpoint_finalized(str(entry)))
-
-
-def _misfits(folder: Path, target: Any) -> list[str]:
-    """How the item in ``folder`` and the tree to restore it into differ, a line for each leaf."""
-    if not folder.is_dir():
-        return [f"  there is no {folder.name} in it"]
-    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        stored = ocp.tree.to_flat_dict(handler.metadata(folder).tree)
-    wanted = ocp.tree.to_flat_dict(target)
-    lines = []
-    for path in sorted({*stored, *wanted}):
-        name = "/".join((folder.name, *path))
-        if path not in stored or path not in wanted:
-            lines.append(f"  {name}: only {'stored' if path in stored else 'wanted'}")
-        elif tuple(stored[path].shape) != np.shape(wanted[path]):
-            lines.append(f"  {name}: shape {tuple(stored[path].shape)} stored, {np.shape(wanted[path])} wanted")
-    return lines
-
-
 def _described(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=getattr(leaf, "sharding", None))
 
 
-@contextlib.contextmanager
-def _clear_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # orbax and tensorstore raise whatever fits their layers
-        logging.getLogger(__name__).debug("restoring %s", folder, exc_info=True)
-        others = [step for step in _finished(folder.parent) if str(step) != folder.name]
-        hint = f" Other checkpoints beside it: {others}" if others else ""
-        raise ValueError(f"cannot restore {folder}: {error}.{hint}") from error
+def _verify(folder: Path) -> None:
+    """DamagedCheckpoint, on all processes, if the first one finds the files changed."""
+    problems = damages(folder) if jax.process_index() == 0 else []
+    if as_the_first_says(bool(problems)):
+        refuse(folder, problems or ["the first process says how"])
+
+
+def _name_unfinished(folder: Path) -> None:
+    """A line for each checkpoint that a killed run was writing; orbax removes them."""
+    if jax.process_index() == 0:
+        for entry in folder.glob(f"*{_UNFINISHED}*"):
+            _log.warning("%s was not written to its end and is removed; the checkpoint before it counts", entry)

@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.merge import merge
-from jaxdet.checkpoints.store import VARIABLES, CheckpointStore
+from jaxdet.checkpoints.reading import VARIABLES
+from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.experiment import Run
 from jaxdet.mesh import replicate
 from jaxdet.models.detector import Detector
@@ -30,14 +31,14 @@ def start_state(
     Raises:
         ValueError: the weights or the checkpoint do not fit the model.
     """
-    step = store.latest_step()
-    if step is not None:
+    if store.steps():
         like = jax.eval_shape(lambda: init_state(init_variables(model, jax.random.key(0)), direction))
         whole = NamedSharding(mesh, P())
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), like)
-        saved, _ = store.restore(to_save(target), step)
-        _log.info("continuing after step %d", step)
-        return _from_saved(like, saved)
+        if (found := store.restore_newest(to_save(target))) is not None:
+            state = _from_saved(like, found[0])
+            _log.info("continuing after step %d", int(state.step))
+            return state
     variables = init_variables(model, jax.random.key(run.seed))
     if run.init_from is not None:
         variables = initialised(model, variables, run)

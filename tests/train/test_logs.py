@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet.checkpoints.store import VARIABLES
+from jaxdet.checkpoints.reading import VARIABLES
 from jaxdet.config import to_data
 from jaxdet.experiment import Optimizer, Run
 from jaxdet.train_lib.log import CURVES, RunLog

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet.checkpoints.store import load
+from jaxdet.checkpoints.reading import load
 from jaxdet.config import from_data, load_config, override
 from jaxdet.data import open_source
 from jaxdet.experiment import Experiment, Run
