@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     try:
         scores = _score_results(options) if options.results else _score_checkpoint(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 1
     if scores is not None:

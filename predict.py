@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config) if options.config else None
         trained = load(options.checkpoint, config=config, overrides=overrides)
         report = predict_files(trained, images, options.out, score_threshold=options.score_threshold)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 1
     for message in report.failed.values():

@@ -30,7 +30,7 @@ def main() -> int:
             jax.distributed.initialize()
         workdir = arguments.workdir or Path("runs") / config_name(arguments.config)
         metrics = train(experiment, workdir, accept_changes=arguments.accept_changes)
-    except (ValueError, FloatingPointError, FileNotFoundError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         if arguments.traceback:
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,8 @@ A batch holds images of one canvas only.  Nothing here remembers anything: step 
 whoever asks for it, however often, with any number of workers or processes.
 """
 
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +18,10 @@ from jaxdet.data.settings import Data
 from jaxdet.data.transforms import canvas_hw, image_arrays, target_arrays, view_of
 
 # What the random draws are for; part of their seeds.
-_ORDER, _AUGMENT = 0, 1
+_ORDER, _AUGMENT, _REPLACE = 0, 1, 2
+_TRIES = 10  #: images that are drawn in place of a broken one before it is an error
+
+_log = logging.getLogger(__name__)
 
 
 def buckets(sizes: NDArray[np.int32], chosen: NDArray[np.int64], data: Data) -> list[NDArray[np.int64]]:
@@ -144,7 +149,28 @@ class TrainBatches:
     def __getitem__(self, position: int) -> dict[str, Any]:
         step = self.start + position
         indices = self.plan.batch(step)
-        return stack([self._example(step, slot, int(indices[slot])) for slot in self.share.slots])
+        return stack([self._whole_example(step, slot, int(indices[slot])) for slot in self.share.slots])
+
+    def _whole_example(self, step: int, slot: int, index: int) -> dict[str, Any]:
+        """The example of a slot; with ``data.skip_broken`` that of another image if its own is broken."""
+        if not self.data.skip_broken:
+            return self._example(step, slot, index)
+        for skipped, candidate in enumerate(self._candidates(step, slot, index)):
+            try:
+                return self._example(step, slot, candidate) | {"skipped_images": np.int32(skipped)}
+            except ValueError as error:
+                _log.warning("step %d: another image takes the place of a broken one: %s", step, error)
+        raise ValueError(
+            f"step {step}: an image and the {_TRIES} drawn in its place are broken; `python -m jaxdet.data.check` "
+            "lists what is wrong with a data set"
+        )
+
+    def _candidates(self, step: int, slot: int, index: int) -> Iterator[int]:
+        """The image itself, then others of its canvas: the same ones in whatever process the slot is."""
+        yield index
+        rng = np.random.default_rng([self.plan.seed, _REPLACE, step, slot])
+        bucket = next(bucket for bucket in self.plan.buckets if index in bucket)
+        yield from map(int, rng.choice(bucket, _TRIES))
 
     def _example(self, step: int, slot: int, index: int) -> dict[str, Any]:
         # One generator for each slot of each step: the draws depend on neither workers nor processes.

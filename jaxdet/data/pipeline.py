@@ -6,32 +6,28 @@ Workers are spawned and import this package's modules but never the model's, so 
 
 import gc
 import logging
-import signal
 import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import cv2
 import grain
 import numpy as np
-from absl import flags
 from numpy.typing import NDArray
 
 from jaxdet.data.batching import EvalBatches, EvalPlan, Share, TrainBatches, TrainPlan, buckets, stack, trainable
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
 from jaxdet.data.transforms import image_arrays, view_of
+from jaxdet.data.workers import Prepared
 
 if TYPE_CHECKING:  # importing it costs jax and flax, which workers have no use for
     from jaxdet.structures import Batch
 
 _log = logging.getLogger(__name__)
-# bytes.  What is smaller goes through a pipe of 64 KB, and a worker whose last batch does not fit into it can not end
-# before grain kills it after 25 s: so no array of some size may go there.
-_MIN_SHARED = 2**12
 # grain frees shared memory in a thread of its own; an interpreter that ends before it has done so reports leaks.
 _SETTLE = 0.1  # seconds
+_COUNTED = ("dropped", "skipped_images")  # what examples bring along beside the batch
 _ENDLESS = 2**40  # steps; nobody gets there
 
 
@@ -40,18 +36,19 @@ class BatchIterator(Iterator["Batch"]):
 
     Attributes:
         counts: of the batch that came last, on this process: ``dropped``, the instances that had no slot
-            (``data.max_boxes``).
+            (``data.max_boxes``), and with ``data.skip_broken`` the ``skipped_images``.
         dropped: these instances in all batches so far.
+        skipped: these images.
         steps_per_epoch: of training; of evaluation, the number of batches.
     """
 
     def __init__(self, batches: TrainBatches | EvalBatches, data: Data, steps_per_epoch: int) -> None:
         self.counts: dict[str, int] = {}
-        self.dropped = 0
+        self.dropped = self.skipped = 0
         self.steps_per_epoch = steps_per_epoch
         self._max_boxes = data.max_boxes
         self._workers = data.workers
-        self._iterator: Any = iter(_prepared(batches, data))
+        self._iterator: Any = _prepared(batches, data)
         self._length = len(batches)
 
     def __len__(self) -> int:
@@ -65,8 +62,9 @@ class BatchIterator(Iterator["Batch"]):
         if arrays is None:
             self.close()
             raise StopIteration
-        self.counts = {"dropped": int(arrays.pop("dropped", np.zeros(1)).sum())}
-        self._count(self.counts["dropped"])
+        self.counts = {name: int(arrays.pop(name).sum()) for name in _COUNTED if name in arrays}
+        self._count(self.counts.get("dropped", 0))
+        self.skipped += self.counts.get("skipped_images", 0)
         return to_batch(_copied(arrays))
 
     def _count(self, dropped: int) -> None:
@@ -89,6 +87,8 @@ class BatchIterator(Iterator["Batch"]):
             time.sleep(_SETTLE)
         if self.dropped:
             _log.warning("%d instances had no slot among %d", self.dropped, self._max_boxes)
+        if self.skipped:
+            _log.warning("%d times another image took the place of a broken one", self.skipped)
 
     def __enter__(self) -> Self:
         return self
@@ -109,24 +109,10 @@ def _copied(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prepared(batches: TrainBatches | EvalBatches, data: Data) -> Any:
-    dataset = grain.MapDataset.source(batches)
-    if not data.workers:
-        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=data.prefetch))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only app.run parses
-    options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch)
-    # One thread and one batch at a time inside a worker: the parallelism is the workers'.
-    prepared = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    # Images and masks go through shared memory, what is small through the pipe.
-    return grain.experimental.WithOptionsIterDataset(
-        prepared, grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
-    ).mp_prefetch(options, worker_init_fn=_start_worker)
-
-
-def _start_worker(worker: int, workers: int) -> None:
-    """Each worker of many: OpenCV would start a thread for every core in each; Ctrl-C is for the main process."""
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if data.workers:
+        return Prepared(batches, data)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=data.prefetch)
+    return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
 
 def train_batches(

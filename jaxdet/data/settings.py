@@ -69,6 +69,7 @@ class Data:
     flip_probability: float = 0.5
     filter_empty: bool = True  #: leave out training images without anything to learn
     min_side: int = 32  #: leave out training images with a shorter side than this
+    skip_broken: bool = False  #: True: in training another image takes the place of a broken one, which is counted
     workers: int = 2  #: processes that prepare batches; 0: the training process itself
     prefetch: int = 2  #: batches that each worker keeps ready
 

@@ -53,7 +53,10 @@ class TfdsFiles:
     other_keys: dict[str, Any]  #: of the json, beside images and annotations
 
     def read(self, index: int, image_id: int) -> Record:
-        example = self.examples[index]
+        try:
+            example = self.examples[index]
+        except Exception as error:  # array_record and TFDS raise whatever fits their layers
+            raise ValueError(f"TFDS record {index} (image id {image_id}): expected a whole one, got {error}") from error
         name = str(json.loads(example["json"])["file_name"])
         return Record(index, image_id, name, decode_image(example["image"], name), _annotations(example["annotations"]))
 

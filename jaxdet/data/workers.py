@@ -1,0 +1,133 @@
+"""Worker processes that prepare batches (grain's), and what happens when one of them ends before its time."""
+
+import atexit
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import tempfile
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import grain
+from absl import flags
+
+from jaxdet.data.settings import Data
+
+# bytes.  What is smaller goes through a pipe of 64 KB, and a worker whose last batch does not fit into it can not end
+# before grain kills it after 25 s: so no array of some size may go there.
+_MIN_SHARED = 2**12
+_LOOK = 5.0  # seconds of waiting, after which it is looked whether all workers live
+_LOOKS = 4  # as often before it is an error; what a worker did before it ended may still arrive
+
+
+class Prepared:
+    """The elements of a sequence in order, prepared by ``data.workers`` processes.  An iterator; `close` ends them.
+
+    ``next`` raises what was raised in a worker, and ChildProcessError within a minute after a worker has died.  grain
+    itself sees most deaths, but not that of a worker that ends with code 0 or in the middle of a message: then it
+    waits without end.  So a thread of its own asks grain, and this one waits for both the answer and the workers.
+    """
+
+    def __init__(self, batches: Any, data: Data) -> None:
+        self._names = tempfile.TemporaryDirectory(prefix="jaxdet-workers-")
+        self._iterator = iter(_by_processes(batches, data, Path(self._names.name)))
+        self._abandoned = False
+        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._answer, daemon=True, name="jaxdet-batches").start()
+
+    def __next__(self) -> Any:
+        self._asked.put(True)
+        looks = 0
+        while looks < _LOOKS:
+            try:
+                answer = self._answers.get(timeout=_LOOK)
+            except queue.Empty:
+                looks += bool(self._ended())
+                continue
+            if not isinstance(answer, BaseException):
+                return answer
+            if isinstance(answer, RuntimeError) and self._ended():
+                raise ChildProcessError(_message(str(answer))) from answer
+            raise answer
+        self._abandoned = True
+        raise ChildProcessError(_message("It ended without a word."))
+
+    def close(self) -> None:
+        """End the workers."""
+        self._asked.put(False)
+        if self._abandoned:
+            self._leave_behind()
+        else:
+            self._iterator.close()
+        self._names.cleanup()
+
+    def _leave_behind(self) -> None:
+        """End the workers without grain, whose threads wait for ever for the one that is no more."""
+        for process in multiprocessing.active_children():
+            if process.pid in self._begun():
+                process.kill()
+        atexit.register(_exit_at_once)  # at the end of the interpreter grain would wait for its threads
+
+    def _answer(self) -> None:
+        while self._asked.get():
+            try:
+                self._answers.put(next(self._iterator))
+            except BaseException as error:  # StopIteration too: it is raised where the batch was asked for
+                self._answers.put(error)
+
+    def _ended(self) -> set[int]:
+        """Ids of the workers that have begun and are no more."""
+        living = {process.pid for process in multiprocessing.active_children()}
+        return self._begun() - living
+
+    def _begun(self) -> set[int]:
+        return {int(name) for name in os.listdir(self._names.name)}
+
+
+def _exit_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _message(why: str) -> str:
+    return (
+        f"a worker process of the data pipeline has ended before its time. {why} The usual cause is a lack of memory; "
+        "fewer data.workers or a smaller data.prefetch need less, and with data.workers=0 there are no such processes"
+    )
+
+
+def _by_processes(batches: Any, data: Data, names: Path) -> Any:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only app.run parses
+    options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch)
+    # One thread and one batch at a time inside a worker: the parallelism is the workers'.
+    prepared = grain.MapDataset.source(batches).to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    )
+    # Images and masks go through shared memory, what is small through the pipe.
+    return grain.experimental.WithOptionsIterDataset(
+        prepared, grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
+    ).mp_prefetch(options, worker_init_fn=partial(_start, names))
+
+
+def _start(names: Path, worker: int, workers: int) -> None:
+    """First thing in a worker: OpenCV would start a thread for every core; Ctrl-C is for the main process."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    (names / str(os.getpid())).touch()
+
+
+def _end_with_parent() -> None:
+    """Without this, workers of a process that was killed would stay for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

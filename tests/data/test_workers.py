@@ -1,0 +1,112 @@
+"""Worker processes that end before their time, and those whose parent does."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxdet.data import Data
+from jaxdet.data.workers import Prepared
+
+ROOT = Path(__file__).parents[2]
+
+
+class Numbers:
+    """Small arrays without end."""
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        return {"number": np.full(3, position)}
+
+
+def drain(prepared: Prepared) -> None:
+    """What a worker had sent before its end still arrives."""
+    while True:
+        next(prepared)
+
+
+def test_a_killed_worker_is_an_error() -> None:
+    prepared = Prepared(Numbers(), Data(workers=1))
+    try:
+        assert next(prepared)["number"].tolist() == [0, 0, 0]
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        begin = time.monotonic()
+        with pytest.raises(ChildProcessError, match=r"ended before its time\. .* exit code -9.*fewer data\.workers"):
+            drain(prepared)
+        assert time.monotonic() - begin < 60
+    finally:
+        prepared.close()
+
+
+SCRIPT = """
+import os, sys, time
+from jaxdet.data import Data, workers
+from jaxdet.data.workers import Prepared
+
+class Numbers:
+    def __len__(self):
+        return 2**40
+
+    def __getitem__(self, position):
+        if position == 3 and sys.argv[1] == "worker ends":
+            os._exit(0)
+        return {"number": position}
+
+if __name__ == "__main__":
+    prepared = Prepared(Numbers(), Data(workers=2))
+    print(next(prepared), flush=True)
+    if sys.argv[1] == "worker ends":
+        workers._LOOK = 0.2  # seconds
+        try:
+            while True:
+                next(prepared)
+        except ChildProcessError as error:
+            print(error)
+        prepared.close()
+    else:
+        print(*(process.pid for process in __import__("multiprocessing").active_children()), flush=True)
+        time.sleep(600)
+"""
+
+
+def script(tmp_path: Path, argument: str) -> subprocess.Popen[str]:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), argument]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def test_a_worker_that_ends_without_a_word_is_an_error_and_no_hang(tmp_path: Path) -> None:
+    """grain itself waits for it, then and when it is closed."""
+    said, _ = script(tmp_path, "worker ends").communicate(timeout=120)
+    assert "has ended before its time. It ended without a word." in said
+
+
+def alive(process: int) -> bool:
+    state = Path(f"/proc/{process}/stat")
+    return state.exists() and state.read_text().rpartition(") ")[2][0] != "Z"
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    process = script(tmp_path, "parent is killed")
+    assert process.stdout is not None
+    process.stdout.readline()
+    workers = [int(word) for word in process.stdout.readline().split()]
+    assert len(workers) == 2
+    assert all(map(alive, workers))
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 60
+    while any(map(alive, workers)):
+        assert time.monotonic() < end, "workers stay behind"
+        time.sleep(0.1)
+    process.stdout.close()
