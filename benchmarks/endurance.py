@@ -107,7 +107,7 @@ class Job:
     def kill(self, aim: str, ahead: int, delay: float) -> str:
         """Run some steps beyond those of the last run, to a moment of that kind, and wait a little; then kill.
 
-        Returns what it was doing then (of `MOMENTS`); empty if it had ended before.
+        Returns what it was doing then, several of `MOMENTS` with a plus; empty if it had ended before.
         """
         after = last_step(self.workdir) + ahead
         process, end = self.begin(), time.monotonic() + PATIENCE
@@ -120,7 +120,7 @@ class Job:
         process.kill()
         if process.wait() != -9:
             return ""
-        return next(kind for kind in ("save", "evaluation", "step") if doing(self.workdir, kind))
+        return "+".join(kind for kind in ("evaluation", "save") if doing(self.workdir, kind)) or "step"
 
     def started(self) -> int:
         """The step from which the last run went on."""
@@ -185,10 +185,10 @@ def untimed(record: Record) -> Record:
 
 def show(outcome: Outcome) -> None:
     """Print the table and the verdict."""
-    print("kill  aimed at    killed in   step reached  resumed from  files")
+    print("kill  aimed at    killed in        step reached  resumed from  files")
     for number, kill in enumerate(outcome.kills, 1):
         print(
-            f"{number:4d}  {kill.aimed:10s}  {kill.happened or 'not at all':10s}  {kill.reached:12d}  "
+            f"{number:4d}  {kill.aimed:10s}  {kill.happened or 'not at all':15s}  {kill.reached:12d}  "
             f"{kill.resumed:12d}  {kill.damage or 'whole'}"
         )
     print("\n".join(outcome.differences) or "weights, log and scores equal those of the run left in peace, bit for bit")
