@@ -5,6 +5,7 @@ dotted name, as in optimizer.lr=0.01 data.batch_size=8; --print-config shows all
 """
 
 import argparse
+import errno
 import logging
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ def main() -> int:
     arguments = _parse()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("jaxdet").setLevel(logging.INFO)
+    if not arguments.traceback:
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs at length what it raises as well
 
     # Here and not above: worker processes import this file again and have no use for jax.
     import jax
@@ -33,10 +36,15 @@ def main() -> int:
     except (ValueError, FloatingPointError, OSError) as error:
         if arguments.traceback:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_hint(error)}", file=sys.stderr)
         return 1
     _print_outcome(metrics, workdir)
     return 0
+
+
+def _hint(error: Exception) -> str:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "\nThe last checkpoint is untouched: make room, and the same command goes on" if full else ""
 
 
 def _print_outcome(metrics: dict[str, float], workdir: Path) -> None:

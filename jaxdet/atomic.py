@@ -19,9 +19,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.stem}.part{path.suffix}")  # one name, so that kills leave no heap of them
     try:
-        yield scratch
-        _to_disk(scratch)  # else a power cut could keep the name and lose the content
-        os.replace(scratch, path)
+        with naming(path):
+            yield scratch
+            _to_disk(scratch)  # else a power cut could keep the name and lose the content
+            os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -35,6 +36,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 1) -> None:
     """Writes JSON with a newline at its end, whole or not at all."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError of writing, such as that of a full disk, gets the file's name if it has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def _to_disk(path: Path) -> None:

@@ -9,10 +9,12 @@ so that weights travel with the config (as data), the categories and all else th
 Reading a checkpoint executes nothing in it.
 """
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -69,12 +71,19 @@ class CheckpointStore:
         self.close()
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the folder."""
-        self._manager.close()
+        """Waits for the last save and lets go of the folder.  OSError as `wait`."""
+        with self._write_errors():
+            self._manager.close()
 
     def wait(self) -> None:
-        """Returns when every save so far is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when every save so far is on disk.  OSError if one could not be written."""
+        with self._write_errors():
+            self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """OSError if a save could not be written; does not wait for one that goes on."""
+        with self._write_errors():
+            self._manager.check_for_errors()
 
     def steps(self) -> tuple[int, ...]:
         """The complete checkpoints, oldest first."""
@@ -104,7 +113,8 @@ class CheckpointStore:
         self.wait()  # so that there is never more than one being written
         self._saving = step
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
-        self._manager.save(step, args=ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(content)}))
+        with self._write_errors():
+            self._manager.save(step, args=ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(content)}))
 
     def restore(self, target: Mapping[str, Any], step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """State and metadata of a step, by default the newest.
@@ -164,6 +174,17 @@ class CheckpointStore:
         if damaged:
             as_the_first_says(True)  # the others look when it is done
             self._manager.reload()
+
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise whatever fits their layers, for a full disk too
+            free = shutil.disk_usage(self.folder).free
+            raise OSError(
+                f"the checkpoint of step {self._saving} could not be written to {self.folder}, where {free / 1e6:.0f} "
+                f"MB are free: {error}. Checkpoints before it are untouched; the same command goes on from the newest"
+            ) from error
 
     def _seal(self) -> None:
         """The last thing before a checkpoint gets its name; on the first process."""

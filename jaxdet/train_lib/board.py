@@ -14,6 +14,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from jaxdet.atomic import naming
+
 
 class Board:
     """An event file in ``folder``, which is made.
@@ -25,6 +27,7 @@ class Board:
 
     def __init__(self, folder: Path, first: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._events = EventsWriter(str(folder / "events"))
         self._write(first, session_log=SessionLog(status=SessionLog.START))
 
@@ -37,7 +40,8 @@ class Board:
 
     def flush(self) -> None:
         """Bring it to the disk; OSError if it is full."""
-        self._events.flush()
+        with naming(self._folder):
+            self._events.flush()
 
     def close(self) -> None:
         self._events.close()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jaxdet.atomic import write_text
+from jaxdet.atomic import naming, write_text
 
 JSONL = "log.jsonl"
 
@@ -23,7 +23,7 @@ class RecordFile:
     """
 
     def __init__(self, workdir: Path, kept: Iterable[Record]) -> None:
-        path = workdir / JSONL
+        self._path = path = workdir / JSONL
         write_text(path, "".join(map(_line, kept)))  # in one go, so that a kill now loses nothing
         self._file = path.open("ab", buffering=0)
 
@@ -31,8 +31,9 @@ class RecordFile:
         """Add a line by a single write.  OSError if it can not be written whole; then none of it is."""
         line, end = _line(record).encode(), self._file.seek(0, os.SEEK_END)
         try:
-            if self._file.write(line) != len(line):
-                self._file.write(line)  # the disk filled up in the middle: the error that says so
+            with naming(self._path):
+                if self._file.write(line) != len(line):
+                    self._file.write(line)  # the disk filled up in the middle: the error that says so
         except OSError:
             self._file.truncate(end)
             raise

@@ -103,6 +103,7 @@ class Watch:
 
     def _show(self, step: int, pending: Pending) -> None:
         pending.settle()
+        self.store.check()  # a full disk is not to be noticed a whole checkpoint later
         summary = self.meter.take(self.total - step)
         _log.info(progress_line(step, self.total, summary))
         self.log.scalars(step, summary)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.endurance import differences
 from jaxdet.checkpoints.reading import load
 from jaxdet.config import from_data, load_config, override
 from jaxdet.data import open_source
@@ -88,8 +89,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     assert train(experiment, folder / "stopped") == whole
     ours, theirs = load(folder / "stopped")[0], load(folder / "whole")[0]
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert differences(folder / "whole", folder / "stopped") == []
     steps = [json.loads(line)["step"] for line in (folder / "stopped" / "log.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6, 6]
+
+
+def test_one_seed_is_one_run(folder: Path, experiment: Experiment, whole: dict[str, float]) -> None:
+    train(experiment, folder / "again")
+    assert differences(folder / "whole", folder / "again") == []
 
 
 def test_a_finished_run_is_left_alone(folder: Path, experiment: Experiment, whole: dict[str, float]) -> None:
