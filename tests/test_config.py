@@ -256,3 +256,14 @@ def test_load_config_runs_the_file(tmp_path: Any) -> None:
         load_config(path)
     with pytest.raises(ValueError, match=r"no config file .*two.py; there are .*one.py"):
         load_config(tmp_path / "two.py")
+
+
+def test_a_file_of_several_configs_needs_a_name(tmp_path: Any) -> None:
+    path = tmp_path / "many.py"
+    path.write_text("def get_config(row):\n    return row * 2\n")
+    assert load_config(f"{path}:ab") == "abab"
+    with pytest.raises(ValueError, match=r"many.py holds several configs: name one, as in .*many.py:NAME$"):
+        load_config(path)
+    path.write_text("ROWS = {'a': 1, 'b': 2}\ndef get_config(row):\n    return ROWS[row]\n")
+    with pytest.raises(ValueError, match=r"NAME is one of a, b$"):
+        load_config(path)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,21 @@ def load_config(path: str | Path) -> Any:
 
     Raises:
         ValueError: there is no such file (those beside it are listed), or it has no ``get_config``, or one that takes
-            no name although there is one.
+            no name although there is one, or that needs one although there is none.
     """
     file, name = _split(path)
-    get_config = _read(file)
-    if name is None:
-        return get_config()
-    if not inspect.signature(get_config).parameters:
-        raise ValueError(f"{file} holds one config, whose get_config() takes no name: leave out ':{name}'")
-    return get_config(name)
+    content = _read(file)
+    get_config, arguments = content["get_config"], () if name is None else (name,)
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        if arguments:
+            hint = f"leave out ':{name}'"
+            raise ValueError(f"{file} holds one config, whose get_config() takes no name: {hint}") from None
+        names = ", ".join(content.get("ROWS", ()))
+        known = f"; NAME is one of {names}" if names else ""
+        raise ValueError(f"{file} holds several configs: name one, as in {file}:NAME{known}") from None
+    return get_config(*arguments)
 
 
 def config_name(path: str | Path) -> str:
@@ -36,7 +41,8 @@ def _split(path: str | Path) -> tuple[Path, str | None]:
     return (Path(file), name) if file.endswith(".py") else (Path(path), None)
 
 
-def _read(path: Path) -> Callable[..., Any]:
+def _read(path: Path) -> dict[str, Any]:
+    """What the file defines, ``get_config`` and perhaps a mapping ``ROWS`` of names, as those in configs/tables."""
     if not path.is_file():
         beside = sorted(str(p) for p in path.parent.glob("*.py"))
         raise ValueError(f"no config file {path}; there are {', '.join(beside) or 'none in that folder'}")
@@ -45,7 +51,6 @@ def _read(path: Path) -> Callable[..., Any]:
         raise ValueError(f"{path}: expected a Python file, such as configs/mask_rcnn_r50_fpn.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    get_config = getattr(module, "get_config", None)
-    if not callable(get_config):
+    if not callable(getattr(module, "get_config", None)):
         raise ValueError(f"{path}: expected a function get_config() that returns an Experiment")
-    return get_config
+    return vars(module)
