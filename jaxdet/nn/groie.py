@@ -108,7 +108,9 @@ def hashed(boxes: jax.Array, number: int) -> jax.Array:
     The bits of the four coordinates go through the finaliser of MurmurHash3 one after the other.
     """
     state = jnp.zeros(boxes.shape[:-1], jnp.uint32)
-    for word in jnp.moveaxis(jax.lax.bitcast_convert_type(boxes.astype(jnp.float32), jnp.uint32), -1, 0):
+    words = jax.lax.bitcast_convert_type(boxes.astype(jnp.float32), jnp.uint32)
+    words = jnp.where(words == jnp.uint32(0x80000000), 0, words)  # -0.0 equals 0.0
+    for word in jnp.moveaxis(words, -1, 0):
         state = state ^ word
         state = (state ^ (state >> 16)) * jnp.uint32(0x85EBCA6B)
         state = (state ^ (state >> 13)) * jnp.uint32(0xC2B2AE35)

@@ -197,6 +197,8 @@ def test_hash_depends_on_each_coordinate_and_on_nothing_else() -> None:
         moved = hashed(boxes + np.eye(4, dtype=np.float32)[axis], 4)
         assert 0.6 < (moved != level).mean() < 0.9  # three in four
     assert set(np.asarray(hashed(boxes, 3)).tolist()) == {0, 1, 2}
+    signed = np.where(boxes < 400, np.float32(-0.0), boxes)
+    np.testing.assert_array_equal(jax.jit(hashed, static_argnums=1)(signed, 4), hashed(np.abs(signed), 4))
 
 
 def test_rectangular_pair_against_a_slow_convolution() -> None:
