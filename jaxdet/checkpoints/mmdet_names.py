@@ -70,7 +70,7 @@ def _suffix(head: str, tree: Tree) -> str:
 
 
 def _head(ours: str, suffix: str, tree: Tree) -> Table:
-    """Rows of a head pair: two extractors, box head, mask head, each where there is one."""
+    """Rows of a head pair: two extractors, box head, mask head, each where there is one; other parts have none."""
     builders = {
         "box_extractor": (_extractor, "bbox_roi_extractor"),
         "box_head": (_box_head, "bbox_head"),
@@ -78,9 +78,9 @@ def _head(ours: str, suffix: str, tree: Tree) -> Table:
         "mask_head": (_mask_head, "mask_head"),
     }
     rows: list[Row] = []
-    for part, module in tree.items():
+    for part in builders.keys() & tree.keys():
         build, name = builders[part]
-        rows += build(f"{ours}/{part}", f"roi_head.{name}{suffix}", module)
+        rows += build(f"{ours}/{part}", f"roi_head.{name}{suffix}", tree[part])
     return tuple(rows)
 
 
@@ -115,7 +115,7 @@ def _mask_head(ours: str, theirs: str, tree: Tree) -> Table:
 
 
 def _semantic(ours: str, theirs: str, tree: Tree) -> Table:
-    laterals = (int(name.removeprefix("lateral")) for name in tree if name.startswith("lateral"))
+    laterals = _numbers("lateral", tree)
     return (
         *(Row(f"{ours}/lateral{n}", f"{theirs}.lateral_convs.{n - 2}.conv", CONV) for n in laterals),
         *_convs(ours, f"{theirs}.convs.{{}}.conv", tree),
@@ -126,8 +126,13 @@ def _semantic(ours: str, theirs: str, tree: Tree) -> Table:
 
 def _convs(ours: str, theirs: str, tree: Tree) -> Table:
     """Rows of ``conv1``, ``conv2``, .., which the reference counts from 0, at ``{}`` in ``theirs``."""
-    numbers = (int(name.removeprefix("conv")) for name in tree if name.startswith("conv"))
-    return tuple(Row(f"{ours}/conv{n}", theirs.format(n - 1), CONV) for n in numbers)
+    return tuple(Row(f"{ours}/conv{n}", theirs.format(n - 1), CONV) for n in _numbers("conv", tree))
+
+
+def _numbers(prefix: str, tree: Tree) -> list[int]:
+    """The numbers of the names that are the prefix and a number."""
+    numbers = (name.removeprefix(prefix) for name in tree if name.startswith(prefix))
+    return [int(number) for number in numbers if number.isdecimal()]
 
 
 def _mask_iou(ours: str, theirs: str, tree: Tree) -> Table:

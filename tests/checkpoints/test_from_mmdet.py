@@ -113,6 +113,10 @@ def test_errors_name_the_entry():
         from_mmdet({"epoch": 12}, {})
     with pytest.raises(ValueError, match="no torch name for rpn/head/surprise/kernel"):
         mmdet_names(holding("rpn/head/surprise/kernel"))
+    for part in ("heads_0/surprise", "heads_0/mask_head/conv1a", "semantic/lateral_up"):
+        with pytest.raises(ValueError, match=f"no torch name for {part}/kernel: add a row to the table"):
+            mmdet_names(holding(f"{part}/kernel"))
+        assert list(from_mmdet({"neck.lateral_convs.3.conv.bias": numbers(2)}, holding(f"{part}/kernel"))) == ["params"]
     with pytest.raises(ValueError, match="no torch name for batch_stats/backbone/conv1/kernel"):
         to_mmdet({"batch_stats": {"backbone": {"conv1": {"kernel": numbers(1, 1, 1, 1)}}}})
 
