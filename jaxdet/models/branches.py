@@ -61,6 +61,15 @@ class Head(nn.Module):
         own = jnp.take_along_axis(logits, labels.reshape(-1, 1, 1, 1), axis=3)[..., 0]
         return own.reshape(*labels.shape, *own.shape[1:]).astype(jnp.float32)
 
+    def use_all_parts(self, features: Features, num_classes: int) -> None:
+        """Run all layers on a box of each image: what makes their parameters, which linen does at their first use."""
+        images = len(next(iter(features.values())))
+        boxes, valid, labels = jnp.zeros((images, 1, 4)), jnp.ones((images, 1), bool), jnp.zeros((images, 1), jnp.int32)
+        self.boxes(features, boxes, valid, num_classes)
+        if self.mask_head is not None:
+            crops = self.mask_crops(features, boxes, valid)
+            self.mask_logits(self.mask_features(crops, self.no_mask_features(crops)), labels, num_classes)
+
 
 def of_class(deltas: jax.Array, labels: jax.Array) -> jax.Array:
     """Deltas ``[B, N, 4]`` of the class ``labels [B, N]``; class-agnostic ones have a single column."""

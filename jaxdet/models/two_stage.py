@@ -87,7 +87,7 @@ class TwoStage(nn.Module):
         self, features: Features, proposals: Proposals, targets: Targets, true_hw: jax.Array, key: jax.Array
     ) -> tuple[Losses, Losses]:
         """Losses and metrics of the heads on given proposals."""
-        repeat = self.repeat(self.schedule)
+        repeat = self.repeat(self.schedule, features)
         terms, metrics, last = loop.train_steps(repeat, features, proposals, targets, true_hw, self.num_classes, key)
         if self.mask_iou is not None:
             terms |= mask_iou_losses(self.mask_iou, last, targets, self.num_classes)
@@ -95,14 +95,11 @@ class TwoStage(nn.Module):
 
     def detect(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> Detections:
         """Detections from given proposals."""
-        repeat = self.repeat(self.test_schedule())
+        repeat = self.repeat(self.test_schedule(), features)
         logits, boxes = loop.test_steps(repeat, features, proposals, true_hw, self.num_classes)
         found = jax.vmap(self.finish)(boxes, jax.nn.softmax(logits)[..., :-1], proposals.valid)
         masks, mask_scores = None, found.scores
         if self.heads[0].mask_head is not None:
-            if self.is_initializing():  # at test linked heads share the last one's crops; training needs all extractors
-                for head in self.heads:
-                    head.mask_crops(features, found.boxes, found.valid)
             seen = loop.test_masks(repeat, features, found, self.num_classes)
             masks = seen.probabilities
             if self.mask_iou is not None:
@@ -111,16 +108,17 @@ class TwoStage(nn.Module):
 
     def test_schedule(self) -> tuple[Step, ...]:
         """The steps at test; only their heads matter."""
-        if self.test_heads is None or self.is_initializing():  # all heads have parameters, whichever work at test
+        if self.test_heads is None:
             return self.schedule
         return tuple(Step(head) for head in self.test_heads)
 
-    def repeat(self, schedule: tuple[Step, ...]) -> Repeat:
+    def repeat(self, schedule: tuple[Step, ...], features: Features) -> Repeat:
         """The way in which steps are run; the parameter tree is the same in both."""
+        if self.is_initializing():  # some steps leave out a head, or a part of one; parameters are made of all parts
+            for head in self.heads:
+                head.use_all_parts(features, self.num_classes)
         unroll = self.unroll
-        if self.is_initializing():
-            unroll = True
-        elif unroll is None:
+        if unroll is None:
             unroll = is_faster_unrolled(len(schedule)) or why_not_rolled(self.heads, schedule) is not None
         return (Unrolled if unroll else Rolled)(self.heads, schedule)
 
