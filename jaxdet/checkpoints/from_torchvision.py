@@ -32,6 +32,9 @@ What no setting covers: torchvision rounds the corners of its anchors to whole p
 1e-3 (proposals) or 1e-2 (detections), and pastes masks after rounding boxes to whole pixels.
 """
 
+COCO_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))
+"""The ids of COCO's 80 categories, ascending: what ``keep`` is for its COCO weights in a model of 80 classes."""
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -64,14 +67,14 @@ def _detector() -> Table:
         Row("rpn/head/deltas", "rpn.head.bbox_pred", CONV),
         Row("heads_0/box_head/trunk/fc1", "roi_heads.box_head.fc6", LINEAR_OVER_7X7),
         Row("heads_0/box_head/trunk/fc2", "roi_heads.box_head.fc7", LINEAR),
-        Row("heads_0/box_head/logits", _CLASS, LINEAR),
+        Row("heads_0/box_head/logits", CLASS, LINEAR),
         Row("heads_0/box_head/deltas", _BOX, LINEAR),
         Row("heads_0/mask_head/upsample", "roi_heads.mask_predictor.conv5_mask", TRANSPOSED_CONV),
         Row("heads_0/mask_head/logits", _MASK, CONV),
     )
 
 
-_CLASS = "roi_heads.box_predictor.cls_score"
+CLASS = "roi_heads.box_predictor.cls_score"
 _BOX = "roi_heads.box_predictor.bbox_pred"
 _MASK = "roi_heads.mask_predictor.mask_fcn_logits"
 RESNET: Table = resnet("backbone", "")
@@ -115,7 +118,7 @@ def from_torchvision(
     """A torchvision ``fasterrcnn_resnet*_fpn`` or ``maskrcnn_resnet*_fpn`` (not ``_v2``) as a jaxdet model.
 
     The result's ``category_ids`` are torchvision's labels of our labels 0, 1, ..: for COCO weights the category ids 1
-    to 90, gaps included, so the model has 90 classes.  ``keep`` chooses among them, as COCO's 80: the scores then no
+    to 90, gaps included, so the model has 90 classes.  ``keep`` chooses among them, as ``COCO_IDS``: the scores then no
     longer share the probability mass with the gaps, which is next to none.  ``batch_norm_eps`` is what their batch
     norm adds to the variance: 0 for COCO_V1 weights, 1e-5 for models of one's own.  ValueError if class counts
     disagree or ``keep`` names a label that is not there.
@@ -127,7 +130,7 @@ def from_torchvision(
     if unknown or len(set(labels)) != len(labels):
         raise ValueError(f"keep must name different labels of 1..{classes - 1}, got {list(keep or ())}")
     rows = {
-        _CLASS: np.array([*labels, 0]),
+        CLASS: np.array([*labels, 0]),
         _BOX: (4 * np.array(labels, int)[:, None] + np.arange(4)).reshape(-1),
         _MASK: np.array(labels, int),
     }
@@ -140,18 +143,18 @@ def from_torchvision(
 
 def _class_count(state: Mapping[str, Array]) -> int:
     """Classes with background; ValueError if the outputs disagree."""
-    outputs = {_CLASS: 1, _BOX: 4, _MASK: 1}
+    outputs = {CLASS: 1, _BOX: 4, _MASK: 1}
     counts = {
         name: len(state[name]) / group
         for module, group in outputs.items()
         for name in (f"{module}.weight", f"{module}.bias")
         if name in state
     }
-    if f"{_CLASS}.weight" not in counts:
-        raise ValueError(f"no {_CLASS}.weight: not a torchvision Faster or Mask R-CNN")
+    if f"{CLASS}.weight" not in counts:
+        raise ValueError(f"no {CLASS}.weight: not a torchvision Faster or Mask R-CNN")
     if len(set(counts.values())) != 1:
         raise ValueError(f"the outputs disagree on the number of classes: {counts}")
-    return int(counts[f"{_CLASS}.weight"])
+    return int(counts[f"{CLASS}.weight"])
 
 
 def _shift_eps(state: Mapping[str, Array], eps: float) -> dict[str, Array]:

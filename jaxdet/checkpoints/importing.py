@@ -1,5 +1,6 @@
 """Weights to start from, wherever they come from: told apart by what is in them."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +8,18 @@ from typing import Any
 
 from jaxdet.checkpoints.files import read_weights
 from jaxdet.checkpoints.from_mmdet import from_mmdet
-from jaxdet.checkpoints.from_torchvision import Imported, from_folded_resnet, from_torchvision, from_torchvision_resnet
+from jaxdet.checkpoints.from_torchvision import (
+    CLASS,
+    COCO_IDS,
+    Imported,
+    from_folded_resnet,
+    from_torchvision,
+    from_torchvision_resnet,
+)
 from jaxdet.checkpoints.reading import load
-from jaxdet.checkpoints.tree import Array
+from jaxdet.checkpoints.tree import Array, flatten
+
+_log = logging.getLogger(__name__)
 
 
 def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imported:
@@ -30,7 +40,7 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
 def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
     """A plain state dict (no wrappers) by whose names it bears; ``like`` as in ``import_weights``."""
     if any(name.startswith("roi_heads.") for name in state):
-        return from_torchvision(state)
+        return from_torchvision(state, keep=_labels_to_keep(state, like))
     if any(name.startswith(("backbone.layer", "rpn_head.", "roi_head.")) for name in state):
         return Imported(from_mmdet(state, like))
     if "conv1.weight" in state and any(name.startswith("layer1.") for name in state):
@@ -39,3 +49,12 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
         f"names of no known kind, such as {', '.join(list(state)[:4])}: expected mmdetection's (backbone.layer1.., "
         "roi_head..), torchvision's detectors' (backbone.body.., roi_heads..) or its ResNets' (conv1.., layer1..)"
     )
+
+
+def _labels_to_keep(state: Mapping[str, Array], like: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """COCO's 80 ids, where torchvision's 90 labels, which are ids with gaps, meet a model of 80 classes; else None."""
+    logits = state.get(f"{CLASS}.bias"), flatten(like).get(("params", "heads_0", "box_head", "logits", "bias"))
+    if [getattr(bias, "shape", None) for bias in logits] != [(91,), (81,)]:
+        return None
+    _log.info("torchvision's 90 labels are COCO's ids: the 80 that COCO uses are taken, in ascending order")
+    return COCO_IDS

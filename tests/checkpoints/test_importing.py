@@ -1,5 +1,7 @@
 """Whose weights a file holds is read off its names."""
 
+import itertools
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -36,6 +38,27 @@ def test_each_kind_is_recognised():
         np.testing.assert_array_equal(found, kernel.transpose(2, 3, 1, 0))
         assert "unmapped" not in imported.variables
     assert "bn1" in recognise(cases["folded"][0], {}).variables["params"]["backbone"]
+
+
+COCO = (range(1, 12), range(13, 26), (27, 28), range(31, 45), range(46, 66), (67, 70), range(72, 83), range(84, 91))
+"""The ids in COCO's instances_val2017.json."""
+
+
+@pytest.mark.parametrize(("outputs", "classes", "ids"), [
+    (91, 80, tuple(itertools.chain(*COCO))),
+    (91, 90, tuple(range(1, 91))),
+    (81, 80, tuple(range(1, 81))),
+])  # fmt: skip
+def test_labels_of_torchvisions_coco_weights_in_a_model_of_80_classes(outputs, classes, ids):
+    state = {
+        "roi_heads.box_predictor.cls_score.weight": array(outputs, 2),
+        "roi_heads.box_predictor.cls_score.bias": array(outputs),
+    }
+    like = {"params": {"heads_0": {"box_head": {"logits": {"bias": array(classes + 1)}}}}}
+    imported = recognise(state, like)
+    assert imported.category_ids == ids
+    bias = imported.variables["params"]["heads_0"]["box_head"]["logits"]["bias"]
+    assert bias.tolist() == [*ids, 0]
 
 
 def test_unknown_names_are_named():
