@@ -118,9 +118,11 @@ def _by_processes(batches: Any, data: Data, names: Path) -> Any:
 
 
 def _start(names: Path, worker: int, workers: int) -> None:
-    """First thing in a worker: OpenCV would start a thread for every core; Ctrl-C is for the main process."""
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """First thing in a worker, of which there are several."""
+    cv2.setNumThreads(1)  # else it would start a thread for every core
+    # Schedulers and terminals send these to all processes of a job; what they ask for is the main process's to do.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     (names / str(os.getpid())).touch()
 

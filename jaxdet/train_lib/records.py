@@ -43,14 +43,16 @@ class RecordFile:
 
 
 def read_log(workdir: Path) -> list[Record]:
-    """Records of ``log.jsonl``, in order; none where there is no log.  A last line cut off by a crash is left out."""
+    """Records of ``log.jsonl``, in order; none where there is no log.  What is no record is left out."""
     path = workdir / JSONL
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records
 
 

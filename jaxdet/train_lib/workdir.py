@@ -49,7 +49,7 @@ def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) ->
     path = workdir / CONFIG
     if path.exists():
         # Rebuilt, so that a setting that is newer than the run counts with its default.
-        stored = to_data(from_data(json.loads(path.read_text())))
+        stored = to_data(from_data(_read_json(path)))
         changes = differences(stored, config)
         if changes and not accept_changes:
             raise ValueError(_refusal(workdir, changes))
@@ -63,7 +63,16 @@ def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) ->
 def read_metrics(workdir: Path) -> dict[str, float] | None:
     """Numbers of the finished run in this folder; None where none is finished."""
     path = workdir / METRICS
-    return json.loads(path.read_text()) if path.exists() else None
+    return _read_json(path) if path.exists() else None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): expected JSON; remove it to go on with the run in this folder"
+        ) from None
 
 
 def _refusal(workdir: Path, changes: list[str]) -> str:

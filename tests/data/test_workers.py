@@ -38,6 +38,9 @@ def test_a_killed_worker_is_an_error() -> None:
     try:
         assert next(prepared)["number"].tolist() == [0, 0, 0]
         (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGTERM)  # as to all processes of a job: the main one saves first
+        for number in range(1, 9):
+            assert next(prepared)["number"][0] == number
         os.kill(worker.pid, signal.SIGKILL)
         begin = time.monotonic()
         with pytest.raises(ChildProcessError, match=r"ended before its time\. .* exit code -9.*fewer data\.workers"):

@@ -81,7 +81,7 @@ def test_log_of_a_continued_run_has_each_step_once(tmp_path: Path) -> None:
         for step in (2, 4, 6):
             log.scalars(step, {"loss": step / 2, "lr": 0.1})
     with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"step": 8, "lo')  # killed while it wrote
+        file.write('12\n\x00\x00\n{"step": 8, "lo')  # a bad disk, and killed while it wrote
     with RunLog(tmp_path, 4) as log:  # the last checkpoint was that of step 4
         log.scalars(6, {"loss": 10.0})
         log.scalars(6, {"bbox/AP": 0.5, "bbox/AP50": 0.6})
@@ -140,6 +140,15 @@ def test_a_folder_belongs_to_one_config(tmp_path: Path, caplog: pytest.LogCaptur
     assert "seed: 1 -> 2" in caplog.text
     assert read_metrics(tmp_path / "run") is None  # they are those of another config
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged .*: expected JSON; remove it"):
+        claim(tmp_path, Run(), to_data(Run()), accept_changes=False)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics\.json is damaged"):
+        read_metrics(tmp_path)
 
 
 def test_a_setting_newer_than_the_run_counts_with_its_default(tmp_path: Path) -> None:
@@ -218,6 +227,38 @@ def test_logs_checkpoints_and_evaluations_come_when_due(tmp_path: Path) -> None:
     assert [r["step"] for r in records if "loss" in r] == [2, 4, 6, 8, 10]
     assert [r["step"] for r in records if "bbox/AP" in r] == [4, 8]
     assert [r["dropped"] for r in records if "loss" in r] == [14, 28, 42, 56, 70]
+
+
+def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(tmp_path: Path) -> None:
+    evaluated = []
+
+    def validate(state: TrainState) -> dict[str, float]:
+        evaluated.append(1)
+        return {"bbox/AP": 0.25}
+
+    for finished in (False, True, True):
+        with RunLog(tmp_path, 4) as log:  # the checkpoint of step 4 is the newest
+            assert log.evaluated == finished
+            watched = watch(tmp_path, log, StopRequest(), validate)
+            watched.start = 4
+            watched.resume(STATE)
+    assert [record["step"] for record in read_log(tmp_path)] == [4]
+    assert len(evaluated) == 1
+    with RunLog(tmp_path, 3) as log:  # none was due after 3 steps
+        watched = watch(tmp_path, log, StopRequest(), validate)
+        watched.start = 3
+        watched.resume(STATE)
+    assert len(evaluated) == 1
+
+
+def test_scores_of_the_end_come_into_the_log_once(tmp_path: Path) -> None:
+    """Killed after the last evaluation and before its scores were written: it is done again."""
+    for _ in range(2):
+        with RunLog(tmp_path, 10) as log:
+            watched = watch(tmp_path, log, StopRequest(), lambda state: {"bbox/AP": 0.5})
+            watched.start = 10
+            assert watched.evaluate(10, STATE) == {"bbox/AP": 0.5}
+    assert [record["step"] for record in read_log(tmp_path)] == [10]
 
 
 def test_a_state_with_a_loss_that_is_no_number_is_never_saved(tmp_path: Path) -> None:
