@@ -19,6 +19,7 @@ from rich.console import Console
 
 from jaxdet.atomic import write_json
 from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
+from jaxdet.hosts import add_host_flags, join_hosts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,15 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fast", action="store_true", help="judge by faster-coco-eval: the same numbers sooner")
     parser.add_argument("--out", help="write the detections here, as COCO results json")
     parser.add_argument("--metrics", help="write the numbers here, as json")
-    parser.add_argument(
-        "--distributed", action="store_true", help="join the other hosts of the job (jax.distributed.initialize)"
-    )
+    add_host_flags(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")
     return parser
 
 
 def _score_results(options: argparse.Namespace) -> Scores:
-    given = [name for name in ("config", "images", "out", "distributed", "overrides") if getattr(options, name)]
+    of_models = ("config", "images", "out", "distributed", "coordinator", "overrides")
+    given = [name for name in of_models if getattr(options, name)]
     if given or not options.annotations:
         raise ValueError(f"--results: expected --annotations and no model's options, got {given or 'no --annotations'}")
     truth = _read_json(options.annotations)
@@ -80,8 +80,7 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
     from jaxdet.config import load_config
     from jaxdet.eval_lib import detect_all, open_checkpoint
 
-    if options.distributed:
-        jax.distributed.initialize()
+    join_hosts(options)
     config = load_config(options.config) if options.config else None
     trained, source = open_checkpoint(
         options.checkpoint, options.images, options.annotations, config=config, overrides=options.overrides

@@ -10,6 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
+from jaxdet.hosts import add_host_flags, join_hosts
+
 
 def main() -> int:
     arguments = _parse()
@@ -29,8 +31,9 @@ def main() -> int:
         if arguments.print_config:
             print_config(experiment)
             return 0
-        if arguments.distributed:
-            jax.distributed.initialize()
+        join_hosts(arguments)
+        if jax.process_index() != 0:  # one process reports, all complain
+            logging.getLogger("jaxdet").setLevel(logging.WARNING)
         workdir = arguments.workdir or Path("runs") / config_name(arguments.config)
         metrics = train(experiment, workdir, accept_changes=arguments.accept_changes)
     except (ValueError, FloatingPointError, OSError) as error:
@@ -38,7 +41,8 @@ def main() -> int:
             raise
         print(f"error: {error}{_hint(error)}", file=sys.stderr)
         return 1
-    _print_outcome(metrics, workdir)
+    if jax.process_index() == 0:
+        _print_outcome(metrics, workdir)
     return 0
 
 
@@ -66,9 +70,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--accept-changes", action="store_true", help="continue a run although its config was another one"
     )
-    parser.add_argument(
-        "--distributed", action="store_true", help="join the other hosts of the job (jax.distributed.initialize)"
-    )
+    add_host_flags(parser)
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")
     return parser.parse_intermixed_args()

@@ -21,6 +21,7 @@ ALLOWED = {
     "checkpoints": {"structures", "atomic", "mesh"},  # mesh: its processes agree
     "evaluation": {"structures", "ops", "data", "atomic"},
     "mesh": {"structures"},
+    "hosts": set[str](),
     "experiment": {"models", "data"},
 }
 ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "experiment"}  # what a checkpoint holds
