@@ -5,7 +5,7 @@ whoever asks for it, however often, with any number of workers or processes.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
-from jaxdet.data.transforms import canvas_hw, image_arrays, target_arrays, view_of
+from jaxdet.data.transforms import IGNORED, canvas_hw, image_arrays, target_arrays, view_of
 
 # What the random draws are for; part of their seeds.
 _ORDER, _AUGMENT, _REPLACE = 0, 1, 2
@@ -60,9 +60,9 @@ def trainable(source: Source, data: Data) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that lru_cache can key on it
 class TrainPlan:
-    """The order of training: in each epoch every image comes once, shuffled within its bucket.
+    """The order of training: in each epoch every image comes exactly once, shuffled within its bucket.
 
-    What the last batch of a bucket lacks is filled with images of that bucket, so a few come twice.
+    What the last batch of a bucket lacks is filled with -1: slots that nothing is learned from.
     """
 
     buckets: tuple[NDArray[np.int64], ...]
@@ -75,7 +75,7 @@ class TrainPlan:
         return sum(-(-len(bucket) // self.batch_size) for bucket in self.buckets)
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """``[batch_size]`` positions in the source of step ``step`` (0, 1, ...)."""
+        """``[batch_size]`` positions in the source of step ``step`` (0, 1, ...), or -1; the first is an image."""
         epoch, place = divmod(step, self.steps_per_epoch)
         batch: NDArray[np.int64] = _epoch(self, epoch)[place]
         return batch
@@ -84,11 +84,16 @@ class TrainPlan:
 @lru_cache(maxsize=4)  # the epoch at hand, and the next one while batches are prepared ahead
 def _epoch(plan: TrainPlan, epoch: int) -> NDArray[np.int64]:
     rng = np.random.default_rng([plan.seed, _ORDER, epoch])
-    batches = []
-    for bucket in plan.buckets:
-        steps = -(-len(bucket) // plan.batch_size)
-        batches.append(np.resize(rng.permutation(bucket), (steps, plan.batch_size)))
-    return rng.permutation(np.concatenate(batches))
+    return rng.permutation(_cut([rng.permutation(bucket) for bucket in plan.buckets], plan.batch_size))
+
+
+def _cut(buckets: Sequence[NDArray[np.int64]], batch_size: int) -> NDArray[np.int64]:
+    """``[steps, batch_size]``: each bucket in batches of its own, the last of which ends with -1."""
+    rows = [np.zeros((0, batch_size), np.int64)]
+    for bucket in buckets:
+        lacking = -len(bucket) % batch_size
+        rows.append(np.pad(bucket, (0, lacking), constant_values=-1).reshape(-1, batch_size))
+    return np.concatenate(rows)
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,7 @@ class EvalPlan:
 
     def batches(self) -> NDArray[np.int64]:
         """``[steps, batch_size]`` positions in the source, or -1."""
-        rows = [np.zeros((0, self.batch_size), np.int64)]
-        for bucket in self.buckets:
-            steps = -(-len(bucket) // self.batch_size)
-            filled = np.full(steps * self.batch_size, -1, np.int64)
-            filled[: len(bucket)] = bucket
-            rows.append(filled.reshape(steps, self.batch_size))
-        return np.concatenate(rows)
+        return _cut(self.buckets, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,14 @@ class TrainBatches:
     def __getitem__(self, position: int) -> dict[str, Any]:
         step = self.start + position
         indices = self.plan.batch(step)
-        return stack([self._whole_example(step, slot, int(indices[slot])) for slot in self.share.slots])
+        return stack([self._slot(step, slot, indices) for slot in self.share.slots])
+
+    def _slot(self, step: int, slot: int, indices: NDArray[np.int64]) -> dict[str, Any]:
+        if indices[slot] >= 0:
+            return self._whole_example(step, slot, int(indices[slot]))
+        # Pixels of an image that is there already, so that statistics of the batch stay those of images.
+        images = indices[indices >= 0]
+        return _without_truth(self._whole_example(step, slot, int(images[slot % len(images)])))
 
     def _whole_example(self, step: int, slot: int, index: int) -> dict[str, Any]:
         """The example of a slot; with ``data.skip_broken`` that of another image if its own is broken."""
@@ -180,6 +186,15 @@ class TrainBatches:
         targets = target_arrays(record, view, self.data)
         dropped = targets.pop("dropped")
         return image_arrays(record.image, view, index) | {"targets": targets, "dropped": dropped}
+
+
+def _without_truth(example: dict[str, Any]) -> dict[str, Any]:
+    """The pixels of an example as no image of the source: no ground truth is valid, and all of its map unknown."""
+    targets = example["targets"] | {"valid": np.zeros_like(example["targets"]["valid"])}
+    if "semantic" in targets:
+        targets["semantic"] = np.full_like(targets["semantic"], IGNORED)
+    nothing = {"index": np.int32(-1), "valid": np.bool_(False), "dropped": np.int32(0)}
+    return example | {"targets": targets} | nothing
 
 
 @dataclass(frozen=True)

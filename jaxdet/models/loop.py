@@ -130,7 +130,7 @@ def refine(head: Head, boxes: jax.Array, logits: jax.Array, deltas: jax.Array, t
 def _metrics(logits: jax.Array, samples: Samples, targets: Targets) -> Losses:
     """Accuracy, positives an image, and how many of these, ground truth left out, overlap it by 50 to 60 %, ..."""
     correct = (logits.argmax(-1) == samples.labels) & samples.valid
-    images = samples.positive.shape[0]
+    images = jnp.maximum(samples.valid.any(1).sum(), 1)
     all_overlaps = jax.vmap(iou)(samples.boxes, targets.boxes)
     overlap = jnp.take_along_axis(all_overlaps, samples.gt_index[..., None], axis=2)[..., 0]
     tenth = jnp.where(samples.positive & ~samples.truth, jnp.minimum(jnp.floor(overlap * 10), 9), 0)

@@ -83,9 +83,9 @@ class RPN(nn.Module):
         deltas = jnp.take_along_axis(jnp.concatenate(dense.deltas, 1), choice.index[..., None], axis=1)
         score_loss = losses.binary_cross_entropy(objectness, choice.positive)
         box_loss = losses.l1(deltas, target) if self.beta is None else losses.smooth_l1(deltas, target, self.beta)
-        # The reference counts at least one positive and one negative an image.
+        # The reference counts at least one positive and one negative an image; a slot without an image has no anchors.
         counts = jnp.stack([choice.positive.sum(1), (choice.valid & ~choice.positive).sum(1)])
-        number = jnp.maximum(counts, 1).sum()
+        number = jnp.maximum(jnp.where(exists.any(1), jnp.maximum(counts, 1), 0).sum(), 1)
         terms = {
             "loss_rpn_cls": losses.masked_sum(score_loss, choice.valid) / number,
             "loss_rpn_bbox": losses.masked_sum(box_loss, choice.positive[..., None]) / number,

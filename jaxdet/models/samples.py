@@ -1,11 +1,25 @@
-"""The boxes that a step trains on."""
+"""The images of a batch and the boxes in them that a step trains on."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from jaxdet.models.schedule import Step
 from jaxdet.ops.matching import Match
-from jaxdet.structures import Proposals, Samples, Targets
+from jaxdet.structures import Batch, Proposals, Samples, Targets
+
+
+def without_fillers(batch: Batch) -> Batch:
+    """Slots that only fill the batch as images of no size: no anchors, no ground truth, so no part in any loss.
+
+    Their semantic maps have no known pixel, as `jaxdet.data` makes them.
+    """
+    hw = jnp.where(batch.valid[:, None], batch.true_hw, 0.0)
+    targets = batch.targets
+    if targets is not None:
+        targets = dataclasses.replace(targets, valid=targets.valid & batch.valid[:, None])
+    return dataclasses.replace(batch, true_hw=hw, targets=targets)
 
 
 def sample(step: Step, proposals: Proposals, targets: Targets, num_classes: int, key: jax.Array) -> Samples:

@@ -11,6 +11,7 @@ from jaxdet.models.branches import Head, Losses
 from jaxdet.models.finish import Finish
 from jaxdet.models.proposals import RPN
 from jaxdet.models.repeat import Repeat, Rolled, Unrolled, is_faster_unrolled, why_not_rolled
+from jaxdet.models.samples import without_fillers
 from jaxdet.models.schedule import Step, check_schedule, check_test_heads, check_unshared
 from jaxdet.models.scoring import mask_iou_losses, rate_masks
 from jaxdet.models.semantic import semantic_losses
@@ -60,9 +61,10 @@ class TwoStage(nn.Module):
         """Loss terms by name, whose sum is minimised, and metrics; ``key`` drives the samplers."""
         if batch.targets is None:
             raise ValueError("losses need ground truth, got a batch without targets; predict works without")
-        targets = jax.tree.map(jnp.asarray, batch.targets)
         rpn_key, head_key = jax.random.split(key)
         features = self.features(batch)
+        batch = without_fillers(batch)
+        targets = jax.tree.map(jnp.asarray, batch.targets)
         rpn_losses, proposals = self.rpn.losses(features, batch.true_hw, targets, rpn_key)
         head_losses, metrics = self.head_losses(features, proposals, targets, batch.true_hw, head_key)
         terms = {**rpn_losses, **head_losses}

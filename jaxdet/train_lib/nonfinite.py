@@ -56,8 +56,8 @@ class FiniteCheck:
         return False
 
     def _keep(self, step: int, batch: Batch) -> str:
-        ids = self.image_ids[np.asarray(batch.index)]
-        images = f"The batch had the images {', '.join(map(str, ids))}"
+        ids = np.where(batch.valid, self.image_ids[np.asarray(batch.index)], -1)
+        images = f"The batch had the images {', '.join(map(str, ids[np.asarray(batch.valid)]))}"
         part = f"-{jax.process_index()}" if jax.process_count() > 1 else ""  # each process has its part of the batch
         path = self.workdir / f"nonfinite-{step}{part}.npz"
         if len(list(self.workdir.glob(f"nonfinite-*{part}.npz"))) >= _KEPT:
@@ -73,7 +73,7 @@ def not_finite(metrics: Mapping[str, float]) -> list[str]:
 
 
 def save_batch(path: Path, batch: Batch, ids: NDArray[np.int64], step: int) -> None:
-    """A batch as ``.npz``: its arrays by name (``image``, ``targets.boxes``, ...), the images' ``ids``, ``step``."""
+    """A batch as ``.npz``: its arrays by name (``image``, ``targets.boxes``, ...), ``ids`` or -1, ``step``."""
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     arrays: dict[str, Any] = {
         jax.tree_util.keystr(name, simple=True, separator="."): np.asarray(leaf) for name, leaf in leaves

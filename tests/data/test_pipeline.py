@@ -34,8 +34,8 @@ def test_shapes_and_types(scenes, small, reference):
     for batch in reference:
         assert batch.image.shape in ((4, 64, 96, 3), (4, 96, 64, 3))
         assert batch.targets.masks.shape == (4, 8, 28, 28)
-        assert batch.valid.all()
-        assert batch.targets.valid.any(axis=1).all()
+        assert batch.valid[0]
+        np.testing.assert_array_equal(batch.targets.valid.any(axis=1), batch.valid)
         types = {leaf.dtype.name for leaf in jax.tree.leaves(batch)}
         assert types == {"uint8", "float32", "int32", "bool"}
     assert len({batch.image.shape for batch in reference}) == 2
@@ -83,11 +83,36 @@ def test_processes_share_the_batch(scenes, small, reference, processes):
         _same(joined, reference[2 + step])
 
 
-def test_every_image_comes_in_each_epoch(scenes, small):
-    with train_batches(scenes, small, seed=0, start_step=0) as batches:
-        steps = batches.steps_per_epoch
-        seen = {int(index) for _ in range(steps) for index in next(batches).index}
-    assert seen == set(np.flatnonzero(scenes.usable > 0).tolist())
+@pytest.mark.parametrize(("batch_size", "processes", "workers"), [(4, 1, 0), (4, 2, 0), (4, 4, 0), (8, 2, 0)])
+def test_an_epoch_has_every_image_once(scenes, small, batch_size, processes, workers):
+    """Two epochs whose buckets are no multiples of the batch, counted over all processes."""
+    data = dataclasses.replace(small, batch_size=batch_size, workers=workers)
+    trainable = np.flatnonzero(scenes.usable > 0).tolist()
+    landscape = scenes.sizes[trainable, 1] > scenes.sizes[trainable, 0]
+    assert all(count % batch_size for count in (landscape.sum(), (~landscape).sum()))
+    steps = sum(-(-count // batch_size) for count in (landscape.sum(), (~landscape).sum()))
+    parts = [
+        _take(scenes, data, start=0, count=2 * steps, process_index=index, process_count=processes)
+        for index in range(processes)
+    ]
+    for epoch in (0, 1):
+        batches = [batch for part in parts for batch in part[epoch * steps : (epoch + 1) * steps]]
+        seen = [int(index) for batch in batches for index in batch.index[batch.valid]]
+        assert sorted(seen) == trainable
+    for step in zip(*parts, strict=True):
+        assert len({batch.image.shape for batch in step}) == 1
+        assert all(len(batch.valid) == batch_size // processes for batch in step)
+
+
+def test_a_slot_that_fills_a_batch_repeats_an_image_without_its_truth(scenes, small):
+    data = dataclasses.replace(small, batch_size=16, flip_probability=0.0)
+    for batch in _take(scenes, data, start=0, count=2):
+        images = [image.tobytes() for image in batch.image]
+        for slot in np.flatnonzero(~batch.valid):
+            assert images[slot] == images[slot % batch.valid.sum()]
+            assert batch.index[slot] == -1
+            assert not batch.targets.valid[slot].any()
+        assert not batch.valid.all()
 
 
 def test_dropped_instances_are_counted_and_logged(scenes, small, caplog):
@@ -97,7 +122,7 @@ def test_dropped_instances_are_counted_and_logged(scenes, small, caplog):
         dropped = batches.dropped
     expected = 0
     for batch in taken:
-        for index in batch.index:
+        for index in batch.index[batch.valid]:
             expected += max(len([a for a in scenes[int(index)].annotations]) - 2, 0)
     assert dropped == expected > 0
     assert "more than 2 instances" in caplog.text
@@ -105,7 +130,7 @@ def test_dropped_instances_are_counted_and_logged(scenes, small, caplog):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "processes", "workers"), [(1, 1, 0), (4, 1, 0), (4, 2, 0), (6, 3, 0), (4, 1, 2)]
+    ("batch_size", "processes", "workers"), [(1, 1, 0), (4, 1, 0), (4, 2, 0), (6, 3, 0), (8, 4, 0), (4, 1, 2)]
 )
 def test_evaluation_sees_every_image_once(scenes, small, batch_size, processes, workers):
     data = dataclasses.replace(small, workers=workers)

@@ -161,6 +161,23 @@ def test_a_batch_weighs_its_images_by_their_samples() -> None:
         assert both[name] == pytest.approx(expected, rel=1e-4), name
 
 
+@pytest.mark.parametrize("fill", [0.0, np.nan])
+def test_a_slot_that_fills_the_batch_has_no_effect(fill: float) -> None:
+    """All losses are means, so one image alone has those of the same image twice."""
+    first = make_targets(0)
+    expected = losses(make_batch([first, first]).replace(image=make_batch([first]).image.repeat(2, 0)))
+    half_empty = make_batch([first, make_targets(1, fill=fill)]).replace(valid=np.array([True, False]))
+    found = losses(half_empty)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
+    assert found[1]["positives"] > 0
+
+
+def test_a_batch_without_images_has_no_loss() -> None:
+    terms, metrics, gradients = losses(make_batch(OBJECTS).replace(valid=np.zeros(2, bool)))
+    assert {*terms.values(), metrics["positives"], metrics["accuracy"]} == {0.0}
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients))
+
+
 def test_frozen_parameters_and_only_those_get_no_gradient() -> None:
     model, (_, _, gradients) = make_model(), losses(make_batch(OBJECTS))
     for path, leaf in jax.tree_util.tree_leaves_with_path({"backbone": gradients["backbone"]}):
