@@ -94,6 +94,7 @@ class Run:
     eval_every: int | None = None  #: 0: only after the last step
     eval_batch: int = 8  #: images, over all devices
     skip_nonfinite: int = 0  #: steps in a row that may be skipped for a loss or gradient that is no number; 0: it stops
+    shard_parameters: bool = False  #: split parameters and optimizer state over the devices, to save their memory
     pictures: int = 8  #: images of the validation set in the picture of predictions beside ground truth
 
     def __post_init__(self) -> None:

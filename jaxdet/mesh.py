@@ -1,7 +1,11 @@
-"""Devices for data parallelism: one mesh axis ``data``; batches are split along it, the rest is on every device."""
+"""Devices for data parallelism: one mesh axis ``data``; batches are split along it, the rest is on every device.
+
+Parameters and the state of the optimizer may be split along it too, to save memory; each device then gathers them at
+each step (fully sharded data parallelism; Rajbhandari et al. 2020, ZeRO stage 3).
+"""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +28,20 @@ def replicate(tree: T, mesh: Mesh) -> T:
     """Every leaf as a global array that each device holds whole."""
     replicated: T = jax.device_put(tree, NamedSharding(mesh, P()))
     return replicated
+
+
+def layout_of(tree: Any, mesh: Mesh, *, split: bool) -> Any:
+    """A sharding for each leaf of a tree of arrays: whole on every device or, with ``split``, in equal parts.
+
+    It is split along the longest of its axes that the number of devices divides; without one it stays whole.
+    """
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, side in enumerate(leaf.shape) if split and side and side % mesh.size == 0]
+        longest = max(axes, key=lambda axis: leaf.shape[axis], default=None)
+        return NamedSharding(mesh, P() if longest is None else P(*[None] * longest, "data"))
+
+    return jax.tree.map(place, tree)
 
 
 def replicated_key(seed: int, mesh: Mesh) -> jax.Array:

@@ -1,17 +1,50 @@
-"""Tests on several devices: in a process of their own, as the number of devices is fixed when jax starts."""
+"""Tests on several devices and processes: in processes of their own, as their number is fixed when jax starts."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
+def start(arguments: Sequence[str], devices: int) -> subprocess.Popen[str]:
+    """``python ARGUMENTS`` in the project's root, with that many CPU devices."""
+    own = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def outputs(processes: Sequence[subprocess.Popen[str]], timeout: float = 900) -> list[str]:
+    """What each wrote to standard output; all must end well."""
+    try:
+        said = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:  # one may wait for another that failed
+            process.kill()
+            process.communicate()
+    failed = [errors[-3000:] for process, (_, errors) in zip(processes, said, strict=True) if process.returncode]
+    assert not failed, "\n".join(failed)
+    return [out for out, _ in said]
+
+
 def run_on_devices(file: str, number: int = 8) -> list[str]:
     """The words that the test file prints, run as a program that sees so many CPU devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return outputs([start([file], number)])[0].split()
+
+
+def host_flags(number: int) -> list[list[str]]:
+    """For each of that many processes the flags by which it joins the others (`jaxdet.hosts`)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(number)]
+    return [[*common, "--process-id", str(index)] for index in range(number)]

@@ -12,7 +12,7 @@ from jax.nn.initializers import Initializer
 
 from jaxdet.ops.spectral import predicted_gain, spectral_conv
 
-NormKind: TypeAlias = Literal["batch", "group"]
+NormKind: TypeAlias = Literal["batch", "sync_batch", "group"]
 Method: TypeAlias = Literal["direct", "spectral"]
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
@@ -113,23 +113,43 @@ class Upsample(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Normalisation by stored statistics, the detection standard of training with ``norm_eval``.
+    """Batch normalisation (Ioffe and Szegedy 2015) with running averages in the collection ``batch_stats``.
 
-    ``scale`` and ``bias`` are trained; ``mean`` and ``var`` come with pretrained weights (collection ``batch_stats``)
-    and stay.  From scratch they are 0 and 1, which leaves an affine map: use group normalisation there.
+    ``frozen``, the detection standard: stored statistics, which come with pretrained weights and stay.  From scratch
+    they are 0 and 1, which leaves an affine map: use another kind there.
+
+    Else, wherever ``batch_stats`` may be changed (in the training step, not in prediction), the statistics of all
+    images of the batch, on whatever devices they are, padding included, as torch's SyncBatchNorm takes them; the
+    running averages move towards them by the share ``momentum``.
     """
 
+    frozen: bool = True
     scale_init: Initializer = nn.initializers.ones
     epsilon: float = 1e-5
+    momentum: float = 0.1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32).value
-        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32).value
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if not self.frozen and self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            mean, var = moments(x)
+            count = x.size // x.shape[-1]
+            unbiased = var * count / max(count - 1, 1)  # what torch stores
+            running_mean.value += self.momentum * (jax.lax.stop_gradient(mean) - running_mean.value)
+            running_var.value += self.momentum * (jax.lax.stop_gradient(unbiased) - running_var.value)
         gain = self.param("scale", self.scale_init, shape) * jax.lax.rsqrt(var + self.epsilon)
         shift = self.param("bias", nn.initializers.zeros, shape) - mean * gain
         return x * gain.astype(x.dtype) + shift.astype(x.dtype)
+
+
+def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance ``[C]`` of ``x [..., C]`` over all other axes, float32."""
+    x = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    mean = x.mean(0)
+    return mean, jnp.square(x - mean).mean(0)  # in two passes: E[x^2] - E[x]^2 cancels
 
 
 class GroupNorm(nn.Module):
@@ -153,7 +173,7 @@ class GroupNorm(nn.Module):
 
 
 def make_norm(kind: NormKind, name: str, scale_init: Initializer = nn.initializers.ones) -> nn.Module:
-    """The normalisation layer of that kind."""
-    if kind == "batch":
-        return BatchNorm(scale_init=scale_init, name=name)
-    return GroupNorm(scale_init=scale_init, name=name)
+    """The normalisation layer of that kind: ``batch`` with stored statistics, ``sync_batch`` with the batch's."""
+    if kind == "group":
+        return GroupNorm(scale_init=scale_init, name=name)
+    return BatchNorm(kind == "batch", scale_init, name=name)

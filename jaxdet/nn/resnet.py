@@ -55,7 +55,7 @@ class ResNet(nn.Module):
 
     ``width`` is the number of channels of the first stage (64 in the paper).  The stem and the first
     ``frozen_stages`` stages are not trained, and no gradient is computed for them; 0 trains all but the stem, -1
-    everything.
+    everything.  ``norm="sync_batch"`` takes the statistics of the batch in the stages that are trained.
     """
 
     depth: int = 50
@@ -68,7 +68,7 @@ class ResNet(nn.Module):
         if self.depth not in BLOCKS:
             raise ValueError(f"ResNet depth must be one of {sorted(BLOCKS)}, got {self.depth}")
         x = Conv(self.width, 7, 2, bias=False, name="conv1")(image)
-        x = nn.relu(make_norm(self.norm, "bn1")(x))
+        x = nn.relu(make_norm(self._norm(0), "bn1")(x))
         x = max_pool(x)
         x = self._freeze(x, 0)
         features = {}
@@ -76,10 +76,14 @@ class ResNet(nn.Module):
             for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
                 channels = self.width * 2 ** (stage - 1)
-                block = Block(channels, self.depth >= BOTTLENECK_FROM, stride, self.norm, name=f"layer{stage}_{i}")
-                x = block(x)
+                bottleneck, norm = self.depth >= BOTTLENECK_FROM, self._norm(stage)
+                x = Block(channels, bottleneck, stride, norm, name=f"layer{stage}_{i}")(x)
             features[stage + 1] = x = self._freeze(x, stage)
         return features
+
+    def _norm(self, stage: int) -> NormKind:
+        """The stored statistics of a stage that is not trained stay, too."""
+        return "batch" if self.norm == "sync_batch" and stage <= self.frozen_stages else self.norm
 
     def _freeze(self, x: jax.Array, stage: int) -> jax.Array:
         return jax.lax.stop_gradient(x) if stage <= self.frozen_stages else x

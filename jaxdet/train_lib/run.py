@@ -135,7 +135,10 @@ class _Job:
         )
         key = replicated_key(self.experiment.run.seed, self.mesh)
         skip = self.experiment.run.skip_nonfinite
-        train_step = make_train_step(self.experiment.model, direction, rate, self.mesh, skip_nonfinite=skip > 0)
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        train_step = make_train_step(
+            self.experiment.model, direction, rate, self.mesh, skip_nonfinite=skip > 0, layout=layout
+        )
         check = FiniteCheck(self.workdir, self.source.image_ids, skip)
         return run_steps(
             train_step,

@@ -5,15 +5,14 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.reading import VARIABLES
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.experiment import Run
-from jaxdet.mesh import replicate
+from jaxdet.mesh import layout_of
 from jaxdet.models.detector import Detector
 from jaxdet.train_lib.step import TrainState, init_state, init_variables
 from jaxdet.trained import warn_of_settings
@@ -28,13 +27,15 @@ def start_state(
 ) -> TrainState:
     """The newest state in the store if there is one, else step 0 with ``run.init_from`` or fresh variables.
 
+    It lies on the devices of the mesh as ``run.shard_parameters`` says, however it lay when it was saved.
+
     Raises:
         ValueError: the weights or the checkpoint do not fit the model.
     """
     if store.steps():
         like = jax.eval_shape(lambda: init_state(init_variables(model, jax.random.key(0)), direction))
-        whole = NamedSharding(mesh, P())
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), like)
+        layout = layout_of(like, mesh, split=run.shard_parameters)
+        target = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), like, layout)
         if (found := store.restore_newest(to_save(target))) is not None:
             state = _from_saved(like, found[0])
             _log.info("continuing after step %d", int(state.step))
@@ -42,7 +43,9 @@ def start_state(
     variables = init_variables(model, jax.random.key(run.seed))
     if run.init_from is not None:
         variables = initialised(model, variables, run)
-    return replicate(init_state(variables, direction), mesh)
+    state = init_state(variables, direction)
+    placed: TrainState = jax.device_put(state, layout_of(state, mesh, split=run.shard_parameters))
+    return placed
 
 
 def initialised(model: Detector, variables: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class TrainState:
 
     step: jax.Array  #: int32, number of steps done
     params: Any
-    batch_stats: Any  #: constants: running statistics of frozen BatchNorm
+    batch_stats: Any  #: running statistics of BatchNorm; constants where it is frozen
     opt_state: Any
 
     @property
@@ -62,6 +62,7 @@ def make_train_step(
     mesh: Mesh,
     *,
     skip_nonfinite: bool = False,
+    layout: Any = None,
 ) -> TrainStep:
     """The compiled step ``(state, batch, key) -> (state, metrics)``; the old state's memory is given to the new one.
 
@@ -69,33 +70,37 @@ def make_train_step(
         model: gives the loss terms, whose sum is minimised.
         direction: see `update_direction`.
         rate: see `learning_rate`.
-        mesh: one axis ``data``; the batch comes split along it (`jaxdet.mesh.split_batch`), the state replicated.
+        mesh: one axis ``data``; the batch comes split along it (`jaxdet.mesh.split_batch`).
         skip_nonfinite: where the loss or the gradient is not finite, only the step number of the state changes.
+        layout: shardings of the state, as `jaxdet.mesh.layout_of` gives them; None: it is replicated.
 
     ``key`` is the run's; the draws of a step depend on it and on the step number alone.
     """
 
-    def loss(params: Any, state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        variables = state.variables | {"params": params}
-        terms, metrics = model.apply(variables, batch, key, method="losses")
-        return sum(terms.values()), metrics | {
-            f"loss/{name.removeprefix(_PREFIX)}": term for name, term in terms.items()
-        }
+    replicated = NamedSharding(mesh, P())
+
+    def loss(params: Any, state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        # Where the state is split over devices, each of them gathers the variables for its images.
+        variables = jax.lax.with_sharding_constraint(state.variables | {"params": params}, replicated)
+        (terms, metrics), changed = model.apply(variables, batch, key, method="losses", mutable=["batch_stats"])
+        named = {f"loss/{name.removeprefix(_PREFIX)}": term for name, term in terms.items()}
+        return sum(terms.values()), (metrics | named, changed.get("batch_stats", {}))
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
-        (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, state, batch, step_key)
+        (total, aux), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, state, batch, step_key)
+        metrics, batch_stats = aux
         updates, opt_state = direction.update(gradients, state.opt_state, state.params)
         lr = rate(state.step)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         norm = trained_norm(gradients, model.is_frozen)
-        new = TrainState(state.step + 1, params, state.batch_stats, opt_state)
+        new = TrainState(state.step + 1, params, batch_stats, opt_state)
         if skip_nonfinite:
             same = TrainState(state.step + 1, state.params, state.batch_stats, state.opt_state)
             finite = jnp.isfinite(total) & jnp.isfinite(norm)
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, same)
         return new, metrics | {"loss": total, "grad_norm": norm, "lr": lr}
 
-    replicated = NamedSharding(mesh, P())
-    compiled: TrainStep = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+    outputs = (replicated if layout is None else layout, replicated)
+    compiled: TrainStep = jax.jit(step, donate_argnums=0, out_shardings=outputs)
     return compiled

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdet.experiment import Optimizer, Schedule
-from jaxdet.mesh import data_mesh, replicate
+from jaxdet.mesh import data_mesh, layout_of
 from jaxdet.structures import Batch
 from jaxdet.train_lib.loop import AfterStep, Check, Pending, run_steps
 from jaxdet.train_lib.meter import Meter
@@ -43,6 +43,9 @@ class Stub(nn.Module):
         return path[0] == "stem"
 
 
+STUB = Stub()
+
+
 def batch_of(step: int, size: int = 8) -> Batch:
     draw = np.random.default_rng(step)
     two = np.full((size, 2), 16, np.float32)
@@ -66,14 +69,22 @@ class BatchesFrom:
         return batch
 
 
-def fresh(devices: list[jax.Device] | None = None, *, skip_nonfinite: bool = False) -> tuple[Any, TrainState, Any]:
-    """Train step, state and mesh of the stub."""
-    model, mesh = Stub(), data_mesh(devices)
+def fresh(
+    devices: list[jax.Device] | None = None,
+    *,
+    skip_nonfinite: bool = False,
+    split: bool = False,
+    model: nn.Module = STUB,
+) -> tuple[Any, TrainState, Any]:
+    """Train step, state and mesh of a model."""
+    mesh = data_mesh(devices)
     direction = update_direction(OPTIMIZER, model.is_frozen)
     variables = model.init(jax.random.key(0), batch_of(0), method="predict")
-    state = replicate(init_state(variables, direction), mesh)
+    state = init_state(variables, direction)
+    layout = layout_of(state, mesh, split=split)
     rate = learning_rate(OPTIMIZER, 8, 10)
-    return make_train_step(model, direction, rate, mesh, skip_nonfinite=skip_nonfinite), state, mesh
+    step = make_train_step(model, direction, rate, mesh, skip_nonfinite=skip_nonfinite, layout=layout)
+    return step, jax.device_put(state, layout), mesh
 
 
 def finite(step: int, metrics: Mapping[str, float], batch: Batch) -> bool:

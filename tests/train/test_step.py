@@ -104,7 +104,8 @@ def test_a_batch_must_divide_over_the_devices() -> None:
 
 
 def test_eight_devices_train_as_one() -> None:
-    assert run_on_devices(__file__) == ["8", "equal"]
+    # Kernels of 3 x 4 and 4 x 3 and a bias of 4 are split over four devices; a bias of 3 is on each.
+    assert run_on_devices(__file__) == ["8", "equal", str(4 * (12 + 4 + 12 + 3)), str(4 * (3 + 1 + 3 + 3))]
 
 
 def compare_devices() -> None:
@@ -112,10 +113,18 @@ def compare_devices() -> None:
     many, one = trained(6), trained(6, devices[:1])
     split = split_batch(batch_of(0), data_mesh()).image.sharding
     print(len(split.device_set))
-    for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(many))
+    sharded = run_to(6, fresh(devices[:4], split=True))  # four: the sides of the stub's kernels are 3 and 4
+    for state in (many, sharded):
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
     print("equal")
+    print(*(bytes_on_first(state.params) for state in (one, sharded)))
+
+
+def bytes_on_first(tree: Any) -> int:
+    """What the first device holds of a tree."""
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
 if __name__ == "__main__":
