@@ -255,7 +255,15 @@ with CheckpointStore(folder) as store:
     store.save(1, tree, {})
     target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), tree)
     restored, _ = store.restore(target)
-assert np.asarray(restored["variables"]["params"]["rows"]).tolist() == list(range(8))
+    assert np.asarray(restored["variables"]["params"]["rows"]).tolist() == list(range(8))
+    store.save(2, tree | {"progress": {"step": jax.device_put(np.int32(2), whole)}}, {})
+    store.wait()
+    if index == "0":
+        (store.folder / "2" / "metadata" / "metadata").write_text("{}")
+    restored, _ = store.restore_newest(target)  # both go on from the same one
+    assert int(restored["progress"]["step"]) == 1
+    assert store.steps() == (1,)
+    assert (store.folder / "2.damaged").is_dir()
 """
 
 
