@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from jaxdet.reading import open_file
 from jaxdet.checkpoints.restricted_pickle import Dtype, load, loads
 from jaxdet.checkpoints.tree import Array
 
@@ -30,11 +31,12 @@ def read_pth(path: str | os.PathLike[str]) -> Any:
     FileNotFoundError if there is none.
     """
     path = Path(path)
-    with path.open("rb") as file:
+    with open_file(path) as file:
         try:
             return _read_zip(file) if file.read(4) == b"PK\x03\x04" else _read_stream(file)
-        except (ValueError, zipfile.BadZipFile, EOFError, OverflowError, MemoryError) as error:
-            raise ValueError(f"{path}: {error}") from None
+        except (ValueError, RuntimeError, OSError, zipfile.BadZipFile, EOFError, OverflowError, MemoryError) as error:
+            # RuntimeError: lists in lists too deep to print, or what zipfile does not read; OSError: odd offsets in it
+            raise ValueError(f"{path}: {error or type(error).__name__}") from None
 
 
 def _read_zip(file: IO[bytes]) -> Any:
@@ -109,7 +111,8 @@ def _read_stream(file: IO[bytes]) -> Any:
     buffers: dict[str, Array] = {}
     value = load(file, _stream_storage(buffers, size))
     keys = load(file)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(buffers):
+    known = isinstance(keys, list) and all(isinstance(key, str) for key in keys) and sorted(keys) == sorted(buffers)
+    if not known:
         raise ValueError("its list of storages is not the storages that its tensors use")
     for key in keys:
         _fill(file, buffers[key], key)

@@ -89,11 +89,12 @@ def rebuild_tensor(storage: Array, offset: int, size: tuple[int, ...], stride: t
     if not isinstance(storage, np.ndarray) or storage.ndim != 1:
         raise ValueError(f"a tensor without a storage: {type(storage).__name__}")
     if not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 32):
-        raise ValueError(f"a tensor of size {size!r} and strides {stride!r}")
+        raise ValueError(f"a tensor of size {reprlib.repr(size)} and strides {reprlib.repr(stride)}")
     if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
-        raise ValueError(f"a tensor of size {size!r}, strides {stride!r} and offset {offset!r}")
+        numbers = [reprlib.repr(part) for part in (size, stride, offset)]
+        raise ValueError("a tensor of size {}, strides {} and offset {}".format(*numbers))
     if len(rest) > 2 and rest[2]:
-        raise ValueError(f"a tensor with the flags {rest[2]!r}, which are not supported")
+        raise ValueError(f"a tensor with the flags {reprlib.repr(rest[2])}, which are not supported")
     if 0 in size:
         return np.zeros(size, storage.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -134,13 +135,29 @@ def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise ValueError(f"bytes encoded as {encoding!r}")
+        raise ValueError(f"bytes encoded as {reprlib.repr(encoding)}")
     return text.encode("latin1")
+
+
+def _ordered_dict(pairs: Any = ()) -> _Dict:
+    """An OrderedDict as Python 2 wrote it, with its items as an argument; keys as ``pickle_check`` allows them."""
+    ordered = _Dict()
+    for key, value in pairs:
+        if not (type(key) is str or type(key) is int and key.bit_length() < 64):
+            raise ValueError("a key that is neither a number of 64 bits nor a string")
+        ordered[key] = value
+    return ordered
+
+
+def _device(*parts: Any) -> str:
+    if not all(type(part) in (str, int) for part in parts):
+        raise ValueError("a device that is not given by its kind and number")
+    return ":".join(str(part) for part in parts)
 
 
 def _allowed() -> dict[tuple[str, str], Any]:
     allowed: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): _Call(_Dict),
+        ("collections", "OrderedDict"): _Call(_ordered_dict),
         ("torch._utils", "_rebuild_tensor"): _Call(rebuild_tensor),
         ("torch._utils", "_rebuild_tensor_v2"): _Call(rebuild_tensor),
         ("torch._utils", "_rebuild_tensor_v3"): _Call(_rebuild_tensor_v3),
@@ -150,7 +167,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
         ("torch", "Tensor"): "torch.Tensor",
         ("torch.nn.parameter", "Parameter"): "torch.nn.Parameter",
         ("torch", "Size"): _Call(lambda sizes=(): tuple(sizes)),
-        ("torch", "device"): _Call(lambda *parts: ":".join(str(part) for part in parts)),
+        ("torch", "device"): _Call(_device),
         ("_codecs", "encode"): _Call(_encode),
     }
     for name, dtype in _STORAGE_DTYPES.items():

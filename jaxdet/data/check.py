@@ -8,7 +8,8 @@ that jaxdet works around, notes are no defects.
 """
 
 import argparse
-import json
+import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,17 +22,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxdet.data.coco import read_json
-from jaxdet.data.findings import (
-    Finding,
-    annotation_findings,
-    entries_of,
-    image_findings,
-    map_findings,
-    repeated,
-    unreferenced,
-    usage_findings,
-)
+from jaxdet.data.entries import file_name_of
+from jaxdet.data.file_findings import image_findings, map_findings, unreferenced
+from jaxdet.reading import read_json_file
+from jaxdet.data.findings import Finding, annotation_findings, entries_of, repeated, usage_findings
 from jaxdet.data.settings import Data
+from jaxdet.data.values import printable
 
 _SUMMARY = "Say what is in a COCO data set, and everything that is wrong with it."
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -109,12 +105,14 @@ def find_sets(path: Path, images: str | None = None) -> Iterator[tuple[Path, Pat
 
 
 def _is_annotations(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with path.open("rb") as file:  # a json of 450 MB is not parsed for this, and a broken one counts
         head = file.read(1 << 16)
     if b'"images"' in head or b'"annotations"' in head:
         return True
     try:
-        data = json.loads(path.read_bytes())
+        data = read_json_file(path, "annotations")
     except ValueError:
         return False
     return isinstance(data, dict) and {"images", "annotations"} <= data.keys()
@@ -126,11 +124,14 @@ def _image_folder(annotations: Path) -> Path:
         entries = read_json(str(annotations))["images"][:50]
     except ValueError:
         return annotations.parent
-    names = [str(entry["file_name"]) for entry in entries if isinstance(entry, dict) and "file_name" in entry]
+    names = []
+    for entry in entries:
+        with contextlib.suppress(ValueError):
+            names.append(file_name_of(entry))
     split = annotations.stem.rsplit("_", 1)[-1]
     roots = (annotations.parent, annotations.parent.parent)
     candidates = [root / name for root in roots for name in ("images", split, f"images/{split}", "")]
-    hits = Counter({folder: sum((folder / name).is_file() for name in names) for folder in candidates})
+    hits = Counter({folder: sum(os.path.isfile(folder / name) for name in names) for folder in candidates})
     best, count = hits.most_common(1)[0]
     if names and not count:
         raise ValueError(f"{annotations}: expected its images in one of {[str(c) for c in candidates]}; give --images")
@@ -145,9 +146,14 @@ def print_findings(console: Console, findings: list[Finding], *, examples: int =
         for kind, count in kinds.most_common():
             places = [finding.where for finding in findings if (finding.severity, finding.kind) == (severity, kind)]
             shown = places[:examples] + ([f"... {count - examples} more"] if count > examples else [])
-            table.add_row(severity, escape(kind), str(count), escape("\n".join(shown)), style=_STYLE[severity])
+            table.add_row(severity, escape(kind), str(count), _shown("\n".join(shown)), style=_STYLE[severity])
     if table.rows:
         console.print(table)
+
+
+def _shown(text: str) -> str:
+    """Text from the data set, for rich to print as it is."""
+    return escape(printable(text))
 
 
 def _examine(console: Console, options: argparse.Namespace) -> int:
@@ -156,7 +162,7 @@ def _examine(console: Console, options: argparse.Namespace) -> int:
     named: dict[Path, set[str]] = {}
     for annotations, folder in find_sets(Path(options.path), options.images):
         report = check(str(annotations), str(folder), stuff=options.stuff, quick=options.quick)
-        console.print(f"\n[bold]{escape(str(annotations))}[/bold], images in {escape(str(folder))}")
+        console.print(f"\n[bold]{_shown(str(annotations))}[/bold], images in {_shown(str(folder))}")
         console.print(", ".join(f"{count} {name}" for name, count in report.counts.items()))
         print_findings(console, report.findings, examples=options.examples)
         errors += sum(finding.severity == "error" for finding in report.findings)
@@ -180,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         errors = _examine(console, options)
     except ValueError as error:
-        console.print(f"[bold red]{escape(str(error))}[/bold red]")
+        console.print(f"[bold red]{_shown(str(error))}[/bold red]")
         return 1
     console.print(f"[bold]{errors} errors[/bold]" if errors else "no errors")
     return 1 if errors else 0

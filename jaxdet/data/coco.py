@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from jaxdet.data.entries import annotation_of, category_of, each, file_name_of, stored_hw
+from jaxdet.reading import read_json_file
 from jaxdet.data.images import load_image, load_map
+from jaxdet.data.limits import ANNOTATIONS
 from jaxdet.data.records import Annotation, Category, Record, usable_boxes
 from jaxdet.data.shared_arrays import SharedArrays, pack_texts, unpack_text
 from jaxdet.data.stored import CHECK, StoredSource
+from jaxdet.data.values import short, whole
 
 _ENTRY_KEYS = (
     "id",
@@ -27,6 +30,7 @@ _ENTRY_KEYS = (
     "ignore",
     "segmentation",
 )  # of an annotation; what `annotation_of` reads
+_TOO_DEEP = "expected annotations of a few levels, got lists or objects nested too deep to read"
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -35,12 +39,7 @@ def read_json(path: str) -> dict[str, Any]:
     Raises:
         ValueError: no such file, no JSON, or not COCO's layout.
     """
-    try:
-        data = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise ValueError(f"annotations {path}: expected a readable file, got {error.strerror or error}") from error
-    except ValueError as error:  # malformed JSON, or bytes that are no text
-        raise ValueError(f"annotations {path}: expected JSON, got {error}") from error
+    data = read_json_file(path, "annotations")
     keys = ("images", "annotations", "categories")
     missing = [key for key in keys if not isinstance(data, dict) or not isinstance(data.get(key), list)]
     if missing:
@@ -51,9 +50,9 @@ def read_json(path: str) -> dict[str, Any]:
 
 def read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
     """Categories sorted by id; ids must differ."""
-    categories = tuple(sorted((Category(int(e["id"]), str(e["name"])) for e in entries), key=lambda c: c.id))
+    categories = tuple(sorted(each("categories", entries, category_of), key=lambda category: category.id))
     if len({category.id for category in categories}) < len(categories):
-        raise ValueError(f"categories: expected ids that differ, got {[c.id for c in categories]}; {CHECK}")
+        raise ValueError(f"categories: expected ids that differ, got {short([c.id for c in categories])}")
     return categories
 
 
@@ -68,15 +67,15 @@ def open_coco(images: str, annotations: str, stuff: str | None = None) -> Stored
         stuff: folder of semantic maps, named as the images, with the suffix ``.png``.
 
     Raises:
-        ValueError: the json is not COCO's, ids repeat, or an annotation names an unknown image or category.
+        ValueError: the json is not COCO's, ids repeat, an annotation names an unknown image or category, a file
+            name leads out of the folder, or there is more than ``limits`` allow.
     """
     data = read_json(annotations)
-    categories = read_categories(data["categories"])
     try:
+        categories = read_categories(data["categories"])
         table = SharedArrays(_pack(data, categories, images))
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"no key {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"annotations {annotations}: {what}; {CHECK}") from error
+    except ValueError as error:
+        raise ValueError(f"annotations {annotations}: {error}; {CHECK}") from error
     return StoredSource(categories, table, CocoFiles(images, annotations, stuff, table))
 
 
@@ -103,9 +102,13 @@ class CocoFiles:
         table = self.table
         rows = range(*table["first"][index : index + 2])
         texts = (unpack_text(table["entries"], table["entry_offsets"], row) for row in rows)
-        return tuple(
-            annotation_of(json.loads(text), int(table["labels"][row])) for text, row in zip(texts, rows, strict=True)
-        )
+        try:
+            return tuple(
+                annotation_of(json.loads(text), int(label))
+                for text, label in zip(texts, table["labels"][rows.start : rows.stop], strict=True)
+            )
+        except RecursionError as error:
+            raise ValueError(f"annotations {self.json}, image {self._name(index)}: {_TOO_DEEP}") from error
 
     def ground_truth(self) -> dict[str, Any]:
         return read_json(self.json)
@@ -120,81 +123,65 @@ def map_path(stuff: str, file_name: str) -> Path:
 
 
 def _pack(data: dict[str, Any], categories: Sequence[Category], folder: str) -> dict[str, NDArray[Any]]:
-    images = data["images"]
-    image_ids = np.array([image["id"] for image in images], np.int64)
+    images, entries = data["images"], data["annotations"]
+    names = each("images", images, file_name_of)
+    image_ids = np.array(each("images", images, lambda image: whole(image, "id")), np.int64)
     if len(np.unique(image_ids)) < len(image_ids):
         raise ValueError("expected image ids that differ, got an id twice")
-    sizes = np.array([_size(image, folder) for image in images], np.int32).reshape(-1, 2)
-    names, name_offsets = pack_texts([str(image["file_name"]).encode() for image in images])
     position = {int(image_id): index for index, image_id in enumerate(image_ids)}
-    owners = np.array([_known(position, entry, "image_id") for entry in data["annotations"]], np.int64)
-    order = np.argsort(owners, kind="stable")
-    columns, trainable = _columns([data["annotations"][row] for row in order], categories, sizes[owners[order]])
+    owners = np.array(each("annotations", entries, lambda entry: _known(position, entry, "image_id")), np.int64)
+    counts = np.bincount(owners, minlength=len(images))
+    _check_counts(counts, names)
+    sizes = np.array(each("images", images, lambda image: stored_hw(image, folder)), np.int32).reshape(-1, 2)
+    columns, trainable = _columns(entries, categories, sizes[owners], np.argsort(owners, kind="stable"))
+    packed, offsets = pack_texts([name.encode() for name in names])
     return columns | {
         "image_ids": image_ids,
         "sizes": sizes,
-        "names": names,
-        "name_offsets": name_offsets,
-        "first": np.searchsorted(owners[order], np.arange(len(images) + 1)),
-        "usable": np.bincount(owners[order][trainable], minlength=len(images)).astype(np.int32),
+        "names": packed,
+        "name_offsets": offsets,
+        "first": np.concatenate([[0], np.cumsum(counts)]),
+        "usable": np.bincount(owners[trainable], minlength=len(images)).astype(np.int32),
     }
 
 
+def _check_counts(counts: NDArray[np.int64], names: list[str]) -> None:
+    if counts.max(initial=0) > ANNOTATIONS:
+        raise ValueError(
+            f"expected at most {ANNOTATIONS} annotations of an image, got {counts.max()} of {names[counts.argmax()]}; "
+            f"set the environment variable JAXDET_MAX_ANNOTATIONS={counts.max()} if it is to be trusted"
+        )
+
+
 def _columns(
-    entries: list[dict[str, Any]], categories: Sequence[Category], hw: NDArray[np.int32]
+    entries: list[Any], categories: Sequence[Category], hw: NDArray[np.int32], order: NDArray[np.int64]
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-    """Labels and texts of annotations on images of sizes ``hw [A, 2]``, and which ``[A]`` can be learned from."""
+    """Labels and texts of annotations, in ``order``, and which ``[A]`` of them can be learned from.
+
+    ``hw [A, 2]`` are the sizes of their images.  The last are in the order of ``entries``.
+    """
     label = {category.id: index for index, category in enumerate(categories)}
-    labels = [_known(label, entry, "category_id") for entry in entries]
-    annotations = [annotation_of(entry, label) for entry, label in zip(entries, labels, strict=True)]
-    boxes = np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4)
-    areas = np.array([annotation.area for annotation in annotations], np.float64)
-    offered = np.array([not (annotation.crowd or annotation.ignore) for annotation in annotations], np.bool_)
+    read = each("annotations", entries, lambda entry: annotation_of(entry, _known(label, entry, "category_id")))
+    boxes = np.array([annotation.bbox for annotation in read], np.float64).reshape(-1, 4)
+    areas = np.array([annotation.area for annotation in read], np.float64)
+    offered = np.array([not (annotation.crowd or annotation.ignore) for annotation in read], np.bool_)
+    labels = np.array([annotation.label for annotation in read], np.int32)
     # JSON text, not numbers: exact, and a third of the size of Python lists.
-    texts, offsets = pack_texts([_text(entry) for entry in entries])
-    columns: dict[str, NDArray[Any]] = {"labels": np.array(labels, np.int32)}
+    texts, offsets = pack_texts([_text(entries[row]) for row in order])
+    columns: dict[str, NDArray[Any]] = {"labels": labels[order]}
     return columns | {"entries": texts, "entry_offsets": offsets}, usable_boxes(boxes, areas, hw) & offered
 
 
 def _text(entry: dict[str, Any]) -> bytes:
     kept = {key: entry[key] for key in _ENTRY_KEYS if key in entry}
-    return json.dumps(kept, separators=(",", ":")).encode()
+    try:
+        return json.dumps(kept, separators=(",", ":")).encode()
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
 
 
-def _known(table: dict[int, int], entry: dict[str, Any], key: str) -> int:
-    if entry[key] not in table:
-        raise ValueError(f"annotation {entry.get('id')}: expected a {key} that the json lists, got {entry[key]}")
-    return table[entry[key]]
-
-
-def _box(entry: dict[str, Any]) -> list[float]:
-    box = entry["bbox"]
-    if len(box) != 4 or not np.isfinite(np.asarray(box, np.float64)).all():
-        raise ValueError(f"annotation {entry['id']}: expected a bbox of 4 numbers x, y, width, height, got {box}")
-    return [float(value) for value in box]
-
-
-def annotation_of(entry: dict[str, Any], label: int) -> Annotation:
-    """An annotation of the json whose category has the label ``label``; without an area, that of the box is taken."""
-    x, y, width, height = _box(entry)
-    return Annotation(
-        id=int(entry["id"]),
-        label=label,
-        bbox=(x, y, width, height),
-        area=_area(entry),
-        crowd=bool(entry.get("iscrowd", 0)),
-        ignore=bool(entry.get("ignore", 0)),
-        segmentation=entry.get("segmentation"),
-    )
-
-
-def _area(entry: dict[str, Any]) -> float:
-    area = entry.get("area")
-    return float(entry["bbox"][2]) * float(entry["bbox"][3]) if area is None else float(area)
-
-
-def _size(image: dict[str, Any], folder: str) -> tuple[int, int]:
-    if "height" in image and "width" in image:
-        return int(image["height"]), int(image["width"])
-    with Image.open(Path(folder) / image["file_name"]) as opened:  # reads the header only
-        return opened.height, opened.width
+def _known(table: dict[int, int], entry: Any, key: str) -> int:
+    value = whole(entry, key)
+    if value not in table:
+        raise ValueError(f"expected a {key} that the json lists, got {value}")
+    return table[value]

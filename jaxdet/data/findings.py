@@ -3,24 +3,19 @@
 Nothing here stops at the first defect, and nothing trusts a type: the json may hold anything.
 """
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
-from jaxdet.data.coco import map_path
-from jaxdet.data.images import load_image, load_map
+from jaxdet.data.limits import ANNOTATIONS, BOX, check_sides
 from jaxdet.data.masks import encode_mask
+from jaxdet.data.values import flag, is_number, short, text, whole
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
-_ORIENTATION = 0x112  # EXIF tag; 1 means upright
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Finding:
 def entries_of(data: dict[str, Any], key: str, needed: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[Finding]]:
     """The entries of a list of the json that are objects with the ``needed`` keys, and findings on the others.
 
-    Ids, of the entry or of what it refers to, must be whole numbers.
+    Ids, of the entry or of what it refers to, must be whole numbers, and names must be strings that can be printed.
     """
     good, bad = [], []
     for place, entry in enumerate(data[key]):
@@ -53,8 +48,15 @@ def _entry_problem(entry: Any, needed: tuple[str, ...]) -> str:
     missing = [key for key in needed if key not in entry]
     if missing:
         return f"no {', '.join(missing)}"
-    wrong = [key for key in needed if key.endswith("id") and type(entry[key]) is not int]
-    return f"{', '.join(wrong)} not a whole number" if wrong else ""
+    try:
+        for key in needed:
+            if key.endswith("id"):
+                whole(entry, key)
+            elif key.endswith("name"):
+                text(entry, key)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def repeated(entries: Iterable[dict[str, Any]], key: str, kind: str, severity: Severity) -> Iterator[Finding]:
@@ -62,61 +64,6 @@ def repeated(entries: Iterable[dict[str, Any]], key: str, kind: str, severity: S
     for value, count in Counter(str(entry[key]) for entry in entries).items():
         if count > 1:
             yield Finding(severity, kind, f"{value} ({count} times)")
-
-
-def image_findings(entry: dict[str, Any], folder: Path, quick: bool) -> Iterator[Finding]:
-    """The file of an image entry: there, readable, of the size that the json says, upright.
-
-    Args:
-        entry: of ``images``.
-        folder: that ``file_name`` is relative to.
-        quick: read only the file's header.
-    """
-    name = str(entry["file_name"])
-    path = folder / name
-    if not path.is_file():
-        yield Finding("error", "image file missing", name)
-        return
-    try:
-        with Image.open(path) as image:
-            size, orientation = image.size, image.getexif().get(_ORIENTATION, 1)
-        if not quick:
-            load_image(path)
-    except (ValueError, OSError, SyntaxError) as error:
-        yield Finding("error", "image broken", f"{name}: {error}")
-        return
-    expected = entry.get("width"), entry.get("height")
-    if expected == (None, None):
-        yield Finding("warning", "image without width and height in the json", name)
-    elif expected != size:
-        yield Finding("error", "image size differs from the json", f"{name}: json {expected}, file {size}")
-    if orientation not in (0, 1):
-        yield Finding("warning", "image with EXIF rotation (not applied)", name)
-
-
-def map_findings(entry: dict[str, Any], stuff: Path) -> Iterator[Finding]:
-    """The semantic map of an image entry: there, readable, of the size that the json says; ``stuff`` is its folder."""
-    name = str(entry["file_name"])
-    path = map_path(str(stuff), name)
-    if not path.is_file():
-        yield Finding("error", "semantic map missing", name)
-        return
-    try:
-        size = load_map(path).shape[::-1]
-    except ValueError as error:
-        yield Finding("error", "semantic map unreadable", f"{name}: {error}")
-        return
-    expected = entry.get("width"), entry.get("height")
-    if expected not in ((None, None), size):
-        yield Finding("error", "semantic map of another size", f"{name}: json {expected}, map {size}")
-
-
-def unreferenced(names: set[str], folder: Path) -> Iterator[Finding]:
-    """Image files under the folder that are not among ``names``."""
-    named = {str(Path(name)) for name in names}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _IMAGE_SUFFIXES and str(path.relative_to(folder)) not in named:
-            yield Finding("note", "image file that no json names", str(path.relative_to(folder)))
 
 
 def annotation_findings(
@@ -130,9 +77,12 @@ def annotation_findings(
         yield Finding("error", "annotation of an unknown image", f"annotation {entry['id']}: image {entry['image_id']}")
         return
     where = f"annotation {entry['id']} of {image['file_name']}"
-    hw = image.get("height"), image.get("width")
-    if not all(type(side) is int and side > 0 for side in hw):
+    try:
+        hw = whole(image, "height"), whole(image, "width")
+        check_sides(*hw)
+    except ValueError:
         return  # reported with the image
+    yield from _flag_findings(entry, where)
     box_findings = list(_box_findings(entry["bbox"], hw, where))
     yield from box_findings
     yield from _area_findings(entry, where)
@@ -141,15 +91,23 @@ def annotation_findings(
 
 
 def _numbers(values: Any) -> list[float] | None:
-    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+    if not isinstance(values, list) or not all(is_number(value, BOX) for value in values):
         return None
-    return [float(value) for value in values] if all(math.isfinite(value) for value in values) else None
+    return [float(value) for value in values]
 
 
-def _box_findings(box: Any, hw: tuple[Any, ...], where: str) -> Iterator[Finding]:
+def _flag_findings(entry: dict[str, Any], where: str) -> Iterator[Finding]:
+    for key in ("iscrowd", "ignore"):
+        try:
+            flag(entry, key)
+        except ValueError as error:
+            yield Finding("error", "flag malformed", f"{where}: {error}")
+
+
+def _box_findings(box: Any, hw: tuple[int, int], where: str) -> Iterator[Finding]:
     numbers = _numbers(box)
     if numbers is None or len(numbers) != 4:
-        yield Finding("error", "box malformed", f"{where}: {box!r:.60}")
+        yield Finding("error", "box malformed", f"{where}: {short(box)}")
         return
     x, y, width, height = numbers
     if width <= 0 or height <= 0:
@@ -166,12 +124,14 @@ def _area_findings(entry: dict[str, Any], where: str) -> Iterator[Finding]:
     area = entry.get("area")
     if area is None:
         yield Finding("warning", "no area (that of the box is used)", where)
-    elif type(area) not in (int, float) or not area > 0:
-        yield Finding("warning", "area not above 0 (not trained on)", f"{where}: {area!r:.60}")
+    elif not is_number(area):
+        yield Finding("error", "area malformed", f"{where}: {short(area)}")
+    elif area <= 0:
+        yield Finding("warning", "area not above 0 (not trained on)", f"{where}: {area}")
 
 
 def _segmentation_findings(
-    entry: dict[str, Any], hw: tuple[Any, ...], where: str, broken_box: bool
+    entry: dict[str, Any], hw: tuple[int, int], where: str, broken_box: bool
 ) -> Iterator[Finding]:
     segmentation = entry.get("segmentation")
     if segmentation is None or segmentation in ([], {}):
@@ -180,8 +140,8 @@ def _segmentation_findings(
     if isinstance(segmentation, list):
         yield from _polygon_findings(segmentation, hw, where, bool(entry.get("iscrowd")))
     try:
-        encoded = encode_mask(segmentation, (hw[0], hw[1]))
-    except (ValueError, TypeError, OverflowError) as error:
+        encoded = encode_mask(segmentation, hw)
+    except ValueError as error:
         yield Finding("error", "segmentation unreadable", f"{where}: {error}")
         return
     if not coco_mask.area(encoded):
@@ -192,7 +152,7 @@ def _segmentation_findings(
             yield Finding("warning", "box and mask disagree", f"{where}: IoU of the boxes {overlap:.2f}")
 
 
-def _polygon_findings(polygons: list[Any], hw: tuple[Any, ...], where: str, crowd: bool) -> Iterator[Finding]:
+def _polygon_findings(polygons: list[Any], hw: tuple[int, int], where: str, crowd: bool) -> Iterator[Finding]:
     if crowd:
         yield Finding("warning", "crowd region as polygons", where)
     for polygon in polygons:
@@ -208,20 +168,20 @@ def _polygon_findings(polygons: list[Any], hw: tuple[Any, ...], where: str, crow
 def usage_findings(
     images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: list[dict[str, Any]], slots: int
 ) -> Iterator[Finding]:
-    """No defects, but good to know: empty images, unused categories, images with more than ``slots`` annotations."""
+    """How often things are used: no defects, as long as no image has more annotations than are read.
+
+    Empty images, unused categories, images with more than ``slots`` annotations.
+    """
     per_image = Counter(entry["image_id"] for entry in annotations)
     used = {entry["category_id"] for entry in annotations}
-    notes: tuple[tuple[str, list[dict[str, Any]], Callable[[dict[str, Any]], bool], str], ...] = (
-        ("image without annotations", images, lambda entry: not per_image[entry["id"]], "file_name"),
-        (
-            f"image with more than {slots} annotations",
-            images,
-            lambda entry: per_image[entry["id"]] > slots,
-            "file_name",
-        ),
-        ("category without annotations", categories, lambda entry: entry["id"] not in used, "name"),
-    )
-    for kind, entries, concerns, name in notes:
-        for entry in entries:
-            if concerns(entry):
-                yield Finding("note", kind, str(entry[name]))
+    for entry in images:
+        count, name = per_image[entry["id"]], str(entry["file_name"])
+        if not count:
+            yield Finding("note", "image without annotations", name)
+        elif count > ANNOTATIONS:
+            yield Finding("error", f"image with more than {ANNOTATIONS} annotations", name)
+        elif count > slots:
+            yield Finding("note", f"image with more than {slots} annotations", name)
+    for entry in categories:
+        if entry["id"] not in used:
+            yield Finding("note", "category without annotations", str(entry["name"]))

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from jaxdet.data.limits import FARTHEST, OUTLINE
 from jaxdet.data.records import Segmentation
+from jaxdet.data.values import is_number, short
 
 Bitmap = NDArray[np.uint8]
 
@@ -39,45 +41,55 @@ def encode_mask(segmentation: Segmentation, hw: tuple[int, int]) -> dict[str, An
         return _from_run_lengths(segmentation, hw)
     if isinstance(segmentation, list) and segmentation:
         return _from_polygons(segmentation, hw)
-    raise ValueError(f"segmentation: expected polygons or run lengths, got {_short(segmentation)}")
+    raise ValueError(f"segmentation: expected polygons or run lengths, got {short(segmentation)}")
 
 
 def _from_polygons(polygons: Sequence[Any], hw: tuple[int, int]) -> dict[str, Any]:
     points = [_polygon(polygon) for polygon in polygons]
-    points = [polygon for polygon in points if len(polygon) >= 6]
+    points = [polygon for polygon in points if polygon.size >= 6]
     if not points:
-        raise ValueError(f"segmentation: expected a polygon of at least 3 points, got {_short(polygons)}")
-    merged: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(points, *hw))
-    return merged
+        raise ValueError(f"segmentation: expected a polygon of at least 3 points, got {short(polygons)}")
+    outline = sum(_outline(polygon) for polygon in points)
+    if outline > OUTLINE:
+        raise ValueError(f"segmentation: expected outlines of at most {OUTLINE} pixels together, got {outline:.0f}")
+    pieces: list[dict[str, Any]] = coco_mask.frPyObjects([polygon.tolist() for polygon in points], *hw)
+    while len(pieces) > 1:  # a merge takes the whole result so far for each piece, so few at a time
+        pieces = [coco_mask.merge(pieces[first : first + 16]) for first in range(0, len(pieces), 16)]
+    return pieces[0]
 
 
-def _polygon(polygon: Any) -> list[float]:
-    try:
-        values = np.asarray(polygon, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"segmentation: expected a polygon x1, y1, x2, y2, ..., got {_short(polygon)}") from error
-    if values.ndim != 1 or values.size % 2 or not np.isfinite(values).all():
-        raise ValueError(f"segmentation: expected a polygon x1, y1, x2, y2, ..., got {_short(polygon)}")
-    return [float(value) for value in values]
+def _polygon(polygon: Any) -> NDArray[np.float64]:
+    numbers = isinstance(polygon, list | tuple) and all(is_number(value, FARTHEST) for value in polygon)
+    if not numbers or len(polygon) % 2:
+        raise ValueError(
+            f"segmentation: expected a polygon x1, y1, x2, y2, ... of numbers up to {FARTHEST}, got {short(polygon)}"
+        )
+    return np.array(polygon, np.float64)
+
+
+def _outline(polygon: NDArray[np.float64]) -> float:
+    """Pixels that the outline runs through."""
+    points = polygon.reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _from_run_lengths(segmentation: dict[str, Any], hw: tuple[int, int]) -> dict[str, Any]:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list | tuple) or tuple(size) != tuple(hw):
-        raise ValueError(f"segmentation: expected run lengths of the image's size {tuple(hw)}, got {size}")
-    text = counts.encode() if isinstance(counts, str) else counts
-    runs = read_counts(text) if isinstance(text, bytes) else _runs(counts)
+        raise ValueError(f"segmentation: expected run lengths of the image's size {tuple(hw)}, got {short(size)}")
+    encoded = counts.encode() if isinstance(counts, str) else counts
+    runs = read_counts(encoded) if isinstance(encoded, bytes) else _runs(counts)
     if any(run < 0 for run in runs) or sum(runs) != hw[0] * hw[1]:
-        raise ValueError(f"segmentation: expected runs >= 0 that sum to {hw[0] * hw[1]} pixels, got {_short(counts)}")
-    if isinstance(text, bytes):
-        return {"size": list(size), "counts": text}
-    encoded: dict[str, Any] = coco_mask.frPyObjects({"size": list(size), "counts": runs}, *hw)
-    return encoded
+        raise ValueError(f"segmentation: expected runs >= 0 that sum to {hw[0] * hw[1]} pixels, got {short(counts)}")
+    if isinstance(encoded, bytes):
+        return {"size": list(hw), "counts": encoded}
+    packed: dict[str, Any] = coco_mask.frPyObjects({"size": list(hw), "counts": runs}, *hw)
+    return packed
 
 
 def _runs(counts: Any) -> list[int]:
     if not isinstance(counts, list) or not all(type(run) is int for run in counts):
-        raise ValueError(f"segmentation: expected counts as a list of integers or a string, got {_short(counts)}")
+        raise ValueError(f"segmentation: expected counts as a list of integers or a string, got {short(counts)}")
     return counts
 
 
@@ -96,8 +108,8 @@ def read_counts(counts: bytes) -> list[int]:
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     broken = not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32
-    if broken or lengths.max() > 7:  # 35 bits: more than any image has pixels
-        raise ValueError(f"segmentation: expected a compressed run-length string, got {_short(counts)}")
+    if broken or lengths.max() > 6:  # 30 bits: more than an image has pixels, and all that pycocotools' code reads
+        raise ValueError(f"segmentation: expected a compressed run-length string, got {short(counts)}")
     shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
     numbers = np.add.reduceat((codes & 31) << shifts, starts)
     numbers -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
@@ -105,11 +117,6 @@ def read_counts(counts: bytes) -> list[int]:
     numbers[2::2] = np.cumsum(numbers[2::2])
     runs: list[int] = numbers.tolist()
     return runs
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def resize_mask(mask: Bitmap, hw: tuple[int, int]) -> Bitmap:

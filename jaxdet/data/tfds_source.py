@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxdet.data.coco import annotation_of, read_categories
+from jaxdet.data.coco import read_categories
+from jaxdet.data.entries import annotation_of
 from jaxdet.data.images import decode_image
 from jaxdet.data.records import Annotation, Record
 from jaxdet.data.shared_arrays import SharedArrays

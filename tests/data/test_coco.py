@@ -90,7 +90,7 @@ def _change(**changes):
         (_change(category_id=1), "category_id"),
         (_change(bbox=[1, 2, 3]), "bbox"),
         (_change(bbox=[1, 2, 3, float("nan")]), "bbox"),
-        (_change(bbox=["a", 2, 3, 4]), "could not convert"),
+        (_change(bbox=["a", 2, 3, 4]), "bbox: expected 4 numbers"),
         (lambda data: data["annotations"][0].pop("bbox"), "bbox"),
         (lambda data: data["images"].append(data["images"][0]), "id twice"),
         (lambda data: data["images"][0].pop("file_name"), "file_name"),

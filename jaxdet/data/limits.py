@@ -1,0 +1,48 @@
+"""What a data set may not exceed.  It may be a stranger's, and a small file can ask for any amount of memory or time.
+
+Two limits may be in the way of honest data.  Environment variables raise them, because worker processes inherit these.
+"""
+
+import os
+
+from jaxdet.data.values import short
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or not text.isascii() or len(text) > 18 or int(text) < 1:
+        raise ValueError(f"environment variable {name}: expected a whole number from 1, got {text[:40]!r}")
+    return int(text)
+
+
+PIXELS = _from_environment("JAXDET_MAX_PIXELS", 1 << 27)
+"""Of one image: 134 million."""
+
+ANNOTATIONS = _from_environment("JAXDET_MAX_ANNOTATIONS", 1 << 16)
+"""Of one image.  All of an image's annotations are read whenever the image is."""
+
+LONGEST_SIDE = (1 << 16) - 1
+"""Of an image, in pixels; JPEG has no longer one.  Positions on it are exact in float32."""
+
+OUTLINE = 1 << 22
+"""Pixels that the outlines of one instance may run through.  pycocotools takes 40 bytes and more for each, and a zigzag
+of a few kilobytes would run through billions."""
+
+FARTHEST = 1 << 24
+"""Pixels that a point may lie from an image's origin.  pycocotools counts in 32 bits, in fifths of a pixel."""
+
+BOX = 1e9
+"""Largest number in a box; sums and products of such numbers are finite in float32."""
+
+
+def check_sides(height: int, width: int) -> None:
+    """ValueError if an image of this size is empty or larger than the limits."""
+    if min(height, width) < 1 or max(height, width) > LONGEST_SIDE:
+        raise ValueError(
+            f"expected sides of 1 to {LONGEST_SIDE} pixels, got height {short(height)}, width {short(width)}"
+        )
+    if height * width > PIXELS:
+        raise ValueError(
+            f"expected at most {PIXELS} pixels, got {height} x {width}; "
+            f"set the environment variable JAXDET_MAX_PIXELS={height * width} if the image is to be trusted"
+        )
