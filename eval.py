@@ -9,15 +9,13 @@ KEY=VALUE changes a setting of the checkpoint's config by its dotted name.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from jaxdet.atomic import write_json
+from jaxdet.data.coco import read_json
 from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
 from jaxdet.hosts import add_host_flags, join_hosts
 
@@ -59,18 +57,8 @@ def _score_results(options: argparse.Namespace) -> Scores:
     given = [name for name in of_models if getattr(options, name)]
     if given or not options.annotations:
         raise ValueError(f"--results: expected --annotations and no model's options, got {given or 'no --annotations'}")
-    truth = _read_json(options.annotations)
+    truth = read_json(options.annotations)
     return score(truth, read_results(options.results, truth), fast=options.fast)
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        truth = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"annotations {path}: expected a JSON file, got {error}") from error
-    if not isinstance(truth, dict) or not {"images", "annotations", "categories"} <= set(truth):
-        raise ValueError(f"annotations {path}: expected an instances json with images, annotations and categories")
-    return truth
 
 
 def _score_checkpoint(options: argparse.Namespace) -> Scores | None:

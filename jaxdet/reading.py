@@ -31,7 +31,10 @@ def open_file(path: str | os.PathLike[str], what: str, most: int | None = None) 
 def read_file(path: str | os.PathLike[str], what: str, most: int | None = None) -> bytes:
     """The bytes of a regular file; arguments and errors as ``open_file``."""
     with open_file(path, what, most) as file:
-        return file.read()
+        try:
+            return file.read()
+        except OSError as error:
+            raise ValueError(f"{what} {path}: expected a readable file, got {error.strerror or error}") from error
 
 
 def read_json_file(path: str | os.PathLike[str], what: str) -> Any:

@@ -13,13 +13,14 @@ ENTRY_POINTS = ("train", "eval", "predict")
 ALLOWED = {
     "structures": set[str](),
     "atomic": set[str](),  # how files are written
+    "reading": set[str](),  # and how they are read
     "config": set[str](),
     "ops": {"structures"},
     "nn": {"structures", "ops"},
     "models": {"structures", "ops", "nn"},
-    "data": {"structures", "atomic"},
-    "checkpoints": {"structures", "atomic", "mesh"},  # mesh: its processes agree
-    "evaluation": {"structures", "ops", "data", "atomic"},
+    "data": {"structures", "atomic", "reading"},
+    "checkpoints": {"structures", "atomic", "reading", "mesh"},  # mesh: its processes agree
+    "evaluation": {"structures", "ops", "data", "atomic", "reading"},
     "mesh": {"structures"},
     "hosts": set[str](),
     "experiment": {"models", "data"},

@@ -4,13 +4,14 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jaxdet.atomic import replacing
-from jaxdet.checkpoints.pth import read_pth
+from jaxdet.checkpoints.npz import read_npz
+from jaxdet.checkpoints.pth import open_weights, read_pth
 from jaxdet.checkpoints.table import plain_state
 from jaxdet.checkpoints.tree import Array
 
@@ -37,13 +38,12 @@ def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, Array]) 
 
 
 def _read(path: Path) -> dict[str, Array]:
-    with path.open("rb") as file:
+    with open_weights(path) as file:
         start = file.read(9)
+        if start[:4] == b"PK\x03\x04" and _is_npz(file):
+            return read_npz(file)
     if start[8:9] == b"{":
         return _read_safetensors(path)
-    if start[:4] == b"PK\x03\x04" and _is_npz(path):
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         content = read_pth(path)
         if not isinstance(content, dict):
@@ -55,14 +55,14 @@ def _read(path: Path) -> dict[str, Array]:
 def _read_safetensors(path: Path) -> dict[str, Array]:
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"a broken safetensors file: {error}") from None
+    except Exception as error:  # its own, and what NumPy says to types that it does not have
+        raise ValueError(f"a broken safetensors file: {type(error).__name__}: {error}") from None
 
 
-def _is_npz(path: Path) -> bool:
+def _is_npz(file: IO[bytes]) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"a broken archive: {error}") from None
+    except Exception as error:  # zipfile checks little before it reads
+        raise ValueError(f"a broken archive: {type(error).__name__}: {error}") from None
     return bool(names) and all(name.endswith(".npy") for name in names)

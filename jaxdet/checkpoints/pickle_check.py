@@ -63,6 +63,12 @@ def _run(opcode: Any, stack: list[int]) -> None:
 def _check_keys(name: str, taken: list[int], inside: list[int]) -> None:
     """Keys are hashed.  The hash of a tuple visits what is in it as often as it is named there: (a, a) of (b, b) of ..
     takes longer than anyone waits."""
-    keys = {"SETITEM": taken[1:2], "SETITEMS": inside[::2], "DICT": inside[::2], "ADDITEMS": inside, "FROZENSET": inside}
+    keys = {
+        "SETITEM": taken[1:2],
+        "SETITEMS": inside[::2],
+        "DICT": inside[::2],
+        "ADDITEMS": inside,
+        "FROZENSET": inside,
+    }
     if any(keys.get(name, ())):
         raise ValueError("a key that is neither a number of 64 bits nor a string")

@@ -15,9 +15,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxdet.reading import open_file
+from jaxdet.checkpoints.archive import checked_members, size_of
 from jaxdet.checkpoints.restricted_pickle import Dtype, load, loads
 from jaxdet.checkpoints.tree import Array
+from jaxdet.reading import open_file
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
@@ -31,7 +32,7 @@ def read_pth(path: str | os.PathLike[str]) -> Any:
     FileNotFoundError if there is none.
     """
     path = Path(path)
-    with open_file(path) as file:
+    with open_weights(path) as file:
         try:
             return _read_zip(file) if file.read(4) == b"PK\x03\x04" else _read_stream(file)
         except (ValueError, RuntimeError, OSError, zipfile.BadZipFile, EOFError, OverflowError, MemoryError) as error:
@@ -39,9 +40,19 @@ def read_pth(path: str | os.PathLike[str]) -> Any:
             raise ValueError(f"{path}: {error or type(error).__name__}") from None
 
 
+def open_weights(path: Path) -> IO[bytes]:
+    """A file of weights, to read.  FileNotFoundError if there is none, ValueError if it is no regular file."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a file of weights")
+    return open_file(path, "weights")
+
+
 def _read_zip(file: IO[bytes]) -> Any:
+    size = size_of(file)
     with zipfile.ZipFile(file) as archive:
-        members = _checked_members(archive, os.fstat(file.fileno()).st_size)
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise ValueError("a TorchScript archive, which is code; save the bare state dict and load that")
+        members = checked_members(archive, (zipfile.ZIP_STORED,), size, "torch.save")
         roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
         if len(roots) != 1:
             raise ValueError(
@@ -64,24 +75,6 @@ def _read_zip(file: IO[bytes]) -> Any:
         return loads(archive.read(members[f"{roots[0]}/data.pkl"]), storage)
 
 
-def _checked_members(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
-    """The archive's files by name.  Nothing is ever extracted, but odd archives are refused, not interpreted."""
-    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-        raise ValueError("a TorchScript archive, which is code; save the bare state dict and load that")
-    members: dict[str, zipfile.ZipInfo] = {}
-    for info in archive.infolist():
-        if info.filename in members:
-            raise ValueError(f"the archive holds {info.filename!r} twice")
-        if info.filename.startswith("/") or ".." in info.filename.split("/") or "\\" in info.filename:
-            raise ValueError(f"the archive holds a file outside of itself: {info.filename!r}")
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
-            raise ValueError(f"{info.filename!r} is compressed or encrypted; torch.save does neither")
-        members[info.filename] = info
-    if sum(info.file_size for info in members.values()) > file_size:
-        raise ValueError("the archive's files are larger than the archive")
-    return members
-
-
 def _storage_id(pid: tuple[Any, ...], length: int) -> tuple[np.dtype[Any], str, int]:
     if len(pid) != length or not isinstance(pid[1], Dtype):
         raise ValueError(f"a storage described by {reprlib.repr(pid)}")
@@ -98,8 +91,7 @@ def _typed(buffer: Array, dtype: np.dtype[Any], key: str, size: int) -> Array:
 
 
 def _read_stream(file: IO[bytes]) -> Any:
-    size = os.fstat(file.fileno()).st_size
-    file.seek(0)
+    size = size_of(file)
     if file.read(1) != b"\x80":
         raise ValueError("neither a zip archive nor a pickle: no file of torch.save")
     file.seek(0)

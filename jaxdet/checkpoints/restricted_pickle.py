@@ -143,7 +143,7 @@ def _ordered_dict(pairs: Any = ()) -> _Dict:
     """An OrderedDict as Python 2 wrote it, with its items as an argument; keys as ``pickle_check`` allows them."""
     ordered = _Dict()
     for key, value in pairs:
-        if not (type(key) is str or type(key) is int and key.bit_length() < 64):
+        if not (type(key) is str or (type(key) is int and key.bit_length() < 64)):
             raise ValueError("a key that is neither a number of 64 bits nor a string")
         ordered[key] = value
     return ordered

@@ -30,7 +30,7 @@ class Row:
 
 
 Table: TypeAlias = tuple[Row, ...]
-_WRAPPERS = 4  # of training programs around one another; one is usual
+_PREFIX = re.compile(r"^((?:module\.)*).*", re.DOTALL)  # of torch wrappers for several devices; one is usual
 
 
 def from_state(table: Table, state: Mapping[str, Any]) -> Variables:
@@ -80,17 +80,20 @@ def their_name(table: Table, path: Path) -> str:
 
 def plain_state(state: Mapping[str, Any]) -> dict[str, Array]:
     """The arrays of a state dict without wrappers, ``module.`` prefixes and batch counters."""
-    for _ in range(_WRAPPERS):  # not for ever: a pickle may hold itself
-        state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), Mapping)), state)
+    seen = {id(state)}  # a pickle may hold itself
+    while inner := next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), Mapping)), None):
+        if id(inner) in seen:
+            raise ValueError("a state dict that holds itself")
+        seen.add(id(inner))
+        state = inner
     bad = [name for name, value in state.items() if not isinstance(name, str) or not hasattr(value, "shape")]
     if bad:
         raise ValueError(
-            f"not names of arrays: {', '.join(map(reprlib.repr, bad[:8]))}. A state dict maps names to arrays; "
+            f"not arrays: {', '.join(map(reprlib.repr, bad[:8]))}. A state dict maps names to arrays; "
             "pass the part of the checkpoint that does (often checkpoint['state_dict'])"
         )
-    for _ in range(_WRAPPERS):
-        if all(name.startswith("module.") for name in state):
-            state = {name.removeprefix("module."): value for name, value in state.items()}
+    wrapped = min((len(_PREFIX.sub(r"\1", name)) for name in state), default=0)
+    state = {name[wrapped:]: value for name, value in state.items()}
     # How many batches BatchNorm has seen: only its momentum schedule could use it.
     return {name: np.asarray(v) for name, v in state.items() if not name.endswith("num_batches_tracked")}
 

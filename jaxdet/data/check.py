@@ -24,10 +24,10 @@ from rich.table import Table
 from jaxdet.data.coco import read_json
 from jaxdet.data.entries import file_name_of
 from jaxdet.data.file_findings import image_findings, map_findings, unreferenced
-from jaxdet.reading import read_json_file
 from jaxdet.data.findings import Finding, annotation_findings, entries_of, repeated, usage_findings
 from jaxdet.data.settings import Data
 from jaxdet.data.values import printable
+from jaxdet.reading import read_json_file
 
 _SUMMARY = "Say what is in a COCO data set, and everything that is wrong with it."
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -107,8 +107,11 @@ def find_sets(path: Path, images: str | None = None) -> Iterator[tuple[Path, Pat
 def _is_annotations(path: Path) -> bool:
     if not path.is_file():
         return False
-    with path.open("rb") as file:  # a json of 450 MB is not parsed for this, and a broken one counts
-        head = file.read(1 << 16)
+    try:
+        with path.open("rb") as file:  # a json of 450 MB is not parsed for this, and a broken one counts
+            head = file.read(1 << 16)
+    except OSError:
+        return True
     if b'"images"' in head or b'"annotations"' in head:
         return True
     try:

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.data.entries import annotation_of, category_of, each, file_name_of, stored_hw
-from jaxdet.reading import read_json_file
 from jaxdet.data.images import load_image, load_map
 from jaxdet.data.limits import ANNOTATIONS
 from jaxdet.data.records import Annotation, Category, Record, usable_boxes
 from jaxdet.data.shared_arrays import SharedArrays, pack_texts, unpack_text
 from jaxdet.data.stored import CHECK, StoredSource
 from jaxdet.data.values import short, whole
+from jaxdet.reading import read_json_file
 
 _ENTRY_KEYS = (
     "id",
@@ -111,7 +111,10 @@ class CocoFiles:
             raise ValueError(f"annotations {self.json}, image {self._name(index)}: {_TOO_DEEP}") from error
 
     def ground_truth(self) -> dict[str, Any]:
-        return read_json(self.json)
+        data = read_json(self.json)
+        for image, (height, width) in zip(data["images"], self.table["sizes"].tolist(), strict=True):
+            image |= {"height": height, "width": width}  # which it may lack
+        return data
 
     def _name(self, index: int) -> str:
         return unpack_text(self.table["names"], self.table["name_offsets"], index).decode()

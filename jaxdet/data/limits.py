@@ -24,9 +24,9 @@ ANNOTATIONS = _from_environment("JAXDET_MAX_ANNOTATIONS", 1 << 16)
 LONGEST_SIDE = (1 << 16) - 1
 """Of an image, in pixels; JPEG has no longer one.  Positions on it are exact in float32."""
 
-OUTLINE = 1 << 22
-"""Pixels that the outlines of one instance may run through.  pycocotools takes 40 bytes and more for each, and a zigzag
-of a few kilobytes would run through billions."""
+OUTLINE = 1 << 19
+"""Pixels that the outlines of one instance may run through.  pycocotools takes 250 bytes for each, and a zigzag
+of a few kilobytes would run through billions.  Run lengths have no such limit."""
 
 FARTHEST = 1 << 24
 """Pixels that a point may lie from an image's origin.  pycocotools counts in 32 bits, in fifths of a pixel."""

@@ -51,7 +51,10 @@ def _from_polygons(polygons: Sequence[Any], hw: tuple[int, int]) -> dict[str, An
         raise ValueError(f"segmentation: expected a polygon of at least 3 points, got {short(polygons)}")
     outline = sum(_outline(polygon) for polygon in points)
     if outline > OUTLINE:
-        raise ValueError(f"segmentation: expected outlines of at most {OUTLINE} pixels together, got {outline:.0f}")
+        raise ValueError(
+            f"segmentation: expected outlines of at most {OUTLINE} pixels together, got {outline:.0f}; "
+            "run lengths may be as long as they like"
+        )
     pieces: list[dict[str, Any]] = coco_mask.frPyObjects([polygon.tolist() for polygon in points], *hw)
     while len(pieces) > 1:  # a merge takes the whole result so far for each piece, so few at a time
         pieces = [coco_mask.merge(pieces[first : first + 16]) for first in range(0, len(pieces), 16)]

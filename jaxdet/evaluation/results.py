@@ -5,19 +5,20 @@ stored image), ``score`` and, with masks, ``segmentation`` (compressed run lengt
 ``mask_score`` where a branch of the model rates masks apart from boxes; masks are then ranked by it.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.atomic import write_json
+from jaxdet.data.entries import each
+from jaxdet.data.limits import BOX, check_sides
 from jaxdet.data.masks import encode_mask
+from jaxdet.data.values import is_number, short, whole
 from jaxdet.ops.paste import paste_rle
+from jaxdet.reading import read_json_file
 
 Result: TypeAlias = dict[str, Any]
 Truth: TypeAlias = Mapping[str, Any]
@@ -87,13 +88,13 @@ def read_results(path: str | PathLike[str], truth: Truth) -> list[Result]:
     Raises:
         ValueError: not readable, not JSON, or not COCO results for these images and categories.
     """
-    try:
-        results = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"results {path}: expected a JSON file, got {error}") from error
+    results = read_json_file(path, "results")
     if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
         raise ValueError(f"results {path}: expected a list of detections (COCO results format)")
-    return check_results(results, truth)
+    try:
+        return check_results(results, truth)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def check_results(results: Sequence[Result], truth: Truth) -> list[Result]:
@@ -102,9 +103,27 @@ def check_results(results: Sequence[Result], truth: Truth) -> list[Result]:
     Raises:
         ValueError: names the first detection with a fault and what is expected.
     """
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    sizes = image_sizes(truth)
     check_ids(results, truth)
     return [_checked(result, number, sizes) for number, result in enumerate(results)]
+
+
+def image_sizes(truth: Truth) -> dict[int, tuple[int, int]]:
+    """Height and width of the images of a ground truth by their ids.
+
+    Raises:
+        ValueError: an image without them, of an impossible size, or an id twice.
+    """
+    pairs = each("images", truth["images"], lambda image: (whole(image, "id"), _hw(image)))
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("expected image ids that differ, got an id twice")
+    return dict(pairs)
+
+
+def _hw(image: Any) -> tuple[int, int]:
+    height, width = whole(image, "height"), whole(image, "width")
+    check_sides(height, width)
+    return height, width
 
 
 def check_ids(results: Sequence[Result], truth: Truth) -> None:
@@ -117,8 +136,9 @@ def check_ids(results: Sequence[Result], truth: Truth) -> None:
         missing = next((number for number, result in enumerate(results) if key not in result), None)
         if missing is not None:
             raise ValueError(f"results: expected {key} in every detection, detection {missing} has none")
-        known = {entry["id"] for entry in truth.get(table, [])}
-        unknown = sorted({result[key] for result in results} - known, key=str)
+        known = set(each(table, truth.get(table, []), lambda entry: whole(entry, "id")))
+        named = each("results", results, lambda result, key=key: whole(result, key))  # type: ignore[misc]
+        unknown = sorted(set(named) - known)
         if unknown:
             raise ValueError(
                 f"results: expected every {key} among the {len(known)} {table} of the ground truth, got {len(unknown)} "
@@ -146,7 +166,7 @@ def _checked(result: Result, number: int, sizes: Mapping[Any, tuple[int, int]]) 
 
 def _finite(values: Any, name: str, count: int) -> list[float]:
     numbers = isinstance(values, list | tuple) and len(values) == count
-    if not numbers or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    if not numbers or not all(is_number(value, BOX) for value in values):
         expected = "a finite number" if count == 1 else f"{count} finite numbers"
-        raise ValueError(f"{name}: expected {expected}, got {values[0] if count == 1 else values!r}")
+        raise ValueError(f"{name}: expected {expected}, got {short(values[0] if count == 1 else values)}")
     return [float(value) for value in values]

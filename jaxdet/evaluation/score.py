@@ -12,8 +12,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from jaxdet.data.entries import annotation_of, each
 from jaxdet.data.masks import encode_mask
-from jaxdet.evaluation.results import Result, Truth, check_ids
+from jaxdet.data.values import whole
+from jaxdet.evaluation.results import Result, Truth, check_ids, image_sizes
 
 STATISTICS = ("AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l", "AR1", "AR10", "AR100", "AR_s", "AR_m", "AR_l")
 """Names of COCO's numbers in pycocotools' order."""
@@ -42,11 +44,12 @@ def score(
         fast: judge by faster-coco-eval instead (extra ``fast-eval``): the same numbers sooner.
 
     Raises:
-        ValueError: results of unknown images or categories, or masks asked for where there are none.
+        ValueError: results of unknown images or categories, masks asked for where there are none, or a ground truth
+            that is not COCO's.
     """
-    check_ids(results, truth)
     kinds = kinds if kinds is not None else _kinds(truth, results)
-    prepared = _complete(truth)
+    prepared = _complete(truth, masks="segm" in kinds)
+    check_ids(results, truth)
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in _names(truth).values()}
     for kind in kinds:
@@ -59,7 +62,11 @@ def score(
 
 def _kinds(truth: Truth, results: Sequence[Result]) -> tuple[Kind, ...]:
     holders = results or truth.get("annotations", [])
-    return ("bbox", "segm") if any(entry.get("segmentation") for entry in holders) else ("bbox",)
+    return (
+        ("bbox", "segm")
+        if any(isinstance(entry, Mapping) and entry.get("segmentation") for entry in holders)
+        else ("bbox",)
+    )
 
 
 def _only(kind: Kind, result: Result) -> Result:
@@ -77,29 +84,40 @@ def _only(kind: Kind, result: Result) -> Result:
     return kept | {"segmentation": result["segmentation"]}
 
 
-def _complete(truth: Truth) -> dict[str, Any]:
-    """The ground truth with what pycocotools takes for granted."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-    lost = next((each["id"] for each in truth.get("annotations", []) if each["image_id"] not in sizes), None)
-    if lost is not None:
-        raise ValueError(f"ground truth: expected an image for every annotation, annotation {lost} names none it has")
-    annotations = [_completed(annotation, sizes[annotation["image_id"]]) for annotation in truth.get("annotations", [])]
-    return {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
+def _complete(truth: Truth, masks: bool) -> dict[str, Any]:
+    """The ground truth with what pycocotools takes for granted, every value looked at: its C code does not do that."""
+    try:
+        sizes = image_sizes(truth)
+        categories = each("categories", truth["categories"], lambda entry: {**entry, "id": whole(entry, "id")})
+        annotations = each("annotations", truth.get("annotations", []), lambda entry: _completed(entry, sizes, masks))
+        if len({annotation["id"] for annotation in annotations}) < len(annotations):
+            raise ValueError("expected annotation ids that differ, got an id twice")
+    except ValueError as error:
+        raise ValueError(f"ground truth: {error}") from error
+    images = [{**image, "id": image_id} for image, image_id in zip(truth["images"], sizes, strict=True)]
+    return {"images": images, "categories": categories, "annotations": annotations}
 
 
-def _completed(annotation: Mapping[str, Any], hw: tuple[int, int]) -> dict[str, Any]:
-    completed = {"iscrowd": 0, **annotation}
-    if "area" not in completed:
-        completed["area"] = _area(completed, hw)
-    if not completed.get("segmentation"):  # an instance without a mask: one that no mask can match
-        completed["segmentation"] = {"size": list(hw), "counts": [hw[0] * hw[1]]}
-    return completed
-
-
-def _area(annotation: Mapping[str, Any], hw: tuple[int, int]) -> float:
-    if annotation.get("segmentation"):
-        return float(coco_mask.area(encode_mask(annotation["segmentation"], hw)))
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
+def _completed(annotation: Any, sizes: Mapping[int, tuple[int, int]], masks: bool) -> dict[str, Any]:
+    owner, checked = whole(annotation, "image_id"), annotation_of(annotation, 0)
+    if owner not in sizes:
+        raise ValueError(f"expected an image for every annotation, got the image_id {owner}, which no image has")
+    height, width = sizes[owner]
+    nothing = {"size": [height, width], "counts": [height * width]}  # what no mask can match
+    mask = annotation.get("segmentation")
+    if mask and (masks or annotation.get("area") is None):
+        mask = encode_mask(mask, (height, width))
+    area = float(coco_mask.area(mask)) if mask and annotation.get("area") is None else checked.area
+    return {
+        **annotation,
+        "id": checked.id,
+        "image_id": owner,
+        "category_id": whole(annotation, "category_id"),
+        "bbox": list(checked.bbox),
+        "area": area,
+        "iscrowd": int(checked.crowd),
+        "segmentation": mask if mask and masks else nothing,
+    }
 
 
 def _judge(truth: dict[str, Any], results: list[Result], kind: Kind, fast: bool) -> Any:

@@ -109,7 +109,7 @@ def test_errors_name_the_entry():
         from_mmdet({"rpn_head.rpn_conv.weight": numbers(3)}, {})
     with pytest.raises(ValueError, match=r"shared_fcs\.0\.weight: 50 input features are no multiple of a 7x7 map"):
         from_mmdet({"roi_head.bbox_head.shared_fcs.0.weight": numbers(2, 50)}, ONE_HEAD)
-    with pytest.raises(ValueError, match=r"not arrays: epoch\. .*state_dict"):
+    with pytest.raises(ValueError, match=r"not arrays: 'epoch'\. .*state_dict"):
         from_mmdet({"epoch": 12}, {})
     with pytest.raises(ValueError, match="no torch name for rpn/head/surprise/kernel"):
         mmdet_names(holding("rpn/head/surprise/kernel"))

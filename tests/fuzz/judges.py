@@ -1,0 +1,81 @@
+"""What must hold of any input: it is taken, or refused by a documented error that names the file."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jaxdet.data.check import check, main
+from jaxdet.data.coco import open_coco, read_json
+from jaxdet.data.settings import Data
+from jaxdet.data.transforms import image_arrays, target_arrays, view_of
+
+LONGEST = 5000
+"""Characters of a message."""
+_SMALL = Data(short_side=64, long_side=96, batch_size=4, max_boxes=8, mask_size=28, workers=0)
+
+
+class Unclear(Exception):
+    """A message that does not say enough."""
+
+
+def _told(read: Callable[[], Any], names: tuple[str, ...]) -> str:
+    """The message with which ``read`` refuses, or nothing.  It must hold one of ``names``."""
+    try:
+        read()
+    except (ValueError, FileNotFoundError) as error:
+        text = str(error)
+        if len(text) > LONGEST or not any(name in text for name in names):
+            raise Unclear(f"{len(text)} characters, expected one of {names} in {text[:500]!r}") from error
+        return text
+    return ""
+
+
+def judge_data_set(folder: Path) -> str:
+    """Check, open, read and transform everything, and score detections by it."""
+    images, annotations = str(folder / "images"), str(folder / "instances.json")
+    report = check(annotations, images)
+    main([str(folder)])
+    told = _told(lambda: open_coco(images, annotations), (annotations,))
+    if not told:
+        told = _read_all(open_coco(images, annotations), folder)
+    if told:
+        assert any(each.severity == "error" for each in report.findings), f"the check found nothing, but: {told}"
+    return told
+
+
+def _read_all(source: Any, folder: Path) -> str:
+    told = [_told(partial(_arrays, source, index), (str(folder), "image ")) for index in range(min(len(source), 20))]
+    from jaxdet.evaluation.score import score
+
+    first = source[0] if len(source) and not told[0] else None
+    if first is not None:
+        found = [{"image_id": first.image_id, "category_id": source.categories[0].id, "score": 0.5} | _FOUND]
+        told.append(_told(lambda: score(source.ground_truth(), found, kinds=("bbox",)), ("ground truth",)))
+    return next(filter(None, told), "")
+
+
+_FOUND = {"bbox": [2, 3, 10, 8]}
+
+
+def _arrays(source: Any, index: int) -> None:
+    record = source[index]
+    view = view_of(record.image.shape[:2], _SMALL)
+    image_arrays(record.image, view, record.index)
+    target_arrays(record, view, _SMALL)
+
+
+def judge_results(folder: Path) -> str:
+    """Score a results json."""
+    from jaxdet.evaluation.results import read_results
+    from jaxdet.evaluation.score import score
+
+    truth = read_json(str(folder / "instances.json"))
+    path = str(folder / "results.json")
+    return _told(lambda: score(truth, read_results(path, truth)), (path, "results"))
+
+
+def judge_checkpoint(folder: Path) -> str:
+    """Import weights, merge them into a model, and load a run."""
+    raise NotImplementedError(argparse)
