@@ -17,6 +17,8 @@ from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.reading import load as load_checkpoint
 from jaxdet.config import from_data, override, to_data
 from jaxdet.data import Category, Data, single_batch
+from jaxdet.data.entries import category_of, each
+from jaxdet.data.values import short, whole
 from jaxdet.experiment import Experiment
 
 _log = logging.getLogger(__name__)
@@ -66,11 +68,16 @@ def _read(checkpoint: str | PathLike[str]) -> Trained:
     missing = [key for key in ("config", "categories", "step") if key not in metadata]
     if missing:
         raise ValueError(f"checkpoint {checkpoint}: expected metadata with {missing}, got {sorted(metadata)}")
-    experiment = from_data(metadata["config"])
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"checkpoint {checkpoint}: expected the config of an Experiment, got {experiment!r:.60}")
-    categories = tuple(Category(int(each["id"]), str(each["name"])) for each in metadata["categories"])
-    return Trained(experiment, variables, categories, int(metadata["step"]))
+    try:
+        experiment = from_data(metadata["config"])
+        if not isinstance(experiment, Experiment):
+            raise ValueError(f"expected the config of an Experiment, got {short(experiment)}")
+        if not isinstance(metadata["categories"], list):
+            raise ValueError(f"expected a list of categories, got {short(metadata['categories'])}")
+        categories = tuple(each("categories", metadata["categories"], category_of))
+        return Trained(experiment, variables, categories, whole(metadata, "step"))
+    except ValueError as error:
+        raise ValueError(f"checkpoint {checkpoint}: {error}") from error
 
 
 def _from_file(path: str | PathLike[str], experiment: Experiment) -> Trained:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,21 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
     ``reading.load`` and ``files.read_weights``, and ValueError for names of no known kind.
     """
     path = Path(path)
-    if not path.is_dir():
-        return recognise(read_weights(path), like)
-    variables, metadata = load(path)
-    categories = metadata.get("categories") or ()
-    return Imported(variables, category_ids=tuple(int(category["id"]) for category in categories))
+    if path.is_dir():
+        variables, metadata = load(path)
+        return Imported(variables, category_ids=_category_ids(metadata.get("categories") or [], path))
+    state = read_weights(path)
+    try:
+        return recognise(state, like)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _category_ids(categories: Any, path: Path) -> tuple[int, ...]:
+    listed = isinstance(categories, list) and all(isinstance(category, dict) for category in categories)
+    if not listed or not all(type(category.get("id")) is int for category in categories):
+        raise ValueError(f"{path}: expected categories with whole numbers as ids, got {reprlib.repr(categories)}")
+    return tuple(category["id"] for category in categories)
 
 
 def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
@@ -45,8 +56,9 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
         return Imported(from_mmdet(state, like))
     if "conv1.weight" in state and any(name.startswith("layer1.") for name in state):
         return from_folded_resnet(state) if "conv1.bias" in state else from_torchvision_resnet(state)
+    some = ", ".join(name[:80] for name in list(state)[:4])
     raise ValueError(
-        f"names of no known kind, such as {', '.join(list(state)[:4])}: expected mmdetection's (backbone.layer1.., "
+        f"names of no known kind, such as {some}: expected mmdetection's (backbone.layer1.., "
         "roi_head..), torchvision's detectors' (backbone.body.., roi_heads..) or its ResNets' (conv1.., layer1..)"
     )
 

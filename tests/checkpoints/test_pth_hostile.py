@@ -12,20 +12,14 @@ import pytest
 
 from jaxdet.checkpoints import restricted_pickle
 from jaxdet.checkpoints.pth import MAGIC, PROTOCOL, read_pth
+from tests.checkpoints.pickles import FLOATS, ORDERED_DICT, TENSOR, archive, integers, program, storage, tensor, unicode
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
-ORDERED_DICT = b"ccollections\nOrderedDict\n"
 
 
 def zipped(tmp_path, data, storages=(), extra=(), compression=zipfile.ZIP_STORED):
     path = tmp_path / "hostile.pth"
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", data)
-        for key, content in dict(storages).items():
-            archive.writestr(f"archive/data/{key}", content)
-        for name, content in extra:
-            archive.writestr(name, content)
+    path.write_bytes(archive(data, storages, extra, compression))
     return path
 
 
@@ -44,31 +38,6 @@ class Call:
 
     def __reduce__(self):
         return self.call
-
-
-def unicode(text):
-    return b"X" + struct.pack("<I", len(text)) + text.encode()
-
-
-def storage(kind="FloatStorage", key="0", count=4, view=b""):
-    identity = b"(" + unicode("storage") + f"ctorch\n{kind}\n".encode() + unicode(key) + unicode("cpu")
-    return identity + b"J" + struct.pack("<i", count) + view + b"tQ"
-
-
-def integers(*values):
-    return b"(" + b"".join(b"J" + struct.pack("<i", v) for v in values) + b"t"
-
-
-def tensor(offset=0, size=(2, 2), stride=(2, 1), what=None, rest=b""):
-    arguments = b"(" + (what or storage()) + b"J" + struct.pack("<i", offset) + integers(*size) + integers(*stride)
-    return TENSOR + arguments + b"\x89" + ORDERED_DICT + b")R" + rest + b"tR"
-
-
-def program(body):
-    return b"\x80\x02" + body + b"."
-
-
-FLOATS = {"0": np.arange(4, dtype=np.float32).tobytes()}
 
 
 def refused(path, reason=None):

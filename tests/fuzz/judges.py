@@ -1,10 +1,11 @@
 """What must hold of any input: it is taken, or refused by a documented error that names the file."""
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxdet.data.check import check, main
 from jaxdet.data.coco import open_coco, read_json
@@ -13,6 +14,16 @@ from jaxdet.data.transforms import image_arrays, target_arrays, view_of
 
 LONGEST = 5000
 """Characters of a message."""
+LIKE = {
+    "weights": {
+        "params": {
+            "backbone": {"conv1": {"kernel": np.zeros((7, 7, 3, 2), np.float32)}},
+            "rpn": {"head": {"objectness": {"bias": np.zeros(3, np.float32)}}},
+        }
+    },
+    "run": {"params": {"w": np.zeros((2, 3), np.float32)}},
+}
+"""Variables that the good files of ``checkpoints`` fill."""
 _SMALL = Data(short_side=64, long_side=96, batch_size=4, max_boxes=8, mask_size=28, workers=0)
 
 
@@ -77,5 +88,16 @@ def judge_results(folder: Path) -> str:
 
 
 def judge_checkpoint(folder: Path) -> str:
-    """Import weights, merge them into a model, and load a run."""
-    raise NotImplementedError(argparse)
+    """Import weights and merge them into a model; of a run, load the config too."""
+    from jaxdet.checkpoints.importing import import_weights
+    from jaxdet.checkpoints.merge import merge
+    from jaxdet.trained import load
+
+    (name,) = {path.relative_to(folder).parts[0] for path in folder.iterdir()}
+    path, like = folder / name, LIKE[name]
+    imported: list[Any] = []
+    told = [_told(lambda: imported.append(import_weights(path, like)), (str(path),))]
+    told += [_told(partial(merge, like, each.variables, within=each.within), ("do not fit",)) for each in imported]
+    if name == "run":
+        told.append(_told(lambda: load(path), (str(path),)))
+    return next(filter(None, told), "")

@@ -89,12 +89,15 @@ def _judged(judge: Judge, files: Files) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="jaxdet-fuzz-") as name:
         folder = Path(name) / "given"
         write(folder, files)
+        os.chdir(name)  # so that a file written somewhere is found
         before, memory = _listing(Path(name)), _start_of_peak()
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 told = judge(folder)
         except Exception:
             return Outcome("WRONG", traceback.format_exc())
+        finally:
+            os.chdir("/")
         taken = _peak() - memory
         if _listing(Path(name)) != before:
             return Outcome("WRONG", "something was written beside or into the input")
