@@ -13,14 +13,14 @@ ENTRY_POINTS = ("train", "eval", "predict")
 ALLOWED = {
     "structures": set[str](),
     "atomic": set[str](),  # how files are written
-    "reading": set[str](),  # and how they are read
+    "untrusted": set[str](),  # and how those of strangers are read
     "config": set[str](),
     "ops": {"structures"},
     "nn": {"structures", "ops"},
     "models": {"structures", "ops", "nn"},
-    "data": {"structures", "atomic", "reading"},
-    "checkpoints": {"structures", "atomic", "reading", "mesh"},  # mesh: its processes agree
-    "evaluation": {"structures", "ops", "data", "atomic", "reading"},
+    "data": {"structures", "atomic", "untrusted"},
+    "checkpoints": {"structures", "atomic", "untrusted", "mesh"},  # mesh: its processes agree
+    "evaluation": {"structures", "ops", "data", "atomic", "untrusted"},
     "mesh": {"structures"},
     "hosts": set[str](),
     "experiment": {"models", "data"},

@@ -8,23 +8,19 @@ from typing import IO
 import numpy as np
 
 from jaxdet.checkpoints.archive import checked_members, size_of
+from jaxdet.checkpoints.bounds import largest
 from jaxdet.checkpoints.tree import Array
-
-EXPANSION = 16
-"""How many times larger than the file its arrays may be.  Trained weights hardly compress."""
-SMALL = 1 << 26
-"""Bytes that the arrays of any file may have."""
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def read_npz(file: IO[bytes]) -> dict[str, Array]:
     """Its arrays by name, read-only.  ValueError for a broken or odd archive, and for anything but plain arrays."""
-    largest = SMALL + EXPANSION * size_of(file)
+    most = largest(size_of(file))
     try:
         with zipfile.ZipFile(file) as archive:
             methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-            members = checked_members(archive, methods, largest, "np.savez")
+            members = checked_members(archive, methods, most, "np.savez")
             return {name.removesuffix(".npy"): _array(archive.read(info), name) for name, info in members.items()}
     except ValueError:
         raise

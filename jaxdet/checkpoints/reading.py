@@ -1,7 +1,6 @@
 """Reading checkpoints, whole ones only; nothing in them is executed."""
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -12,8 +11,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxdet.checkpoints.bounds import check_files, check_size
 from jaxdet.checkpoints.checksums import CHECKSUMS, damages
 from jaxdet.checkpoints.tree import Variables
+from jaxdet.untrusted import read_json_file
 
 FORMAT = 1
 """Raised when a checkpoint's layout changes so that older code cannot read it."""
@@ -35,10 +36,12 @@ def load(path: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
     not there, `DamagedCheckpoint`, ValueError if it is no checkpoint or was written by a later version.
     """
     folder = find_step(path)
+    size = check_files(folder)
     refuse(folder, damages(folder))
     metadata = read_metadata(folder)
     with clear_errors(folder), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         stored = handler.metadata(folder / VARIABLES)
+        check_size(stored.tree, size)
         # A NumPy target gives NumPy leaves: the devices that the arrays were saved from may not exist here.
         target = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), stored.tree)
         variables: Variables = handler.restore(folder / VARIABLES, args=ocp.args.StandardRestore(target))
@@ -68,8 +71,8 @@ def find_step(path: str | os.PathLike[str]) -> Path:
 def read_metadata(folder: Path) -> dict[str, Any]:
     """The metadata of the checkpoint in ``folder``.  `DamagedCheckpoint`; ValueError if it is of a later version."""
     try:
-        metadata = json.loads((folder / METADATA / METADATA).read_text())
-    except (OSError, ValueError) as error:
+        metadata = read_json_file(folder / METADATA / METADATA, METADATA)
+    except ValueError as error:
         raise DamagedCheckpoint(f"{folder} is not a complete jaxdet checkpoint: {error}") from None
     if not isinstance(metadata, dict) or not isinstance(metadata.get("format"), int):
         raise DamagedCheckpoint(f"{folder} is not a jaxdet checkpoint: its metadata has no format number")
@@ -125,5 +128,9 @@ def _unusable(folder: Path, why: str) -> str:
 
 def _finished(folder: Path) -> list[int]:
     """The steps in ``folder`` whose checkpoints were written to the end."""
-    entries = [entry for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+    entries = (
+        [entry for entry in folder.iterdir() if entry.name.isdigit() and entry.name.isascii()]
+        if folder.is_dir()
+        else []
+    )
     return sorted(int(entry.name) for entry in entries if ocp.utils.is_checkpoint_finalized(str(entry)))

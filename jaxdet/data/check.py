@@ -27,7 +27,7 @@ from jaxdet.data.file_findings import image_findings, map_findings, unreferenced
 from jaxdet.data.findings import Finding, annotation_findings, entries_of, repeated, usage_findings
 from jaxdet.data.settings import Data
 from jaxdet.data.values import printable
-from jaxdet.reading import read_json_file
+from jaxdet.untrusted import read_json_file
 
 _SUMMARY = "Say what is in a COCO data set, and everything that is wrong with it."
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}

@@ -20,7 +20,7 @@ from jaxdet.data.records import Annotation, Category, Record, usable_boxes
 from jaxdet.data.shared_arrays import SharedArrays, pack_texts, unpack_text
 from jaxdet.data.stored import CHECK, StoredSource
 from jaxdet.data.values import short, whole
-from jaxdet.reading import read_json_file
+from jaxdet.untrusted import read_json_file
 
 _ENTRY_KEYS = (
     "id",

@@ -18,7 +18,7 @@ from jaxdet.data.limits import BOX, check_sides
 from jaxdet.data.masks import encode_mask
 from jaxdet.data.values import is_number, short, whole
 from jaxdet.ops.paste import paste_rle
-from jaxdet.reading import read_json_file
+from jaxdet.untrusted import read_json_file
 
 Result: TypeAlias = dict[str, Any]
 Truth: TypeAlias = Mapping[str, Any]

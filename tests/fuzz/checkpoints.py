@@ -71,7 +71,9 @@ def run() -> Files:
     with tempfile.TemporaryDirectory() as folder:
         with CheckpointStore(folder) as store:
             store.save(7, {"variables": {"params": {"w": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}}, metadata)
-        return {f"run/{name}": content for name, content in read(Path(folder)).items()}
+        # A stranger leaves the checksums out, or writes new ones.
+        files = {f"run/{name}": content for name, content in read(Path(folder)).items()}
+        return {name: content for name, content in files.items() if not name.endswith("checksums.json")}
 
 
 @st.composite
@@ -167,7 +169,8 @@ def _npz_headers(draw: st.DrawFn) -> Files:
 _CODES = st.sampled_from([
     b"}", b"]", b")", b"(", b"N", b"\x88", b"K\x03", b"J\xff\xff\xff\x7f", b"\x8a\x09" + b"\xff" * 8 + b"\x01",
     b"s", b"a", b"u", b"e", b"t", b"\x85", b"\x86", b"\x87", b"R", b"b", b"0", b"1", b"2",
-    b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"\x94", b"Q", b"\x8f", b"\x90", b"\x91", b"l", b"d", b".", b"cos\nmkdir\n", b"X\x06\x00\x00\x00canary",
+    b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"\x94", b"Q", b"\x8f", b"\x90", b"\x91", b"l", b"d", b".",
+    b"cos\nmkdir\n", b"X\x06\x00\x00\x00canary",
     pickles.TENSOR, pickles.ORDERED_DICT, b"ctorch\nSize\n", b"ctorch\ndevice\n", b"c_codecs\nencode\n",
     b"ctorch\nFloatStorage\n", b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ctorch._utils\n_rebuild_parameter\n",
     pickles.storage(), pickles.tensor(), pickles.integers(2, 2), pickles.unicode("state_dict"),

@@ -198,6 +198,12 @@ _RESULTS = [
     | {"segmentation": {"size": list(HW), "counts": _RUNS}},
 ]
 
+
+def valid_results() -> Files:
+    """One without fault."""
+    return results(_RESULTS)
+
+
 KINDS: dict[str, st.SearchStrategy[Files]] = {
     "json: structure": spoilt_tree(_truth()).map(folder),
     "json: numbers": _numbers(),

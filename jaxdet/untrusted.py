@@ -1,4 +1,4 @@
-"""Reading whole files that may be anything."""
+"""Files from anyone, read whole: a stranger may put a pipe or a hundred thousand brackets in the place of a json."""
 
 import json
 import os
