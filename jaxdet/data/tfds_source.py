@@ -1,6 +1,7 @@
 """Reading what ``tfds_builder`` wrote, at random and without tensorflow."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from jaxdet.data.images import decode_image
 from jaxdet.data.records import Annotation, Record
 from jaxdet.data.shared_arrays import SharedArrays
 from jaxdet.data.stored import StoredSource
+from jaxdet.data.values import short
+from jaxdet.untrusted import read_json_file
 
 _BUILDER = "jaxdet_coco"  # named here as well, so that reading does not define the builder
 _HOW = "`python -m jaxdet.data.tfds_builder --help` tells how to make one"
@@ -30,6 +33,7 @@ def open_tfds(directory: str, split: str) -> StoredSource:
         ValueError: no such data set, one of another kind, or no such split.
     """
     folder = _version_folder(Path(directory))
+    _check_features(folder)
     builder = tfds.builder_from_directory(str(folder))
     splits = (builder.info.metadata or {}).keys()
     if split not in splits:
@@ -76,6 +80,21 @@ def _version_folder(directory: Path) -> Path:
     if not versions:
         raise ValueError(f"TFDS {directory}: expected {_BUILDER}/<version>/dataset_info.json in it; {_HOW}")
     return versions[-1].parent
+
+
+def _check_features(folder: Path) -> None:
+    """TFDS imports the modules that ``features.json`` names; only its own are none of a stranger's choice."""
+    for value in _values(read_json_file(folder / "features.json", "TFDS features"), ("pythonClassName", "type")):
+        if not isinstance(value, str) or not value.startswith("tensorflow_datasets.core.features."):
+            raise ValueError(f"TFDS {folder}: expected features of TFDS, got one of class {short(value)}; {_HOW}")
+
+
+def _values(tree: Any, keys: tuple[str, ...]) -> Iterator[Any]:
+    """What the objects of a json have under any of the keys."""
+    if isinstance(tree, dict):
+        yield from (tree[key] for key in keys if key in tree)
+    for below in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _values(below, keys)
 
 
 def _annotations(columns: dict[str, Any]) -> tuple[Annotation, ...]:

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,15 @@ def test_command_line_asks_for_an_origin(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--data_dir", str(tmp_path)])
     assert "--manual_dir" in capsys.readouterr().err
+
+
+def test_features_that_would_import_a_strangers_module(prepared, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    (tmp_path / "sideeffect.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (features,) = folder.rglob("features.json")
+    text = features.read_text()
+    features.write_text(text.replace("tensorflow_datasets.core.features.text_feature.Text", "sideeffect.Text", 1))
+    assert features.read_text() != text
+    with pytest.raises(ValueError, match=r"expected features of TFDS, got one of class 'sideeffect\.Text'"):
+        open_source(Tfds(str(folder), "train"))
