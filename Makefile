@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Compiled programs are kept, so that a second run starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 
-.PHONY: help venv demo test lint types unit parity lock clean
+.PHONY: help venv demo test lint types unit parity fuzz lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,9 @@ unit: venv
 
 parity: venv ## full-size models against their golden files
 	$(RUN) -m pytest tests/parity -m parity
+
+fuzz: venv ## many spoilt data sets and checkpoints, about half an hour
+	$(RUN) -m tests.fuzz
 
 lock: venv ## new lock files from pyproject.toml (needs the network)
 	$(RUN) -m pip install --quiet --disable-pip-version-check uv
