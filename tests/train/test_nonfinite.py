@@ -37,6 +37,15 @@ def test_a_nan_stops_the_run_with_its_terms_its_images_and_its_batch(tmp_path: P
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_slots_that_only_fill_the_batch_are_not_named(tmp_path: Path) -> None:
+    batch = batch_of(0)
+    batch = batch.replace(index=np.append(batch.index[:-1], np.int32(-1)), valid=np.arange(8) < 7)
+    with pytest.raises(FloatingPointError, match=r"images 100, 110, 120, 130, 140, 150, 160; "):
+        FiniteCheck(tmp_path, IDS, skip=0)(1, {"loss/a": np.nan}, batch)
+    with np.load(tmp_path / "nonfinite-1.npz") as kept:
+        assert kept["ids"].tolist() == [*IDS[:-1].tolist(), -1]
+
+
 def test_a_skipped_step_changes_nothing_but_its_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before: dict[int, object] = {}
     meter = Meter(8)
