@@ -261,6 +261,15 @@ def test_scores_of_the_end_come_into_the_log_once(tmp_path: Path) -> None:
     assert [record["step"] for record in read_log(tmp_path)] == [10]
 
 
+def test_intervals_longer_than_the_run_leave_its_end(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, StopRequest(), validate=lambda state: pytest.fail("evaluated before the end"))
+        watched.intervals = Intervals(log=99, checkpoint=99, evaluate=99)
+        step_through(watched, 10)
+    assert watched.store.saved == [10]  # type: ignore[attr-defined]
+    assert [r["step"] for r in read_log(tmp_path)] == [10]
+
+
 def test_a_state_with_a_loss_that_is_no_number_is_never_saved(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0) as log:
         watched = watch(tmp_path, log, StopRequest())
