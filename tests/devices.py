@@ -41,10 +41,14 @@ def run_on_devices(file: str, number: int = 8) -> list[str]:
     return outputs([start([file], number)])[0].split()
 
 
-def host_flags(number: int) -> list[list[str]]:
-    """For each of that many processes the flags by which it joins the others (`jaxdet.hosts`)."""
+def free_address() -> str:
+    """A place on this machine that nothing listens to, as HOST:PORT."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(number)]
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def host_flags(number: int) -> list[list[str]]:
+    """For each of that many processes the flags by which it joins the others (`jaxdet.hosts`)."""
+    common = ["--coordinator", free_address(), "--num-processes", str(number)]
     return [[*common, "--process-id", str(index)] for index in range(number)]

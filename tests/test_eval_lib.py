@@ -1,10 +1,5 @@
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +12,7 @@ from jaxdet.eval_lib import detect, evaluate
 from jaxdet.evaluation import match_categories
 from jaxdet.mesh import data_mesh
 from jaxdet.structures import Batch, Detections
+from tests.devices import free_address, outputs, start
 
 # pycocotools 2.0.11 decodes with a call that NumPy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -174,29 +170,16 @@ class TestMatchCategories:
             match_categories(2, self.SOURCE, (Category(1, "cat"), Category(2, "cow")))
 
 
-def run_script(script: str, *arguments: str, devices: int) -> subprocess.Popen[str]:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def output_of(process: subprocess.Popen[str]) -> Any:
-    out, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors[-3000:]
-    return json.loads(out.splitlines()[-1])
-
-
 ONE = """
 import json, jax
-from test_eval_lib import DATA, VARIABLES, DarkSquare, Squares, detect
+from tests.test_eval_lib import DATA, VARIABLES, DarkSquare, Squares, detect
 assert jax.device_count() == 4
 print(json.dumps(detect(DarkSquare(), VARIABLES, Squares(7), DATA, batch_size=3)))
 """
 TWO = """
 import json, sys, jax
-jax.distributed.initialize(coordinator_address=f"127.0.0.1:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
-from test_eval_lib import DATA, VARIABLES, DarkSquare, Squares, detect
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from tests.test_eval_lib import DATA, VARIABLES, DarkSquare, Squares, detect
 assert jax.device_count() == 4 and jax.local_device_count() == 2
 print(json.dumps(detect(DarkSquare(), VARIABLES, Squares(7), DATA, batch_size=3)))
 """
@@ -204,11 +187,8 @@ print(json.dumps(detect(DarkSquare(), VARIABLES, Squares(7), DATA, batch_size=3)
 
 def test_any_number_of_devices_and_processes() -> None:
     expected = detect(DarkSquare(), VARIABLES, Squares(7), DATA, mesh=data_mesh(jax.devices()[:1]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    one = run_script(ONE, devices=4)
-    two = [run_script(TWO, str(port), str(process), devices=2) for process in (0, 1)]
-    assert output_of(one) == expected
-    for process in two:
-        assert output_of(process) == expected
+    address = free_address()
+    one = start(["-c", ONE], 4)
+    two = [start(["-c", TWO, address, str(process)], 2) for process in (0, 1)]
+    for said in outputs([one, *two]):
+        assert json.loads(said.splitlines()[-1]) == expected
