@@ -83,13 +83,14 @@ def make_train_step(
         # Where the state is split over devices, each of them gathers the variables for its images.
         variables = jax.lax.with_sharding_constraint(state.variables | {"params": params}, replicated)
         (terms, metrics), changed = model.apply(variables, batch, key, method="losses", mutable=["batch_stats"])
-        named = {f"loss/{name.removeprefix(_PREFIX)}": term for name, term in terms.items()}
-        return sum(terms.values()), (metrics | named, changed.get("batch_stats", {}))
+        total = sum(terms.values())
+        named = {f"loss/{name.removeprefix(_PREFIX)}": term for name, term in terms.items()} | {"loss": total}
+        # A batch that is not full makes a step as much smaller: its images weigh what they do in a full one.
+        return batch.valid.mean() * total, (metrics | named, changed.get("batch_stats", {}))
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
-        (total, aux), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, state, batch, step_key)
-        metrics, batch_stats = aux
+        gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params, state, batch, step_key)
         updates, opt_state = direction.update(gradients, state.opt_state, state.params)
         lr = rate(state.step)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
@@ -97,9 +98,9 @@ def make_train_step(
         new = TrainState(state.step + 1, params, batch_stats, opt_state)
         if skip_nonfinite:
             same = TrainState(state.step + 1, state.params, state.batch_stats, state.opt_state)
-            finite = jnp.isfinite(total) & jnp.isfinite(norm)
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, same)
-        return new, metrics | {"loss": total, "grad_norm": norm, "lr": lr}
+        return new, metrics | {"grad_norm": norm, "lr": lr}
 
     outputs = (replicated if layout is None else layout, replicated)
     compiled: TrainStep = jax.jit(step, donate_argnums=0, out_shardings=outputs)

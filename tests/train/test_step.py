@@ -52,6 +52,20 @@ def test_one_step_is_the_gradient_step_written_out() -> None:
     np.testing.assert_allclose(metrics["loss"], metrics["loss/fit"] + metrics["loss/noisy"], rtol=1e-6)
 
 
+def test_a_batch_that_is_not_full_makes_a_smaller_step() -> None:
+    """Two of eight slots are filled: a quarter of the step that these losses would make, the weight decay apart."""
+    moved = []
+    for number in (8, 2):
+        step, state, mesh = fresh()
+        before = jax.tree.map(np.array, state.params["head"])
+        batch = batch_of(0).replace(valid=np.arange(8) < number)
+        state, metrics = step(state, split_batch(batch, mesh), KEY)
+        decay = jax.tree.map(lambda p, m=metrics: float(m["lr"]) * 1e-4 * p, before)
+        moved.append(jax.tree.map(lambda a, b, d: np.asarray(a) - b + d, state.params["head"], before, decay))
+        np.testing.assert_allclose(metrics["loss"], metrics["loss/fit"] + metrics["loss/noisy"], rtol=1e-6)
+    jax.tree.map(lambda full, part: np.testing.assert_allclose(part, full / 4, atol=1e-7), *moved)
+
+
 def test_draws_change_with_the_step_and_repeat_with_the_seed() -> None:
     step, state, mesh = fresh()
     noise = []
