@@ -111,10 +111,7 @@ class CocoFiles:
             raise ValueError(f"annotations {self.json}, image {self._name(index)}: {_TOO_DEEP}") from error
 
     def ground_truth(self) -> dict[str, Any]:
-        data = read_json(self.json)
-        for image, (height, width) in zip(data["images"], self.table["sizes"].tolist(), strict=True):
-            image |= {"height": height, "width": width}  # which it may lack
-        return data
+        return read_json(self.json)
 
     def _name(self, index: int) -> str:
         return unpack_text(self.table["names"], self.table["name_offsets"], index).decode()

@@ -62,4 +62,7 @@ class StoredSource:
         return record
 
     def ground_truth(self) -> dict[str, Any]:
-        return self.store.ground_truth()
+        truth = self.store.ground_truth()
+        for image, (height, width) in zip(truth["images"], self.sizes.tolist(), strict=True):
+            image |= {"height": height, "width": width}  # which the json may lack
+        return truth

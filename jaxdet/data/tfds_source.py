@@ -12,10 +12,11 @@ import tensorflow_datasets as tfds
 from jaxdet.data.coco import read_categories
 from jaxdet.data.entries import annotation_of
 from jaxdet.data.images import decode_image
+from jaxdet.data.limits import check_sides
 from jaxdet.data.records import Annotation, Record
 from jaxdet.data.shared_arrays import SharedArrays
 from jaxdet.data.stored import StoredSource
-from jaxdet.data.values import short
+from jaxdet.data.values import short, text
 from jaxdet.untrusted import read_json_file
 
 _BUILDER = "jaxdet_coco"  # named here as well, so that reading does not define the builder
@@ -30,24 +31,37 @@ def open_tfds(directory: str, split: str) -> StoredSource:
         split: ``train`` or ``validation``.
 
     Raises:
-        ValueError: no such data set, one of another kind, or no such split.
+        ValueError: no such data set, one of another kind or that is not whole, or no such split.
     """
     folder = _version_folder(Path(directory))
-    _check_features(folder)
-    builder = tfds.builder_from_directory(str(folder))
-    splits = (builder.info.metadata or {}).keys()
-    if split not in splits:
-        raise ValueError(f"TFDS {folder}: expected one of the splits {sorted(splits)}, got {split!r}; {_HOW}")
-    about = builder.info.metadata[split]
-    table = SharedArrays(
-        {
-            "image_ids": np.array(about["image_ids"], np.int64),
-            "sizes": np.array(about["sizes"], np.int32).reshape(-1, 2),
-            "usable": np.array(about["usable"], np.int32),
-        }
-    )
-    examples = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    return StoredSource(read_categories(about["json"]["categories"]), table, TfdsFiles(examples, about["json"]))
+    try:
+        _check_features(folder)
+        builder = tfds.builder_from_directory(str(folder))
+        splits = sorted(builder.info.metadata or {})
+        about = builder.info.metadata[split] if split in splits else None
+        examples = about and builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        source = about and _source(about, examples)
+    except Exception as error:  # TFDS looks at little of what it reads
+        raise ValueError(f"TFDS {folder}: expected a whole data set, got {type(error).__name__}: {error}") from error
+    if source is None:
+        raise ValueError(f"TFDS {folder}: expected one of the splits {splits}, got {split!r}; {_HOW}")
+    return source
+
+
+def _source(about: Any, examples: Any) -> StoredSource:
+    """``about`` is what the builder wrote beside the examples of a split."""
+    columns = {
+        "image_ids": np.array(about["image_ids"], np.int64),
+        "sizes": np.array(about["sizes"], np.int32).reshape(-1, 2),
+        "usable": np.array(about["usable"], np.int32),
+    }
+    counts = {name: len(column) for name, column in columns.items()} | {"records": len(examples)}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"expected as many of each, got {counts}")
+    for height, width in columns["sizes"].tolist():
+        check_sides(height, width)
+    categories = read_categories(about["json"]["categories"])
+    return StoredSource(categories, SharedArrays(columns), TfdsFiles(examples, about["json"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +74,17 @@ class TfdsFiles:
     def read(self, index: int, image_id: int) -> Record:
         try:
             example = self.examples[index]
+            name = text(json.loads(example["json"]), "file_name")
+            image, annotations = decode_image(example["image"], name), _annotations(example["annotations"])
         except Exception as error:  # array_record and TFDS raise whatever fits their layers
             raise ValueError(f"TFDS record {index} (image id {image_id}): expected a whole one, got {error}") from error
-        name = str(json.loads(example["json"])["file_name"])
-        return Record(index, image_id, name, decode_image(example["image"], name), _annotations(example["annotations"]))
+        return Record(index, image_id, name, image, annotations)
 
     def ground_truth(self) -> dict[str, Any]:
         images, annotations = [], []
         for example in map(self.examples.__getitem__, range(len(self.examples))):
             images.append(json.loads(example["json"]))
-            annotations += [json.loads(text) for text in example["annotations"]["json"]]
+            annotations += [json.loads(entry) for entry in example["annotations"]["json"]]
         return {**self.other_keys, "images": images, "annotations": annotations}
 
 
@@ -86,7 +101,7 @@ def _check_features(folder: Path) -> None:
     """TFDS imports the modules that ``features.json`` names; only its own are none of a stranger's choice."""
     for value in _values(read_json_file(folder / "features.json", "TFDS features"), ("pythonClassName", "type")):
         if not isinstance(value, str) or not value.startswith("tensorflow_datasets.core.features."):
-            raise ValueError(f"TFDS {folder}: expected features of TFDS, got one of class {short(value)}; {_HOW}")
+            raise ValueError(f"expected features of TFDS, one is of class {short(value)}")
 
 
 def _values(tree: Any, keys: tuple[str, ...]) -> Iterator[Any]:
@@ -99,6 +114,6 @@ def _values(tree: Any, keys: tuple[str, ...]) -> Iterator[Any]:
 
 def _annotations(columns: dict[str, Any]) -> tuple[Annotation, ...]:
     return tuple(
-        annotation_of(json.loads(text), int(label))
-        for text, label in zip(columns["json"], columns["label"], strict=True)
+        annotation_of(json.loads(entry), int(label))
+        for entry, label in zip(columns["json"], columns["label"], strict=True)
     )

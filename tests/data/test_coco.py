@@ -126,3 +126,9 @@ def test_an_image_of_another_size_than_annotated_is_named(coco, one_box):
     one_box["images"][0]["height"] = 21
     with pytest.raises(ValueError, match=r"a\.png: expected height, width \(21, 30\).*got \(20, 30\)"):
         open_source(coco.write(one_box))[0]
+
+
+def test_the_ground_truth_has_sizes_where_the_json_has_none(coco, one_box):
+    del one_box["images"][0]["height"], one_box["images"][0]["width"]
+    (image,) = open_source(coco.write(one_box)).ground_truth()["images"]
+    assert (image["height"], image["width"]) == (20, 30)

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -123,5 +124,22 @@ def test_features_that_would_import_a_strangers_module(prepared, tmp_path, monke
     text = features.read_text()
     features.write_text(text.replace("tensorflow_datasets.core.features.text_feature.Text", "sideeffect.Text", 1))
     assert features.read_text() != text
-    with pytest.raises(ValueError, match=r"expected features of TFDS, got one of class 'sideeffect\.Text'"):
+    with pytest.raises(ValueError, match=r"expected features of TFDS, one is of class 'sideeffect\.Text'"):
         open_source(Tfds(str(folder), "train"))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda about: about.pop("sizes"),
+    lambda about: about.update(image_ids=[1]),
+    lambda about: about.update(image_ids=["x"] * 5),
+    lambda about: about["sizes"].__setitem__(0, [10**6, 10**6]),
+    lambda about: about["json"].update(categories=[3]),
+])  # fmt: skip
+def test_what_lies_beside_the_records_may_be_anything(prepared, tmp_path, spoil):
+    folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    (file,) = folder.rglob("metadata.json")
+    metadata = json.loads(file.read_text())
+    spoil(metadata["validation"])
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=r"TFDS .*copy.*: expected a whole data set, got"):
+        open_source(Tfds(str(folder), "validation"))
