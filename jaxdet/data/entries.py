@@ -74,6 +74,11 @@ def stored_hw(entry: Any, folder: str) -> tuple[int, int]:
     name = file_name_of(entry)
     if entry.get("height") is None or entry.get("width") is None:
         return read_header(Path(folder) / name)[0]
+    return hw_of(entry)
+
+
+def hw_of(entry: Any) -> tuple[int, int]:
+    """Height and width of an image as the json has them."""
     height, width = whole(entry, "height"), whole(entry, "width")
     check_sides(height, width)
     return height, width

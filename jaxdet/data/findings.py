@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from jaxdet.data.limits import ANNOTATIONS, BOX, check_sides
+from jaxdet.data.entries import hw_of
+from jaxdet.data.limits import ANNOTATIONS, BOX
 from jaxdet.data.masks import encode_mask
 from jaxdet.data.values import flag, is_number, short, text, whole
 
@@ -78,8 +79,7 @@ def annotation_findings(
         return
     where = f"annotation {entry['id']} of {image['file_name']}"
     try:
-        hw = whole(image, "height"), whole(image, "width")
-        check_sides(*hw)
+        hw = hw_of(image)
     except ValueError:
         return  # reported with the image
     yield from _flag_findings(entry, where)

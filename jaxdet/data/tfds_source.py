@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from numpy.typing import NDArray
 
 from jaxdet.data.coco import read_categories
 from jaxdet.data.entries import annotation_of
@@ -50,7 +51,7 @@ def open_tfds(directory: str, split: str) -> StoredSource:
 
 def _source(about: Any, examples: Any) -> StoredSource:
     """``about`` is what the builder wrote beside the examples of a split."""
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "image_ids": np.array(about["image_ids"], np.int64),
         "sizes": np.array(about["sizes"], np.int32).reshape(-1, 2),
         "usable": np.array(about["usable"], np.int32),

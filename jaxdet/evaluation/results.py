@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.atomic import write_json
-from jaxdet.data.entries import each
-from jaxdet.data.limits import BOX, check_sides
+from jaxdet.data.entries import each, hw_of
+from jaxdet.data.limits import BOX
 from jaxdet.data.masks import encode_mask
 from jaxdet.data.values import is_number, short, whole
 from jaxdet.ops.paste import paste_rle
@@ -114,16 +114,10 @@ def image_sizes(truth: Truth) -> dict[int, tuple[int, int]]:
     Raises:
         ValueError: an image without them, of an impossible size, or an id twice.
     """
-    pairs = each("images", truth["images"], lambda image: (whole(image, "id"), _hw(image)))
+    pairs = each("images", truth["images"], lambda image: (whole(image, "id"), hw_of(image)))
     if len(dict(pairs)) < len(pairs):
         raise ValueError("expected image ids that differ, got an id twice")
     return dict(pairs)
-
-
-def _hw(image: Any) -> tuple[int, int]:
-    height, width = whole(image, "height"), whole(image, "width")
-    check_sides(height, width)
-    return height, width
 
 
 def check_ids(results: Sequence[Result], truth: Truth) -> None:
