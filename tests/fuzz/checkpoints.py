@@ -15,17 +15,10 @@ from safetensors.numpy import save
 
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import load_config, to_data
-from tests.checkpoints import pickles
+from tests.fuzz import torch_files
 from tests.fuzz.mutations import as_json, spoilt_bytes, spoilt_tree
+from tests.fuzz.torch_files import state
 from tests.fuzz.worker import Files, read
-
-_FIXTURES = Path(__file__).parents[1] / "checkpoints" / "fixtures"
-_SHAPES = {"backbone.conv1.weight": (2, 3, 7, 7), "rpn_head.rpn_cls.bias": (3,)}
-
-
-def state() -> dict[str, np.ndarray]:
-    """Weights that ``variables`` have a place for."""
-    return {name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for name, shape in _SHAPES.items()}
 
 
 def _file(name: str) -> Any:
@@ -44,23 +37,6 @@ def npz(compressed: bool = False) -> bytes:
 def safetensors() -> bytes:
     """The weights as safetensors."""
     return save(state())
-
-
-@functools.cache
-def pth() -> bytes:
-    """The weights as torch writes them."""
-    arrays = [(name, array, str(key)) for key, (name, array) in enumerate(state().items())]
-    body = b"}" + b"".join(
-        pickles.unicode(name)
-        + pickles.tensor(
-            size=array.shape,
-            stride=[step // array.itemsize for step in array.strides],
-            what=pickles.storage(key=key, count=array.size),
-        )
-        + b"s"
-        for name, array, key in arrays
-    )
-    return pickles.archive(pickles.program(body), {key: array.tobytes() for _, array, key in arrays})
 
 
 @functools.cache
@@ -166,41 +142,14 @@ def _npz_headers(draw: st.DrawFn) -> Files:
     return {"weights": buffer.getvalue()}
 
 
-_CODES = st.sampled_from([
-    b"}", b"]", b")", b"(", b"N", b"\x88", b"K\x03", b"J\xff\xff\xff\x7f", b"\x8a\x09" + b"\xff" * 8 + b"\x01",
-    b"s", b"a", b"u", b"e", b"t", b"\x85", b"\x86", b"\x87", b"R", b"b", b"0", b"1", b"2",
-    b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"\x94", b"Q", b"\x8f", b"\x90", b"\x91", b"l", b"d", b".",
-    b"cos\nmkdir\n", b"X\x06\x00\x00\x00canary",
-    pickles.TENSOR, pickles.ORDERED_DICT, b"ctorch\nSize\n", b"ctorch\ndevice\n", b"c_codecs\nencode\n",
-    b"ctorch\nFloatStorage\n", b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ctorch._utils\n_rebuild_parameter\n",
-    pickles.storage(), pickles.tensor(), pickles.integers(2, 2), pickles.unicode("state_dict"),
-])  # fmt: skip
-
-
-@st.composite
-def _programs(draw: st.DrawFn) -> Files:
-    """Programs of opcodes, some of them many times over."""
-    codes = draw(st.lists(st.tuples(_CODES, st.sampled_from([1, 1, 1, 1, 2, 40, 2000])), max_size=25))
-    body = b"".join(code * times for code, times in codes)
-    return {"weights": pickles.archive(pickles.program(draw(st.sampled_from([b"}", b""])) + body), pickles.FLOATS)}
-
-
-@st.composite
-def _fixture_bytes(draw: st.DrawFn) -> Files:
-    name = draw(st.sampled_from(sorted(path.name for path in _FIXTURES.glob("*.pt*"))))
-    return {"weights": draw(spoilt_bytes((_FIXTURES / name).read_bytes()))}
-
-
 def valid() -> list[Files]:
     """One of each kind without fault."""
-    files: list[Files] = [{"weights": content} for content in (pth(), npz(), npz(True), safetensors())]
+    files: list[Files] = [{"weights": content} for content in (torch_files.pth(), npz(), npz(True), safetensors())]
     return [*files, run()]
 
 
 KINDS: dict[str, st.SearchStrategy[Files]] = {
-    "pth: bytes": st.deferred(lambda: spoilt_bytes(pth()).map(_file("weights"))),
-    "pth: bytes of torch's": _fixture_bytes(),
-    "pth: programs": _programs(),
+    **torch_files.KINDS,
     "safetensors: bytes": st.deferred(lambda: spoilt_bytes(safetensors()).map(_file("weights"))),
     "safetensors: header": _safetensors_header(),
     "npz: bytes": st.deferred(lambda: st.booleans().flatmap(lambda c: spoilt_bytes(npz(c))).map(_file("weights"))),
