@@ -33,6 +33,25 @@ def test_records_are_those_of_the_folder(prepared, scenes_folder):
         assert stored.ground_truth() == plain.ground_truth()
 
 
+def test_a_damaged_file_is_an_error_that_names_the_record(prepared: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "tfds"
+    shutil.copytree(prepared, copy)
+    (path,) = copy.rglob("*-train.array_record*")
+    content = bytearray(path.read_bytes())
+    for position in range(len(content) // 3, len(content) // 2):  # some whole records in the middle
+        content[position] ^= 255
+    path.write_bytes(content)
+    source = open_source(Tfds(str(copy), "train"))
+    problems = []
+    for index in range(len(source)):
+        try:
+            source[index]
+        except ValueError as error:
+            problems.append(str(error))
+    assert 0 < len(problems) < len(source)
+    assert all("expected a whole" in problem for problem in problems)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_both_sources_give_identical_batches(prepared, scenes, small, workers):
     import dataclasses
