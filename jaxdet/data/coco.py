@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jaxdet.data.entries import annotation_of, category_of, each, file_name_of, stored_hw
 from jaxdet.data.images import load_image, load_map
-from jaxdet.data.limits import ANNOTATIONS
+from jaxdet.data.limits import ANNOTATIONS, check_categories
 from jaxdet.data.records import Annotation, Category, Record, usable_boxes
 from jaxdet.data.shared_arrays import SharedArrays, pack_texts, unpack_text
 from jaxdet.data.stored import CHECK, StoredSource
@@ -50,6 +50,7 @@ def read_json(path: str) -> dict[str, Any]:
 
 def read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
     """Categories sorted by id; ids must differ."""
+    check_categories(len(entries))
     categories = tuple(sorted(each("categories", entries, category_of), key=lambda category: category.id))
     if len({category.id for category in categories}) < len(categories):
         raise ValueError(f"categories: expected ids that differ, got {short([c.id for c in categories])}")

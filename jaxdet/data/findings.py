@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from jaxdet.data.entries import hw_of
-from jaxdet.data.limits import ANNOTATIONS, BOX
+from jaxdet.data.limits import ANNOTATIONS, BOX, check_categories
 from jaxdet.data.masks import encode_mask
 from jaxdet.data.values import flag, is_number, short, text, whole
 
@@ -182,6 +182,10 @@ def usage_findings(
             yield Finding("error", f"image with more than {ANNOTATIONS} annotations", name)
         elif count > slots:
             yield Finding("note", f"image with more than {slots} annotations", name)
+    try:
+        check_categories(len(categories))
+    except ValueError as error:
+        yield Finding("error", "too many categories", str(error))
     for entry in categories:
         if entry["id"] not in used:
             yield Finding("note", "category without annotations", str(entry["name"]))

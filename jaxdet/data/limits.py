@@ -1,6 +1,6 @@
 """What a data set may not exceed.  It may be a stranger's, and a small file can ask for any amount of memory or time.
 
-Two limits may be in the way of honest data.  Environment variables raise them, because worker processes inherit these.
+Some limits may be in the way of honest data.  Environment variables raise them, because worker processes inherit these.
 """
 
 import os
@@ -20,6 +20,9 @@ PIXELS = _from_environment("JAXDET_MAX_PIXELS", 1 << 27)
 
 ANNOTATIONS = _from_environment("JAXDET_MAX_ANNOTATIONS", 1 << 16)
 """Of one image.  All of an image's annotations are read whenever the image is."""
+
+CATEGORIES = _from_environment("JAXDET_MAX_CATEGORIES", 1 << 14)
+"""Of a data set.  COCO's evaluation takes 200 kB of memory for each, whether it occurs or not."""
 
 LONGEST_SIDE = (1 << 16) - 1
 """Of an image, in pixels; JPEG has no longer one.  Positions on it are exact in float32."""
@@ -45,4 +48,13 @@ def check_sides(height: int, width: int) -> None:
         raise ValueError(
             f"expected at most {PIXELS} pixels, got {height} x {width}; "
             f"set the environment variable JAXDET_MAX_PIXELS={height * width} if the image is to be trusted"
+        )
+
+
+def check_categories(count: int) -> None:
+    """ValueError if a data set has more categories than the limit."""
+    if count > CATEGORIES:
+        raise ValueError(
+            f"expected at most {CATEGORIES} categories, got {count}; "
+            f"set the environment variable JAXDET_MAX_CATEGORIES={count} if there is memory to evaluate them"
         )

@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from jaxdet.data.entries import annotation_of, each
+from jaxdet.data.limits import check_categories
 from jaxdet.data.masks import encode_mask
 from jaxdet.data.values import whole
 from jaxdet.evaluation.results import Result, Truth, check_ids, image_sizes
@@ -88,6 +89,7 @@ def _complete(truth: Truth, masks: bool) -> dict[str, Any]:
     """The ground truth with what pycocotools takes for granted, every value looked at: its C code does not do that."""
     try:
         sizes = image_sizes(truth)
+        check_categories(len(truth["categories"]))
         categories = each("categories", truth["categories"], lambda entry: {**entry, "id": whole(entry, "id")})
         annotations = each("annotations", truth.get("annotations", []), lambda entry: _completed(entry, sizes, masks))
         if len({annotation["id"] for annotation in annotations}) < len(annotations):

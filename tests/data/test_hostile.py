@@ -18,6 +18,7 @@ from jaxdet.data.check import check, main
 from jaxdet.data.images import decode_image
 from jaxdet.data.limits import ANNOTATIONS, OUTLINE, PIXELS
 from jaxdet.data.masks import decode_mask, encode_mask, read_counts
+from jaxdet.evaluation import score
 
 HW = (20, 30)
 
@@ -171,6 +172,16 @@ def test_a_million_annotations_on_one_image(coco, one_box, monkeypatch):
     assert len(open_source(coco.write(one_box))[0].annotations) == 3
     one_box["annotations"].append({**first, "id": 9})
     refused(coco.write(one_box), r"at most 3 annotations of an image, got 4 of a\.png; .*JAXDET_MAX_ANNOTATIONS=4")
+
+
+def test_thousands_of_categories(coco, one_box, monkeypatch):
+    """Each takes memory in evaluation, and 30 bytes of json."""
+    settings = coco.write(one_box)
+    truth = open_source(settings).ground_truth()
+    monkeypatch.setattr("jaxdet.data.limits.CATEGORIES", 1)
+    refused(settings, "at most 1 categories, got 2; .*JAXDET_MAX_CATEGORIES=2")
+    with pytest.raises(ValueError, match="ground truth: expected at most 1 categories"):
+        score(truth, [])
 
 
 @pytest.mark.parametrize(("polygon", "reason"), [

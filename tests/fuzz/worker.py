@@ -24,7 +24,7 @@ SECONDS = 60  # an example takes a tenth of one
 MEMORY = 1 << 28  # bytes that an example may take, beside some for each byte of its files
 MEMORY_PER_BYTE = 64
 ADDRESSES = 1 << 32  # bytes of address space beyond those of the warm process
-LIMITS = {"JAXDET_MAX_PIXELS": str(1 << 22), "JAXDET_MAX_ANNOTATIONS": "2000"}
+LIMITS = {"JAXDET_MAX_PIXELS": str(1 << 22), "JAXDET_MAX_ANNOTATIONS": "2000", "JAXDET_MAX_CATEGORIES": "1000"}
 
 
 @dataclass(frozen=True)
