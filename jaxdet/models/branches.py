@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.nn.extractor import crops_as_batch
+from jaxdet.nn.remat import rematerialized
 from jaxdet.ops import losses
 from jaxdet.ops.boxes import DeltaCoder, safe
 from jaxdet.structures import Features, Samples, Targets
@@ -16,6 +17,7 @@ class Head(nn.Module):
     """Box branch and optional mask branch, each an extractor and a head.
 
     ``coder`` scales the deltas that ``box_head`` predicts.  ``beta`` turns the L1 box loss into smooth L1.
+    ``remat``: in training, what the branches compute is not kept but computed again for their gradients.
     """
 
     box_extractor: nn.Module
@@ -24,12 +26,14 @@ class Head(nn.Module):
     mask_head: nn.Module | None = None
     coder: DeltaCoder = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
     beta: float | None = None
+    remat: bool = False
 
     @property
     def linked(self) -> bool:
         """Whether the mask branch looks at the features of the pass before."""
         return self.mask_head is not None and bool(self.mask_head.linked)
 
+    @rematerialized
     def boxes(
         self, features: Features, boxes: jax.Array, valid: jax.Array, num_classes: int
     ) -> tuple[jax.Array, jax.Array]:
@@ -41,6 +45,7 @@ class Head(nn.Module):
             deltas.reshape(*lead, *deltas.shape[1:]).astype(jnp.float32),
         )
 
+    @rematerialized
     def mask_crops(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
         """What the mask branch sees of ``boxes [B, N, 4]``: ``[B * N, s, s, C]``."""
         if self.mask_extractor is None or self.mask_head is None:
@@ -51,10 +56,12 @@ class Head(nn.Module):
         """What stands for the features of an earlier pass in the first one: zeros ``[B * N, s, s, C']``."""
         return self.mask_head.nothing(crops)  # type: ignore[union-attr]
 
+    @rematerialized
     def mask_features(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
         """One pass over the crops: features ``[B * N, s, s, C']``; ``previous`` are those of the pass before."""
         return self.mask_head.features(crops, previous)  # type: ignore[union-attr]
 
+    @rematerialized
     def mask_logits(self, features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
         """Logits ``[B, N, m, m]``, float32, of the bitmap of class ``labels [B, N]`` inside each box."""
         logits = self.mask_head.classify(features, num_classes)  # type: ignore[union-attr]

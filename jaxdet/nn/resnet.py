@@ -55,13 +55,15 @@ class ResNet(nn.Module):
 
     ``width`` is the number of channels of the first stage (64 in the paper).  The stem and the first
     ``frozen_stages`` stages are not trained, and no gradient is computed for them; 0 trains all but the stem, -1
-    everything.  ``norm="sync_batch"`` takes the statistics of the batch in the stages that are trained.
+    everything.  ``norm="sync_batch"`` takes the statistics of the batch in the stages that are trained.  ``remat``: in
+    training, what is inside blocks is not kept but computed again for their gradients.
     """
 
     depth: int = 50
     width: int = 64
     frozen_stages: int = 1
     norm: NormKind = "batch"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array) -> Features:
@@ -71,13 +73,14 @@ class ResNet(nn.Module):
         x = nn.relu(make_norm(self._norm(0), "bn1")(x))
         x = max_pool(x)
         x = self._freeze(x, 0)
+        block_type = nn.remat(Block) if self.remat else Block
         features = {}
         for stage, blocks in enumerate(BLOCKS[self.depth], 1):
             for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
                 channels = self.width * 2 ** (stage - 1)
                 bottleneck, norm = self.depth >= BOTTLENECK_FROM, self._norm(stage)
-                x = Block(channels, bottleneck, stride, norm, name=f"layer{stage}_{i}")(x)
+                x = block_type(channels, bottleneck, stride, norm, name=f"layer{stage}_{i}")(x)
             features[stage + 1] = x = self._freeze(x, stage)
         return features
 
