@@ -14,9 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.table import markdown
 from benchmarks.timing import compiled, machine, milliseconds
 from jaxdet.config import load_config
 from jaxdet.models.schedule import make_schedule
@@ -61,6 +60,32 @@ def make_model(steps: int, samples: int, unroll: bool) -> TwoStage:
     return dataclasses.replace(load_config("configs/r3_cnn.py").model, schedule=schedule, unroll=unroll)
 
 
+def lines(args: argparse.Namespace, steps: int, unroll: bool) -> list[Any]:
+    """A line of the table."""
+    inputs = make_inputs(args.batch, tuple(args.image))
+    model = make_model(steps, args.samples, unroll)
+    weights = jax.jit(lambda: model.init(jax.random.key(0), *inputs, method="head_losses"))()
+
+    def loss(weights: Any) -> jax.Array:
+        return sum(model.apply(weights, *inputs, method="head_losses")[0].values())
+
+    programs = [compiled(f, weights, repeats=args.compilations) for f in (loss, jax.value_and_grad(loss))]
+    times = milliseconds(*(partial(program.call, weights) for program in programs), repeats=args.repeats)
+    measured = [(program.lines, program.seconds, ms) for program, ms in zip(programs, times, strict=True)]
+    return [steps, "written out" if unroll else "rolled", *measured[0], *measured[1]]
+
+
+def against_one(table: list[list[Any]]) -> str:
+    """Program and compile time of the most steps in multiples of those of one."""
+    found = []
+    for way in ("rolled", "written out"):
+        its = [line for line in table if line[1] == way]
+        first, last = its[0], its[-1]
+        ratios = [f"{what} {last[i] / first[i]:.2f}" for i, what in {5: "lines", 6: "compile time"}.items()]
+        found.append(f"{way} {', '.join(ratios)}")
+    return f"With gradient, {last[0]} steps in multiples of {first[0]}: {'; '.join(found)}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=64, help="boxes a step and image")
@@ -68,38 +93,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs="*", default=(1, 2, 3, 4, 5))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compilations", type=int, default=3, help="of which the median is shown")
     args = parser.parse_args()
-    inputs = make_inputs(args.batch, tuple(args.image))
-    table = Table(title=f"R3-CNN's heads, {args.batch} x {args.samples} boxes a step; {machine()}")
-    for column in (
-        "steps",
-        "",
-        "lines",
-        "compile s",
-        "forward ms",
-        "lines with gradient",
-        "compile s",
-        "with gradient ms",
-    ):
-        table.add_column(column, justify="right")
-    for steps in args.steps:
-        for unroll in (False, True):
-            model = make_model(steps, args.samples, unroll)
-            weights = jax.jit(lambda m=model: m.init(jax.random.key(0), *inputs, method="head_losses"))()
-
-            def loss(weights: Any, model: TwoStage = model) -> jax.Array:
-                return sum(model.apply(weights, *inputs, method="head_losses")[0].values())
-
-            forward, compile_forward, lines = compiled(loss, weights)
-            backward, compile_backward, more_lines = compiled(jax.value_and_grad(loss), weights)
-            times = milliseconds(partial(forward, weights), partial(backward, weights), repeats=args.repeats)
-            how = "written out" if unroll else "rolled"
-            print(f"{steps} steps {how}: {times[0]:.1f} and {times[1]:.1f} ms", flush=True)
-            table.add_row(
-                str(steps), how, str(lines), f"{compile_forward:.1f}", f"{times[0]:.0f}",
-                str(more_lines), f"{compile_backward:.1f}", f"{times[1]:.0f}",
-            )  # fmt: skip
-    Console(width=120).print(table)
+    table = [lines(args, steps, unroll) for steps in args.steps for unroll in (False, True)]
+    head = ["steps", "", "lines", "compile s", "forward ms", "lines with gradient", "compile s", "with gradient ms"]
+    print(f"{machine()}; {args.batch} x {args.samples} boxes a step\n\n{markdown(head, table)}\n\n{against_one(table)}")
 
 
 if __name__ == "__main__":

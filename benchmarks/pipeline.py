@@ -1,49 +1,125 @@
-"""Images per second of the input pipeline, by number of worker processes.
+"""Images per second of the input pipeline, by number of worker processes, and where the time of an image goes.
 
-python -m benchmarks.pipeline                                                       # built-in scenes, 160 pixels
-python -m benchmarks.pipeline --images FOLDER --annotations JSON --batch_size 8     # COCO at 800 x 1333
+python -m benchmarks.pipeline                                                   # built-in scenes of COCO's size
+python -m benchmarks.pipeline --images FOLDER --annotations JSON                # COCO at 800 x 1333
+python -m benchmarks.pipeline --size 160 --batch_size 16                        # small scenes
+
+The profile is taken on one core, in one process.  Its floor is the time inside the libraries that decode, resize and
+rasterise; what the rest costs is ours.
 """
 
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
 
+import cv2
+
+from benchmarks.table import markdown
+from benchmarks.timing import machine
+from benchmarks.torch_twins import torch_twin
 from jaxdet.data import CocoFolder, Data, Scenes, Source, open_source, train_batches
+from jaxdet.data.batching import TrainPlan, buckets, stack, trainable
+from jaxdet.data.masks import decode_mask
+from jaxdet.data.transforms import resize_image, target_arrays, view_of
+
+ASPECTS = (1.5, 1.333, 0.75)
 
 
-def measure(source: Source, data: Data, steps: int) -> tuple[float, float]:
-    """Seconds until the first batch, and images per second over the next ``steps`` batches."""
+def rate(batches: Iterator[Any], batch_size: int, ready: int, steps: int) -> tuple[float, float]:
+    """Seconds until the first batch, and images per second over ``steps`` batches after those that were ``ready``."""
     begin = time.perf_counter()
-    with train_batches(source, data, seed=0, start_step=0) as batches:
+    next(batches)
+    first = time.perf_counter() - begin
+    for _ in range(ready):
         next(batches)
-        first = time.perf_counter() - begin
-        for _ in range(data.prefetch * max(data.workers, 1)):  # what was ready before the clock starts
-            next(batches)
-        begin = time.perf_counter()
-        for _ in range(steps):
-            next(batches)
-        seconds = time.perf_counter() - begin
-    return first, steps * data.batch_size / seconds
+    begin = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    return first, steps * batch_size / (time.perf_counter() - begin)
+
+
+def rates(source: Source, data: Data, workers: list[int], steps: int) -> str:
+    """A line for each number of workers."""
+    twin, lines = torch_twin("pipeline"), []
+    for number in workers:
+        settings = dataclasses.replace(data, workers=number)
+        ready = data.prefetch * max(number, 1)
+        with train_batches(source, settings, seed=0, start_step=0) as batches:
+            first, ours = rate(batches, data.batch_size, ready, steps)
+        line = [number, first, ours, ours / max(number, 1)]
+        if twin:
+            with closing(twin.batches(source, settings)) as batches:
+                theirs = rate(batches, data.batch_size, ready, steps)[1]
+            line += [theirs, ours / theirs]
+        lines.append(line)
+    head = ["workers", "first batch s", "images/s", "images/s a worker", "torch images/s", "jaxdet / torch"]
+    return markdown(head[: len(lines[0])], lines)
+
+
+@dataclasses.dataclass
+class Stages:
+    """Milliseconds by name."""
+
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def run(self, name: str, work: Callable[..., Any], *args: Any) -> Any:
+        """What the work gives."""
+        begin = time.process_time()
+        result = work(*args)
+        self.sums[name] = self.sums.get(name, 0.0) + 1e3 * (time.process_time() - begin)
+        return result
+
+
+def profile(source: Source, data: Data, steps: int) -> str:
+    """Processor time of one image, by stage, and how much of it is a library's."""
+    cv2.setNumThreads(1)  # as workers do
+    plan = TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed=0)
+    names = "read, decode", "resize, canvas", "masks, boxes", "batch"
+    whole, library, images = Stages(), Stages(), steps * data.batch_size
+    for step in range(steps):
+        examples = []
+        for place, index in enumerate(plan.batch(step)):
+            record = whole.run(names[0], source.__getitem__, int(index))
+            view = view_of(record.image.shape[:2], data, flip=place % 2 == 0)
+            pixels = whole.run(names[1], view.image, record.image)
+            targets = whole.run(names[2], target_arrays, record, view, data)
+            examples.append({"image": pixels, "targets": targets})
+            library.run(names[1], resize_image, record.image, view.hw)
+            for annotation in record.annotations:
+                if not annotation.crowd:
+                    library.run(names[2], decode_mask, annotation.segmentation, view.original_hw)
+        whole.run(names[3], stack, examples)
+    library.sums[names[0]] = whole.sums[names[0]]  # the JPEG's decoder and little else
+    rows = [[name, whole.sums[name] / images, library.sums.get(name, 0.0) / images] for name in names]
+    rows.append(["all", *(sum(row[i] for row in rows) for i in (1, 2))])
+    lines = [[*row, f"{row[2] / row[1]:.0%}"] for row in rows]
+    table = markdown(["stage", "ms an image", "in libraries ms (floor)", "share of floor"], lines)
+    return f"{table}\n\nOne core in one process: {1e3 / rows[-1][1]:.0f} images/s."
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="images per second of the input pipeline")
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images")
     parser.add_argument("--annotations")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--size", type=int, default=640, help="of scenes; below 640 they are not enlarged")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
+    data = Data(batch_size=options.batch_size)
     if options.images:
-        source, data = open_source(CocoFolder(options.images, options.annotations)), Data()
+        source = open_source(CocoFolder(options.images, options.annotations))
     else:
-        source, data = open_source(Scenes(count=200)), Data(short_side=160, long_side=160, max_boxes=20)
-    print("workers  first batch, s  images/s")
-    for workers in options.workers:
-        settings = dataclasses.replace(data, batch_size=options.batch_size, workers=workers)
-        first, rate = measure(source, settings, options.steps)
-        print(f"{workers:7d}  {first:14.2f}  {rate:8.1f}")
+        source = open_source(Scenes(count=200, size=options.size, aspects=ASPECTS))
+        if options.size < 640:
+            data = dataclasses.replace(data, short_side=options.size, long_side=options.size, max_boxes=20)
+    print(f"{machine()}; {len(source)} images, {data.batch_size} a batch, at {data.short_side} x {data.long_side}\n")
+    print(f"{rates(source, data, options.workers, options.steps)}\n")
+    print(profile(source, data, options.steps))
 
 
 if __name__ == "__main__":

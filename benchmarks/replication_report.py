@@ -15,6 +15,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.table import markdown
+
 Run = dict[str, Any]
 KINDS = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
 LAST = 0.25  # part of a run whose samples the histogram counts
@@ -39,7 +41,7 @@ def systems_table(runs: Sequence[Run]) -> str:
         scores = [_spread(run["ap"][key] for run in its) for key in ("bbox/AP", "segm/AP", "bbox/AP75", "segm/AP75")]
         ms = float(np.median([run["ms_per_step"] for run in its]))
         rows.append([name, len(its), *scores, f"{its[0]['parameters']:,}", f"{ms:.1f}", f"{its[0]['images']:,}"])
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def test_steps_table(runs: Sequence[Run]) -> str:
@@ -50,7 +52,7 @@ def test_steps_table(runs: Sequence[Run]) -> str:
             if its[0]["train_steps"] > 1:
                 scores = [_spread(run["ap"][key] for run in some) for key in KINDS]
                 rows.append([name, its[0]["train_steps"], steps, len(some), *scores])
-    return _markdown(["system", "steps in training", "steps at test", "seeds", *KINDS.values()], rows)
+    return markdown(["system", "steps in training", "steps at test", "seeds", *KINDS.values()], rows)
 
 
 def draw_scores(runs: Sequence[Run], path: Path) -> None:
@@ -105,11 +107,6 @@ def _spread(values: Iterable[float]) -> str:
     values = list(values)
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def main() -> None:

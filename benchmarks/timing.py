@@ -1,37 +1,101 @@
 """What the scripts of this folder share: compiling and timing a function apart from each other."""
 
+import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 
-def compiled(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], float, int]:
-    """The compiled function, seconds to trace and compile it, and lines of the traced program."""
-    start = time.perf_counter()
-    lowered = jax.jit(function).lower(*args)
-    lines = lowered.as_text().count("\n")
-    program = lowered.compile()
-    return program, time.perf_counter() - start, lines
+class Compiled(NamedTuple):
+    """A compiled function and what compiling it took: medians."""
+
+    call: Any
+    lowered: Any  #: the traced program
+    trace_seconds: float
+    compile_seconds: float  #: XLA alone
+
+    @property
+    def lines(self) -> int:
+        """Of the traced program."""
+        return self.lowered.as_text().count("\n")
+
+    @property
+    def seconds(self) -> float:
+        """To trace and to compile."""
+        return self.trace_seconds + self.compile_seconds
 
 
-def milliseconds(*works: Callable[[], Any], repeats: int = 5) -> list[float]:
+def compiled(
+    function: Callable[..., Any], *args: Any, repeats: int = 1, donate: tuple[int, ...] = (), cache: str | None = None
+) -> Compiled:
+    """Traces and compiles a function, from nothing each time unless ``cache`` is a folder of compiled programs."""
+    traced, made = [], []
+    with _compilation_cache(cache):
+        for repeat in range(repeats):
+            if repeat:
+                jax.clear_caches()
+            start = time.perf_counter()
+            lowered = jax.jit(function, donate_argnums=donate).lower(*args)
+            middle = time.perf_counter()
+            program = lowered.compile()
+            traced.append(middle - start)
+            made.append(time.perf_counter() - middle)
+    return Compiled(program, lowered, statistics.median(traced), statistics.median(made))
+
+
+@contextmanager
+def _compilation_cache(folder: str | None) -> Iterator[None]:
+    """Inside, compiled programs are kept in the folder and read from it; None: there is no such folder."""
+    settings = {"jax_enable_compilation_cache": folder is not None, "jax_persistent_cache_min_compile_time_secs": 0.0}
+    settings |= {} if folder is None else {"jax_compilation_cache_dir": folder}
+    before = {name: getattr(jax.config, name) for name in settings}
+    _set(settings)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    reset_cache()  # jax decides once whether it has a cache
+
+
+def milliseconds(
+    *works: Callable[[], Any], repeats: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Median milliseconds of each of the works, run in turn so that whatever else goes on hits all of them."""
     times: list[list[float]] = [[] for _ in works]
     for work in works:
         jax.block_until_ready(work())
     for _ in range(repeats):
         for work, found in zip(works, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(work())
-            found.append(1000 * (time.perf_counter() - start))
+            found.append(1000 * (clock() - start))
     return [statistics.median(found) for found in times]
 
 
 def machine() -> str:
     """Device and versions, for the heading of a table."""
     device = jax.devices()[0]
-    return f"{device.device_kind} ({device.platform}), jax {jax.__version__}, Python {platform.python_version()}"
+    name = f"{len(os.sched_getaffinity(0))} cores of {_processor()}" if device.platform == "cpu" else device.device_kind
+    torch = f", torch {sys.modules['torch'].__version__}" if "torch" in sys.modules else ""
+    return f"{name}, jax {jax.__version__}{torch}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    """As Linux names it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.partition(": ")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()

@@ -89,9 +89,12 @@ class View:
             frame = frame * np.array([*self.scale[::-1]] * 2, np.float32)
         else:
             rows, columns = self._lines()
-            top, bottom = _span(mask.max(axis=1)[rows])
-            left, right = _span(mask.max(axis=0)[columns])
-            bitmap, frame = crop_mask(mask[np.ix_(rows[top:bottom], columns[left:right])], size)
+            y, x, height, width = cv2.boundingRect(mask.T)  # transposed, as decoded masks lie column by column
+            top, bottom = np.searchsorted(rows, [y, y + height])
+            left, right = np.searchsorted(columns, [x, x + width])
+            inside = mask.T[x : x + width, y : y + height]
+            near = inside.take(columns[left:right] - x, axis=0).take(rows[top:bottom] - y, axis=1).T
+            bitmap, frame = crop_mask(near, size)
             frame = frame + np.array([left, top, left, top], np.float32)
         return (bitmap[:, ::-1] if self.flip else bitmap), self.mirrored(frame)
 
@@ -111,12 +114,6 @@ class View:
         canvas = np.zeros((*self.canvas, *pixels.shape[2:]), np.uint8)
         canvas[: self.hw[0], : self.hw[1]] = cv2.flip(pixels, 1) if self.flip else pixels
         return canvas
-
-
-def _span(flags: NDArray[np.uint8]) -> tuple[int, int]:
-    """First and one past the last that is not 0; 0, 0 where there is none."""
-    places = np.flatnonzero(flags)
-    return (int(places[0]), int(places[-1]) + 1) if places.size else (0, 0)
 
 
 def view_of(hw: tuple[int, int], data: Data, flip: bool = False) -> View:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdet.config import load_config, override
-from jaxdet.data import open_source, train_batches
+from jaxdet.data import BatchIterator, open_source, train_batches
 from jaxdet.experiment import Experiment
 from jaxdet.mesh import data_mesh, replicate, replicated_key, split_batch
 from jaxdet.structures import Batch
@@ -36,12 +36,16 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 @pytest.fixture(scope="module")
 def batches(experiment: Experiment) -> list[Batch]:
-    """An epoch and more, both canvases in turn or not, as they come."""
-    source = open_source(experiment.data.train)
-    with train_batches(source, experiment.data, seed=0, start_step=0, steps=12) as iterator:
+    """An epoch and more, canvases as they come."""
+    with feed(experiment) as iterator:
         found = list(iterator)
     assert {batch.image.shape[1:3] for batch in found} == {(64, 96), (96, 64)}
     return found
+
+
+def feed(experiment: Experiment) -> BatchIterator:
+    assert experiment.data.train is not None
+    return train_batches(open_source(experiment.data.train), experiment.data, seed=0, start_step=0, steps=12)
 
 
 def started(experiment: Experiment) -> tuple[TrainStep, TrainState]:
@@ -76,17 +80,18 @@ def copied(state: TrainState) -> TrainState:
 
 
 def test_each_canvas_is_compiled_once(
-    ready: tuple[TrainStep, TrainState], batches: list[Batch], caplog: pytest.LogCaptureFixture
+    experiment: Experiment, ready: tuple[TrainStep, TrainState], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The loop of a run, transfers of batches and reading of metrics included, compiles nothing any more."""
     step, state = ready
     state = copied(state)
+    rest = {"mesh": MESH, "key": KEY, "meter": Meter(2), "check": lambda *_: True, "after": lambda *_: None}
     caplog.set_level(logging.WARNING)
-    with jax.log_compiles():
+    with jax.log_compiles(), feed(experiment) as batches:
         jax.jit(lambda x: x + 12345)(1.0)  # whether a compilation would be seen
         assert [r for r in caplog.records if "Compiling" in r.getMessage()]
         caplog.clear()
-        run_steps(step, state, iter(batches), len(batches), mesh=MESH, key=KEY, meter=Meter(2), after=lambda *_: None)
+        run_steps(step, state, batches, len(batches), **rest)
     assert [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()] == []
 
 

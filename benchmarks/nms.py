@@ -1,0 +1,58 @@
+"""Non-maximum suppression of one image's boxes.
+
+    python -m benchmarks.nms --boxes 1000 4000
+
+Floor: twelve FLOPs for the overlap of each box that stays with each one behind it; boxes and scores once.
+"""
+
+import argparse
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.boxes import random_boxes
+from benchmarks.floor import Cost, Row, floor_table, measured_peak
+from benchmarks.timing import milliseconds
+from benchmarks.torch_twins import torch_twin
+from jaxdet.ops.nms import nms
+
+FLOPS = (
+    12  # of an overlap: 4 extrema, 2 differences, 2 clamps, a product, a sum and a difference of areas, a comparison
+)
+
+
+def row(repeats: int, number: int, threshold: float = 0.7, limit: int = 1000) -> Row:
+    """The first ``limit`` boxes that stay."""
+    rng = np.random.default_rng(1)
+    boxes, scores = random_boxes(rng, number), rng.uniform(size=number).astype(np.float32)
+    suppress = jax.jit(lambda b, s: nms(b, s, jnp.ones(number, bool), threshold=threshold, limit=limit))
+    ours = partial(suppress, jnp.asarray(boxes), jnp.asarray(scores))
+    found = ours()
+    kept = np.asarray(found.index)[np.asarray(found.valid)].tolist()
+    note, works = "", [ours]
+    twin = torch_twin("nms")
+    if twin:
+        theirs = partial(twin.nms, *map(twin.torch.from_numpy, (boxes, scores)), threshold, limit)
+        works.append(theirs)
+        differ = len(set(kept) ^ set(theirs()))
+        note = f"{differ} boxes differ" if differ else f"same {len(kept)} boxes"
+    ms = [*milliseconds(*works, repeats=repeats), None]
+    rank = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
+    behind = (rank[kept].max() - rank[kept]).sum()
+    cost = Cost(FLOPS * int(behind), boxes.nbytes + scores.nbytes)
+    return Row(f"{number} boxes, IoU {threshold}, first {limit} kept", cost, ms[0], ms[1], note)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--boxes", type=int, nargs="+", default=(1000, 4000))
+    parser.add_argument("--repeats", type=int, default=20)
+    args = parser.parse_args()
+    found = [row(args.repeats, number) for number in args.boxes]
+    print(floor_table(found, measured_peak()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Runs the commands that stand in docs/BENCHMARKS.md, and puts what they print in place of the tables below them.
+
+    python -m benchmarks.renew --list                    # what there is
+    python -m benchmarks.renew                           # everything without arguments that need data or a GPU
+    python -m benchmarks.renew roi_align nms             # commands that name one of these modules
+    python -m benchmarks.renew pipeline --given DIR=coco/train2017 --given JSON=coco/instances_train2017.json
+
+A command stands alone in a block of code that is followed by ``<!-- made -->``; its table goes from there to
+``<!-- end -->``.  A block followed by ``<!-- kept -->`` needs what not everyone has, and is run only by name.
+"""
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "BENCHMARKS.md"
+PART = re.compile(
+    r"(?P<head>```\npython -m benchmarks\.(?P<command>[^\n]+)\n```\n\n<!-- (?P<kind>made|kept) -->\n)"
+    r"(?P<table>.*?)(?P<end><!-- end -->)",
+    re.DOTALL,
+)
+
+
+def chosen(part: re.Match[str], names: list[str]) -> bool:
+    """Whether to run the command of a part."""
+    return shlex.split(part["command"])[0] in names if names else part["kind"] == "made"
+
+
+def run(command: str) -> str:
+    """What it prints.  SystemExit if it fails: nothing is written then."""
+    arguments = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{arguments[0]}", *arguments[1:]], stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"benchmarks.{command}: it failed with exit code {done.returncode}")
+    return f"{time.strftime('%Y-%m-%d')}: {done.stdout.strip()}\n"
+
+
+def renewed(text: str, names: list[str], given: Mapping[str, str] | None = None) -> str:
+    """The document with new tables; ``given`` stands for words of commands."""
+
+    def replace(part: re.Match[str]) -> str:
+        if not chosen(part, names):
+            return part[0]
+        begin = time.perf_counter()
+        table = run(shlex.join((given or {}).get(word, word) for word in shlex.split(part["command"])))
+        print(f"{time.perf_counter() - begin:5.0f} s  {part['command']}", flush=True)
+        return f"{part['head']}{table}{part['end']}"
+
+    return PART.sub(replace, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="MODULE")
+    parser.add_argument("--given", action="append", default=[], metavar="WORD=VALUE", help="for a word of commands")
+    parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
+    args = parser.parse_args()
+    text = DOCUMENT.read_text()
+    known = [shlex.split(part["command"])[0] for part in PART.finditer(text)]
+    if unknown := set(args.names) - set(known):
+        parser.error(f"expected some of {', '.join(dict.fromkeys(known))}, got {', '.join(sorted(unknown))}")
+    if args.list:
+        print("\n".join(f"{part['kind']}: {part['command']}" for part in PART.finditer(text)))
+        return
+    DOCUMENT.write_text(renewed(text, args.names, dict(pair.split("=", 1) for pair in args.given)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Mask R-CNN R50-FPN end to end beside torchvision's, on one device in one run: training step and inference.
+
+    python -m benchmarks.torchvision_maskrcnn --image 800 1333 --batch 4 --dtype bfloat16       # a GPU
+
+Both get the same images of noise with the same twenty objects each.  Each side computes in its own mixed precision:
+``model.dtype`` here, ``torch.autocast`` there.  torchvision has no fixed shapes, so its images are handed over at their
+size, and it resizes nothing.  Transfers from the host are in neither time.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.floor import Row, floor_table, measured_peak, program_cost
+from benchmarks.programs import Inputs, inference, make_inputs, make_weights, training
+from benchmarks.timing import milliseconds
+from jaxdet.config import load_config
+
+
+def torchvision_works(torch: Any, torchvision: Any, inputs: Inputs, dtype: str) -> list[Callable[[], Any]]:
+    """Inference and training step of torchvision's model, on the GPU if torch sees one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    height, width = (int(side) for side in inputs.batch.true_hw[0])
+    sizes = {"min_size": min(height, width), "max_size": max(height, width)}
+    detection = torchvision.models.detection
+    # What maskrcnn_resnet50_fpn makes for pretrained weights: stored statistics, stem and first stage not trained.
+    backbone = detection.backbone_utils.resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=torchvision.ops.FrozenBatchNorm2d, trainable_layers=3
+    )
+    net = detection.MaskRCNN(backbone, num_classes=81, **sizes).to(device)
+    images, targets = to_torch(torch, inputs, (height, width), device)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4)
+    mixed = {"device_type": device.type, "dtype": torch.bfloat16, "enabled": dtype == "bfloat16"}
+
+    def finished(value: Any) -> Any:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return value
+
+    def detect() -> Any:
+        net.eval()
+        with torch.no_grad(), torch.autocast(**mixed):
+            return finished(len(net(images)))
+
+    def step() -> Any:
+        net.train()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(**mixed):
+            loss = sum(net(images, targets).values())
+        loss.backward()
+        optimizer.step()
+        return finished(0)
+
+    return [detect, step]
+
+
+def to_torch(torch: Any, inputs: Inputs, hw: tuple[int, int], device: Any) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Images ``[3, H, W]`` in 0..1, and boxes, labels (from 1) and whole masks; objects are full rectangles."""
+    height, width = hw
+    pixels = np.asarray(inputs.batch.image)[:, :height, :width].transpose(0, 3, 1, 2)
+    images = [torch.tensor(image, dtype=torch.float32, device=device) / 255 for image in pixels]
+    found = []
+    for boxes in np.asarray(inputs.batch.targets.boxes):
+        masks = np.zeros((len(boxes), height, width), np.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.astype(int), strict=True):
+            mask[y1 : y2 + 1, x1 : x2 + 1] = 1
+        labels = torch.ones(len(boxes), dtype=torch.int64, device=device)
+        target = {"boxes": torch.tensor(boxes, device=device), "labels": labels}
+        found.append({**target, "masks": torch.tensor(masks, device=device)})
+    return images, found
+
+
+def rows(torch: Any, torchvision: Any, args: argparse.Namespace) -> list[Row]:
+    """Inference and training step, sides in turn."""
+    net = load_config(f"configs/{args.config}.py").model.clone(dtype=args.dtype)
+    inputs = make_inputs(tuple(args.image), args.batch)
+    weights = make_weights(net)
+    ours = [make(net, weights, inputs) for make in (inference, training)]
+    theirs = torchvision_works(torch, torchvision, inputs, args.dtype)
+    ms = milliseconds(*(call for _, call in ours), *theirs, repeats=args.repeats)
+    found = []
+    for i, what in enumerate(("inference", "training step")):
+        note = f"{1e3 * args.batch / ms[i]:.3g} and {1e3 * args.batch / ms[i + 2]:.3g} images/s"
+        found.append(Row(what, program_cost(ours[i][0]), ms[i], ms[i + 2], note))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="mask_rcnn_r50_fpn")
+    parser.add_argument("--image", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--repeats", type=int, default=10)
+    args = parser.parse_args()
+    try:
+        torch, torchvision = importlib.import_module("torch"), importlib.import_module("torchvision")
+    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
+        sys.exit(print(f"torchvision not importable: skipped ({error})"))
+    found = rows(torch, torchvision, args)
+    setting = f"; {args.batch} x {args.image[0]} x {args.image[1]}, {args.dtype}, torchvision {torchvision.__version__}"
+    print(floor_table(found, measured_peak(args.dtype), setting))
+
+
+if __name__ == "__main__":
+    main()

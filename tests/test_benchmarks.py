@@ -1,0 +1,75 @@
+"""What the benchmarks share; that they measure well is not for tests to say."""
+
+import importlib.util
+import shlex
+from pathlib import Path
+
+import pytest
+
+from benchmarks import renew
+from benchmarks.floor import Cost, Peak, Row, floor_table
+from benchmarks.table import markdown
+
+TEXT = """Before.
+
+```
+python -m benchmarks.one --size 3
+```
+
+<!-- made -->
+old
+<!-- end -->
+Between.
+
+```
+python -m benchmarks.two
+```
+
+<!-- kept -->
+dear
+<!-- end -->
+After.
+"""
+
+
+def test_every_command_of_the_document_names_a_module() -> None:
+    commands = [shlex.split(part["command"])[0] for part in renew.PART.finditer(renew.DOCUMENT.read_text())]
+    assert {"roi_align", "nms", "paste", "model_speed", "pipeline", "compile_time"} <= set(commands)
+    for name in commands:
+        assert importlib.util.find_spec(f"benchmarks.{name}"), name
+    assert renew.DOCUMENT.read_text().count("<!-- end -->") == len(commands)
+
+
+def test_only_the_chosen_tables_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renew, "run", lambda command: f"new of {command}\n")
+    assert renew.renewed(TEXT, []) == TEXT.replace("old", "new of one --size 3")
+    assert renew.renewed(TEXT, ["two"]) == TEXT.replace("dear", "new of two")
+
+
+def test_places_are_filled_in_and_do_not_reach_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renew, "run", lambda command: f"ran {command}\n")
+    text = TEXT.replace("benchmarks.two", "benchmarks.two --images DIR")
+    assert renew.renewed(text, ["two"], {"DIR": "/a b"}) == text.replace("dear", "ran two --images '/a b'")
+
+
+def test_a_command_that_fails_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    document = tmp_path / "BENCHMARKS.md"
+    document.write_text(TEXT)
+    monkeypatch.setattr(renew, "DOCUMENT", document)
+    monkeypatch.setattr("sys.argv", ["renew", "one"])
+    with pytest.raises(SystemExit, match="one --size 3: it failed with exit code 1"):
+        renew.main()
+    assert document.read_text() == TEXT
+
+
+def test_floor_is_the_slower_of_computing_and_moving() -> None:
+    peak = Peak(flops=1e9, bytes=1e8)
+    assert Cost(2e9, 1e7).floor_ms(peak) == 2000
+    assert Cost(1e6, 1e7).floor_ms(peak) == 100
+    line = floor_table([Row("this", Cost(1e6, 1e7), 400.0, torch_ms=800.0)], peak).splitlines()[-1]
+    assert line == "| this | 0.001 | 10 | 100 | 400 | 25.0% | 800 | 2 |"
+
+
+def test_tables_align_numbers_and_show_what_is_missing() -> None:
+    table = markdown(["name", "count"], [["a", 12345], ["b", None]])
+    assert table == "| name | count |\n| --- | ---: |\n| a | 12,345 |\n| b | - |"
