@@ -28,7 +28,7 @@ from jaxdet.data.transforms import resize_image, target_arrays, view_of
 ASPECTS = (1.5, 1.333, 0.75)
 
 
-def rate(batches: Iterator[Any], batch_size: int, ready: int, steps: int) -> tuple[float, float]:
+def rate(batches: Iterator[Any], ready: int, steps: int) -> tuple[float, float]:
     """Seconds until the first batch, and images per second over ``steps`` batches after those that were ``ready``."""
     begin = time.perf_counter()
     next(batches)
@@ -36,9 +36,13 @@ def rate(batches: Iterator[Any], batch_size: int, ready: int, steps: int) -> tup
     for _ in range(ready):
         next(batches)
     begin = time.perf_counter()
-    for _ in range(steps):
-        next(batches)
-    return first, steps * batch_size / (time.perf_counter() - begin)
+    images = sum(images_in(next(batches)) for _ in range(steps))
+    return first, images / (time.perf_counter() - begin)
+
+
+def images_in(batch: Any) -> int:
+    """Of a batch of either side."""
+    return len(batch[0]) if isinstance(batch, tuple) else int(batch.valid.sum())
 
 
 def rates(source: Source, data: Data, workers: list[int], steps: int) -> str:
@@ -48,11 +52,11 @@ def rates(source: Source, data: Data, workers: list[int], steps: int) -> str:
         settings = dataclasses.replace(data, workers=number)
         ready = data.prefetch * max(number, 1)
         with train_batches(source, settings, seed=0, start_step=0) as batches:
-            first, ours = rate(batches, data.batch_size, ready, steps)
+            first, ours = rate(batches, ready, steps)
         line = [number, first, ours, ours / max(number, 1)]
         if twin:
             with closing(twin.batches(source, settings)) as batches:
-                theirs = rate(batches, data.batch_size, ready, steps)[1]
+                theirs = rate(batches, ready, steps)[1]
             line += [theirs, ours / theirs]
         lines.append(line)
     head = ["workers", "first batch s", "images/s", "images/s a worker", "torch images/s", "jaxdet / torch"]
@@ -78,11 +82,12 @@ def profile(source: Source, data: Data, steps: int) -> str:
     cv2.setNumThreads(1)  # as workers do
     plan = TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed=0)
     names = "read, decode", "resize, canvas", "masks, boxes", "batch"
-    whole, library, images = Stages(), Stages(), steps * data.batch_size
+    whole, library, images = Stages(), Stages(), 0
     for step in range(steps):
         examples = []
-        for place, index in enumerate(plan.batch(step)):
-            record = whole.run(names[0], source.__getitem__, int(index))
+        chosen = plan.batch(step)
+        for place, index in enumerate(chosen[chosen >= 0].tolist()):
+            record = whole.run(names[0], source.__getitem__, index)
             view = view_of(record.image.shape[:2], data, flip=place % 2 == 0)
             pixels = whole.run(names[1], view.image, record.image)
             targets = whole.run(names[2], target_arrays, record, view, data)
@@ -92,6 +97,7 @@ def profile(source: Source, data: Data, steps: int) -> str:
                 if not annotation.crowd:
                     library.run(names[2], decode_mask, annotation.segmentation, view.original_hw)
         whole.run(names[3], stack, examples)
+        images += len(examples)
     library.sums[names[0]] = whole.sums[names[0]]  # the JPEG's decoder and little else
     rows = [[name, whole.sums[name] / images, library.sums.get(name, 0.0) / images] for name in names]
     rows.append(["all", *(sum(row[i] for row in rows) for i in (1, 2))])

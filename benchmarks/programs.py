@@ -42,9 +42,9 @@ class OnGiven:
     net: Any
     proposals: Proposals
 
-    def apply(self, variables: Any, batch: Batch, key: jax.Array, method: str) -> Any:
+    def apply(self, variables: Any, batch: Batch, key: jax.Array, method: str, **options: Any) -> Any:
         assert method == "losses"
-        return self.net.apply(variables, batch, self.proposals, key, method=_losses)
+        return self.net.apply(variables, batch, self.proposals, key, method=_losses, **options)
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
         frozen: bool = self.net.is_frozen(path)

@@ -22,7 +22,8 @@ def read_all(source: Source, data: Data, workers: int) -> Batch:
         steps = -(-len(trainable(source, data)) // _READ)
         with train_batches(source, settings, seed=0, start_step=0, steps=steps) as batches:
             everything = _joined(list(batches))
-        _, first = np.unique(everything.index, return_index=True)  # the last batch is filled with repetitions
+        index, first = np.unique(everything.index, return_index=True)
+        first = first[index >= 0]  # the rest fills the last batch
         parts.append(jax.tree.map(lambda a, first=first: a[first], everything))
     return _joined(parts)
 
@@ -44,10 +45,11 @@ def shapes(source: Source, data: Data) -> Batch:
 def rows_of(examples: int, batch_size: int, seed: int, start: int, steps: int) -> NDArray[np.int32]:
     """``[steps, batch_size]`` positions in `read_all` of the steps from ``start`` on, a function of seed and step.
 
-    In each epoch every image comes once, mirrored or not.
+    In each epoch every image comes once, mirrored or not; what the last batch lacks is filled with its first image.
     """
     plan = TrainPlan((np.arange(examples // 2),), batch_size, seed)
     rows = np.stack([plan.batch(step) for step in range(start, start + steps)])
+    rows = np.where(rows < 0, rows[:, :1], rows)
     mirrored = np.random.default_rng([seed, start]).integers(0, 2, rows.shape)
     return (rows + mirrored * (examples // 2)).astype(np.int32)
 

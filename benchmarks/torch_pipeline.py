@@ -18,17 +18,17 @@ from jaxdet.data.transforms import view_of
 
 
 class Examples(Dataset):
-    """Position in the order of training -> image and masks on the canvas."""
+    """Image and masks on the canvas."""
 
-    def __init__(self, source: Source, data: Data, order: np.ndarray) -> None:
-        self.source, self.data, self.order = source, data, order
+    def __init__(self, source: Source, data: Data) -> None:
+        self.source, self.data = source, data
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.source)
 
-    def __getitem__(self, position: int) -> tuple[Any, Any, Any]:
-        record = self.source[int(self.order[position])]
-        view = view_of(record.image.shape[:2], self.data, flip=position % 2 == 0)
+    def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
+        record = self.source[index]
+        view = view_of(record.image.shape[:2], self.data, flip=index % 2 == 0)
         used = [a for a in record.annotations if not a.crowd and not a.ignore]
         masks = np.stack([decode_mask(a.segmentation, view.original_hw) for a in used])
         image = torch.from_numpy(record.image).permute(2, 0, 1)[None].float()
@@ -58,11 +58,11 @@ def one_thread(worker: int) -> None:
 def batches(source: Source, data: Data) -> Iterator[Any]:
     """Batches in the order of `jaxdet.data.train_batches`, for some epochs."""
     plan = TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, 0)
-    order = np.concatenate([plan.batch(step) for step in range(200)])
+    order = [[index for index in plan.batch(step).tolist() if index >= 0] for step in range(200)]
     options = {"prefetch_factor": data.prefetch, "multiprocessing_context": "spawn"} if data.workers else {}
     loader = DataLoader(
-        Examples(source, data, order),
-        data.batch_size,
+        Examples(source, data),
+        batch_sampler=order,
         num_workers=data.workers,
         collate_fn=together,
         worker_init_fn=one_thread,
