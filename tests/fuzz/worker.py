@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal, TypeAlias
+from unittest.mock import patch
 
 Files: TypeAlias = dict[str, bytes | str | None]
 """What lies in a folder, by path: a file's bytes, where a link leads, or None for a pipe."""
@@ -46,7 +47,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(self._judge, theirs), daemon=True)
-        self._process.start()
+        with patch.dict(os.environ, LIMITS):  # the process reads them as it imports
+            self._process.start()
         theirs.close()
 
     def judge(self, files: Files) -> Outcome:
@@ -70,7 +72,6 @@ class Worker:
 
 
 def _serve(judge: Judge, pipe: Connection) -> None:
-    os.environ.update(LIMITS)
     limited = False
     while True:
         try:
