@@ -1,5 +1,6 @@
 """The compiled step on a model small enough to work out by hand."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,27 @@ def compare_devices() -> None:
     print(len(split.device_set))
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(many))
     sharded = run_to(6, fresh(devices[:4], split=True))  # four: the sides of the stub's kernels are 3 and 4
-    for state in (many, sharded):
+    with tempfile.TemporaryDirectory() as folder:
+        resumed = resumed_in_parts(devices, Path(folder))
+    for state in (many, sharded, resumed):
         for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(one), strict=True):
             np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
     print("equal")
     print(*(bytes_on_first(state.params) for state in (one, sharded)))
+
+
+def resumed_in_parts(devices: list[jax.Device], folder: Path) -> TrainState:
+    """Two steps on eight devices, two on four that share the state, two on one: from checkpoint to checkpoint."""
+    direction, state = update_direction(OPTIMIZER, Stub().is_frozen), trained(2)
+    for start, number, split in ((2, 4, True), (4, 1, False)):
+        with CheckpointStore(folder) as store:
+            store.save(start, to_save(state), {})
+        step, _, mesh = fresh(devices[:number], split=split)
+        with CheckpointStore(folder) as store:
+            state = start_state(Stub(), direction, Run(shard_parameters=split), store, mesh)
+        assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state)) != split
+        state = run_to(start + 2, (step, state, mesh), BatchesFrom(start))
+    return state
 
 
 def bytes_on_first(tree: Any) -> int:
