@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from jaxdet.experiment import Optimizer
 
@@ -41,14 +42,39 @@ def update_direction(optimizer: Optimizer, is_frozen: Frozen) -> optax.GradientT
     """What a step subtracts from the parameters, before the learning rate.
 
     SGD as torch defines it: ``g += decay * p; v = momentum * v + g`` and the direction is ``v``, so that a change of
-    rate acts at once.  AdamW adds the decay after its own scaling.  The gradient is clipped, where asked for, before
-    either.  Frozen parameters get 0, count in no norm and have no momentum.
+    rate acts at once.  AdamW and Muon add the decay after their own scaling.  The gradient is clipped, where asked
+    for, before all that.  Frozen parameters get 0, count in no norm and have no momentum.
     """
     clip = optax.identity() if optimizer.clip_norm is None else optax.clip_by_global_norm(optimizer.clip_norm)
     decay = optax.add_decayed_weights(optimizer.weight_decay)
-    rules = {"sgd": (decay, optax.trace(optimizer.momentum)), "adamw": (optax.scale_by_adam(), decay)}
+    rules = {
+        "sgd": (decay, optax.trace(optimizer.momentum)),
+        "adamw": (optax.scale_by_adam(), decay),
+        "muon": (_muon(optimizer.weight_decay),),
+    }
     transforms = {"trained": optax.chain(clip, *rules[optimizer.rule]), "frozen": optax.set_to_zero()}
     return optax.partition(transforms, lambda params: _labels(params, is_frozen))
+
+
+def _muon(weight_decay: float) -> optax.GradientTransformation:
+    """Muon for kernels, Adam for the rest; updates are as long as AdamW's: root mean square 0.2 (Liu et al. 2025)."""
+    return optax.contrib.muon(
+        -1.0,  # optax's sign: its updates are added
+        consistent_rms=0.2,
+        weight_decay=weight_decay,
+        adam_weight_decay=weight_decay,
+        muon_weight_dimension_numbers=_as_matrices,
+    )
+
+
+def _as_matrices(params: Any) -> Any:
+    """How each kernel is a matrix: its last axis are the outputs, all others the inputs; None where it is none."""
+
+    def dimensions(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        *inputs, output = range(leaf.ndim) if leaf.ndim > 1 else [0]
+        return optax.contrib.MuonDimensionNumbers(tuple(inputs), output) if inputs else None
+
+    return jax.tree.map(dimensions, params)
 
 
 def trained_norm(gradients: Any, is_frozen: Frozen) -> jax.Array:

@@ -70,6 +70,34 @@ def test_steps_equal_torch_adamw() -> None:
     np.testing.assert_array_equal(params["stem"], 1)
 
 
+def test_muon_evens_out_the_directions_of_a_kernel() -> None:
+    draw = np.random.default_rng(2)
+    scales = np.geomspace(1, 1e-2, 8)  # a gradient that is a hundred times longer in some directions than in others
+    gradient = (draw.normal(size=(45, 8)) * scales).reshape(3, 3, 5, 8).astype(np.float32)
+    params = {"head": {"kernel": jnp.zeros((3, 3, 5, 8)), "bias": jnp.zeros(8)}, "stem": jnp.ones(2)}
+    direction = update_direction(Optimizer(rule="muon", weight_decay=0.1), is_frozen)
+    bias = draw.normal(size=8).astype(np.float32)
+
+    def first(factor: float) -> Any:
+        given = {"head": {"kernel": factor * gradient, "bias": factor * bias}, "stem": np.ones(2)}
+        return direction.update(given, direction.init(params), params)[0]
+
+    update = np.asarray(first(1.0)["head"]["kernel"]).reshape(45, 8)
+    u, _, vt = np.linalg.svd(gradient.reshape(45, 8), full_matrices=False)
+    lengths = np.linalg.svd(update, compute_uv=False)
+    assert lengths.max() < 2 * lengths.min()
+    assert np.sum(update * (u @ vt)) > 0.95 * np.linalg.norm(update) * np.sqrt(8)  # the polar factor
+    assert np.sqrt(np.mean(update**2)) == pytest.approx(0.2, rel=0.25)
+    np.testing.assert_allclose(first(100.0)["head"]["kernel"], first(1.0)["head"]["kernel"], rtol=1e-3, atol=1e-4)
+    of_bias = np.asarray(first(1.0)["head"]["bias"])  # Adam's first step is as long for a small gradient as for a large
+    np.testing.assert_allclose(of_bias, np.sign(bias) * np.abs(of_bias[0]), rtol=1e-4)
+    decayed = direction.update(
+        jax.tree.map(jnp.zeros_like, params), direction.init(params), jax.tree.map(jnp.ones_like, params)
+    )[0]
+    np.testing.assert_allclose(decayed["head"]["kernel"], 0.1, rtol=1e-6)
+    np.testing.assert_array_equal(decayed["stem"], 0)
+
+
 def test_frozen_parameters_have_no_momentum_and_count_in_no_norm() -> None:
     params = {"head": {"w": jnp.ones(2)}, "stem": {"w": jnp.ones(5)}}
     direction = update_direction(Optimizer(), is_frozen)
