@@ -1,7 +1,8 @@
-"""Mask R-CNN that learns generated scenes from scratch on two CPU cores in less than ten minutes (``make demo``).
+"""A small SBR-CNN that learns generated scenes from scratch on two CPU cores in less than ten minutes (``make demo``).
 
-The network is the paper's with fewer channels.  Boxes are class-agnostic, because eight sets of box weights need eight
-times the examples; AdamW and no pretrained weights, because there is no time for SGD and nothing to fetch.
+The paper's network with fewer channels: GRoIE in place of both extractors, an FCC box head in a loop, linked mask
+passes, mask IoU.  What costs most is left out: the non-local blocks, the third step in training, GRoIE's 7x7 kernels.
+Muon and no pretrained weights, because there is no time for SGD and nothing to fetch.
 """
 
 from jaxdet.data.settings import Data, Scenes
@@ -9,27 +10,30 @@ from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
 from jaxdet.models.branches import Head
 from jaxdet.models.finish import Finish
 from jaxdet.models.proposals import RPN
-from jaxdet.models.schedule import Step
+from jaxdet.models.schedule import make_schedule
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.extractor import OneLevel
 from jaxdet.nn.fpn import FPN
+from jaxdet.nn.groie import ConvReLU, GRoIE
 from jaxdet.nn.mask_head import FCN
 from jaxdet.nn.resnet import ResNet
 from jaxdet.nn.rpn_head import RPNHead
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.score_head import MaskIoUHead
+from jaxdet.nn.trunk import FCC
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.sampling import Sampler
 
 SIZE = 128  # pixels
+CHANNELS = 48  # of the pyramid
+LEVELS = (2, 3)  # objects are some tens of pixels large
 
 
 def get_config() -> Experiment:
     head = Head(
-        box_extractor=OneLevel(size=7, sampling_ratio=2, finest=28.0),
-        box_head=BoxHead(FC2(channels=256), class_agnostic=True),
-        mask_extractor=OneLevel(size=14, sampling_ratio=2, finest=28.0),
-        mask_head=FCN(channels=32, convs=2),
+        box_extractor=GRoIE(size=7, pre=ConvReLU(3), levels=LEVELS),
+        box_head=BoxHead(FCC((32, 16), kernel="7x3", reduce="first"), class_agnostic=True),
+        mask_extractor=GRoIE(size=14, pre=ConvReLU(1), levels=LEVELS),
+        mask_head=FCN(channels=32, convs=2, linked=True),
     )
     rpn = RPN(
         head=RPNHead(channels=64),
@@ -43,11 +47,13 @@ def get_config() -> Experiment:
     model = TwoStage(
         num_classes=8,
         backbone=ResNet(depth=18, width=32, frozen_stages=-1, norm="group"),
-        neck=FPN(channels=64),
+        neck=FPN(channels=CHANNELS),
         rpn=rpn,
         heads=(head,),
-        schedule=(Step(sampler=Sampler(number=48, positive_fraction=0.5)),),
-        finish=Finish(max_detections=50),
+        schedule=make_schedule((0, 0), (0.5, 0.6), (1.0, 0.75), sampler=Sampler(number=32, positive_fraction=0.5)),
+        test_heads=(0, 0, 0),  # a step more than in training; worth a point of mask AP
+        mask_iou=MaskIoUHead(FCC((32, 16)), channels=CHANNELS),
+        finish=Finish(score_threshold=0.001, max_detections=50),
     )
     data = Data(
         train=Scenes("train", count=2000, size=SIZE),
@@ -60,8 +66,8 @@ def get_config() -> Experiment:
         workers=0,
     )
     schedule = Schedule(
-        length=3800, drops=(1200, 2200, 3100, 3550), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
+        length=1500, drops=(480, 870, 1230, 1400), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
     )
-    optimizer = Optimizer(rule="adamw", lr=1.5e-3, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
-    run = Run(log_every=50, checkpoint_every=1400, eval_every=0, eval_batch=10, pictures=8)
+    optimizer = Optimizer(rule="muon", lr=4e-3, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
+    run = Run(log_every=50, checkpoint_every=500, eval_every=0, eval_batch=10, pictures=8)
     return Experiment(model, data, optimizer, run)

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from jaxdet.hosts import add_host_flags, join_hosts
+from tests.devices import start
 
 FULL = ["--coordinator", "10.0.0.1:1234", "--num-processes", "4", "--process-id", "3"]
 
@@ -47,11 +48,12 @@ def test_flags_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch, flag
 
 
 def test_without_a_cluster_the_error_says_what_to_give() -> None:
-    """JAX itself says so: nothing around this process tells it where others are."""
-    parser = argparse.ArgumentParser()
-    add_host_flags(parser)
-    with pytest.raises(ValueError, match=r"--distributed: expected a cluster .* give --coordinator"):
-        join_hosts(parser.parse_args(["--distributed"]))
+    """JAX itself says so: nothing around the process tells it where others are."""
+    process = start(["train.py", "--config", "tests/train/tiny.py", "--distributed"], devices=1)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "--distributed: expected a cluster" in errors
+    assert "give --coordinator" in errors
 
 
 @pytest.mark.parametrize("script", ["train", "eval"])

@@ -1,7 +1,6 @@
 """A disk without room: a clear error, and what was written before stays whole."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,26 +10,23 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdet.checkpoints.store import CheckpointStore
+from tests.disk import files_of_at_most
 
 
 def weights(size: int) -> dict[str, object]:
     return {"variables": {"params": {"w": jax.random.normal(jax.random.key(0), (size,))}}}
 
 
-def test_a_checkpoint_that_does_not_fit(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Here a file of 100 KB is more than the process may write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
+def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.save(1, weights(100), {})
     store.wait()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    store.save(2, weights(100_000), {})
     message = r"checkpoint of step 2 could not be written to .*, where \d+ MB are free: .*File too large"
-    with pytest.raises(OSError, match=message):
-        store.wait()
-    store.close()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(100_000):
+        store.save(2, weights(100_000), {})
+        with pytest.raises(OSError, match=message):
+            store.wait()
+        store.close()
     with CheckpointStore(tmp_path) as store:
         assert store.steps() == (1,)
         restored = store.restore_newest({"variables": {"params": {"w": jax.ShapeDtypeStruct((100,), jnp.float32)}}})

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import resource
 import signal
 import threading
 from pathlib import Path
@@ -26,6 +25,7 @@ from jaxdet.train_lib.signals import Stopped, StopRequest, stop_on_signal
 from jaxdet.train_lib.step import TrainState
 from jaxdet.train_lib.watch import Intervals, Watch
 from jaxdet.train_lib.workdir import claim, read_metrics
+from tests.disk import files_of_at_most
 from tests.train.stub import batch_of, finite
 
 
@@ -101,16 +101,14 @@ def test_log_of_a_continued_run_has_each_step_once(tmp_path: Path) -> None:
 
 
 def test_a_line_that_does_not_fit_on_the_disk_is_not_begun(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
     file = RecordFile(tmp_path, [{"step": 0}])
     request.addfinalizer(file.close)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # for the kernel a file of 100 bytes is full
-    for step in range(1, 8):  # 12 bytes each
-        file.append({"step": step})
-    for step in (8, 9):
-        with pytest.raises(OSError, match=r"too large: .*log\.jsonl"):
+    with files_of_at_most(100):
+        for step in range(1, 8):  # 12 bytes each
             file.append({"step": step})
+        for step in (8, 9):
+            with pytest.raises(OSError, match=r"too large: .*log\.jsonl"):
+                file.append({"step": step})
     written = (tmp_path / "log.jsonl").read_text()
     assert written.endswith("}\n")
     assert [json.loads(line)["step"] for line in written.splitlines()] == list(range(8))
