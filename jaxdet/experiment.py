@@ -46,8 +46,8 @@ class Optimizer:
 
     ``rule="adamw"`` (Loshchilov and Hutter 2019) is for short runs from scratch; it needs a rate some 20 times lower
     and has no use for ``momentum``.  ``rule="muon"`` (Jordan et al. 2024; optax's) makes the directions of a kernel's
-    update equally long, which large kernels need most: from scratch it learned two to three times faster here
-    (docs/RESULTS.md).  Its rates are AdamW's to three times that.
+    update equally long; from scratch it learned in far fewer steps than AdamW here (docs/RESULTS.md), at a rate two to
+    three times higher.
 
     ``lr`` belongs to a global batch of ``base_batch`` images and is scaled in proportion to the batch in use
     (Goyal et al. 2017), so that another number of devices needs no other setting; ``base_batch=none`` switches
