@@ -57,6 +57,7 @@ def _experiment(batch_size: int, dtype: str, head: Head, loop: bool = False, **p
         rpn=model.rpn.clone(post_nms_train=200, post_nms_test=200),
         heads=(head,),
         schedule=make_schedule((0, 0, 0), sampler=SAMPLER) if loop else (Step(sampler=SAMPLER),),
+        test_heads=None,
         finish=Finish(score_threshold=0.001, max_detections=50),
         dtype=dtype,
         **{"mask_iou": None} | parts,
