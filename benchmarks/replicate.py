@@ -170,7 +170,7 @@ def run_all(systems: dict[str, System], examples: Batch, val: Source, args: argp
     """Trains and evaluates, one seed of all systems after the other, as long as there is time."""
     book, kept = Book(args.out), []
     images = images_that_fit(systems, examples, args, clock)
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name, system in systems.items():
             if clock.left < 0:
                 clock.say(f"no time left for {name}, seed {seed}")
@@ -207,6 +207,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--systems", nargs="+", default=list(small_systems(1)))
     parser.add_argument("--variant", action="append", metavar="NAME: CONFIG KEY=VALUE ...")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first_seed", type=int, default=0, help="for the rest of the seeds in another call")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--images", type=int, default=32000, help="at most so many a run")
     parser.add_argument("--train", type=int, default=2000, help="scenes to train on")

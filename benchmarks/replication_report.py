@@ -1,6 +1,6 @@
-"""Table and pictures of what `benchmarks.replicate` measured.
+"""Table and pictures of what `benchmarks.replicate` measured, in one call or in several with different seeds.
 
-python -m benchmarks.replication_report runs/replicate
+python -m benchmarks.replication_report runs/seeds_0_1 runs/seed_2
 """
 
 import argparse
@@ -111,10 +111,10 @@ def _spread(values: Iterable[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where runs.json lies")
-    folder = parser.parse_args().folder
-    write_report(json.loads((folder / "runs.json").read_text()), folder)
-    print((folder / "table.md").read_text())
+    parser.add_argument("folders", type=Path, nargs="+", help="where runs.json lie; the first gets the report")
+    folders = parser.parse_args().folders
+    write_report([run for folder in folders for run in json.loads((folder / "runs.json").read_text())], folders[0])
+    print((folders[0] / "table.md").read_text())
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
 from jaxdet.mesh import data_mesh, replicate, split_batch
 from jaxdet.structures import Batch
+from jaxdet.train_lib.nonfinite import not_finite
 from jaxdet.train_lib.optimizer import learning_rate, update_direction
-from jaxdet.train_lib.step import TrainState, check_finite, init_state, init_variables, make_train_step
+from jaxdet.train_lib.step import TrainState, init_state, init_variables, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,8 @@ class System:
             state, means = self.advance(state, examples, rows, key, np.int32(chunks * self.chunk))
             metrics.append({name: float(value) for name, value in jax.device_get(means).items()})
             seconds.append(time.perf_counter() - begin)
-            check_finite(metrics[-1], (number + 1) * self.chunk)
+            if bad := not_finite(metrics[-1]):
+                raise FloatingPointError(f"step {(number + 1) * self.chunk}, seed {seed}: {', '.join(bad)} not finite")
         return Trained(jax.device_get(state.variables), metrics, seconds)
 
     def detect(self, variables: Any, val: Source, test_heads: tuple[int, ...] | None = None) -> list[Result]:

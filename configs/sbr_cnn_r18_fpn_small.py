@@ -1,7 +1,8 @@
 """SBR-CNN with ResNet-18 on small images: fine-tuning on one's own data without an accelerator.
 
 Started, fed and sized as ``configs/mask_rcnn_r18_fpn_small.py``: short side 256, half the channels in pyramid and
-heads, anchors half as large.  The FCC trunks keep the paper's ratio to the pyramid's channels.
+heads, anchors half as large.  The FCC trunks keep the paper's ratio to the pyramid's channels.  What costs most is left
+out as in ``configs/demo.py``: the non-local blocks, the third step in training, GRoIE's 7x7 kernels.
 """
 
 from jaxdet.data.settings import CocoFolder, Data
@@ -12,7 +13,6 @@ from jaxdet.models.proposals import RPN
 from jaxdet.models.schedule import make_schedule
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.context import NonLocal
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.groie import ConvReLU, GRoIE
 from jaxdet.nn.mask_head import FCN
@@ -26,9 +26,9 @@ from jaxdet.ops.sampling import Sampler
 
 def get_config() -> Experiment:
     head = Head(
-        box_extractor=GRoIE(size=7, pre=ConvReLU(7), post=NonLocal(7)),
-        box_head=BoxHead(FCC((64, 32), kernel="7x3", reduce="first", before=NonLocal(7)), class_agnostic=True),
-        mask_extractor=GRoIE(size=14, pre=ConvReLU(7), post=NonLocal(7)),
+        box_extractor=GRoIE(size=7, pre=ConvReLU(3)),
+        box_head=BoxHead(FCC((64, 32), kernel="7x3", reduce="first"), class_agnostic=True),
+        mask_extractor=GRoIE(size=14, pre=ConvReLU(1)),
         mask_head=FCN(channels=128, linked=True),
     )
     model = TwoStage(
@@ -44,7 +44,8 @@ def get_config() -> Experiment:
             post_nms_test=200,
         ),
         heads=(head,),
-        schedule=make_schedule((0, 0, 0), sampler=Sampler(number=64, positive_fraction=0.25)),
+        schedule=make_schedule((0, 0), (0.5, 0.6), (1.0, 0.75), sampler=Sampler(number=64, positive_fraction=0.25)),
+        test_heads=(0, 0, 0),
         mask_iou=MaskIoUHead(FCC((64, 32)), channels=128),
         finish=Finish(score_threshold=0.001),
     )
@@ -57,5 +58,5 @@ def get_config() -> Experiment:
         workers=1,
     )
     schedule = Schedule(length=1000, drops=(700, 900), unit="steps", warmup_steps=100, warmup_ratio=0.01)
-    optimizer = Optimizer(rule="adamw", lr=5e-4, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
+    optimizer = Optimizer(rule="muon", lr=2e-3, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
     return Experiment(model, data, optimizer, Run(eval_every=0, eval_batch=2))
