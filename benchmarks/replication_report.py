@@ -25,7 +25,7 @@ TENTHS = (50, 60, 70, 80, 90)
 
 def write_report(runs: Sequence[Run], out: Path) -> None:
     """``table.md``, ``ap.png`` and ``iou.png`` into ``out``; of no runs nothing."""
-    own = [run for run in runs if run["test_steps"] == run["train_steps"]]
+    own = [run for run in runs if run["own_steps"]]
     if not own:
         return
     (out / "table.md").write_text(f"{systems_table(own)}\n\n{test_steps_table(runs)}\n")

@@ -47,6 +47,12 @@ class System:
         model: Any = self.experiment.model
         return len(model.schedule)
 
+    @property
+    def test_steps(self) -> int:
+        """Of the loop over heads, at test, if nothing else is asked for."""
+        model: Any = self.experiment.model
+        return len(model.test_heads or model.schedule)
+
     def train(self, examples: Batch, seed: int, steps: int) -> Trained:
         """A run of ``steps`` steps, rounded up to chunks; initialisation, order and sampling follow the seed."""
         count, batch_size = len(examples.index), self.experiment.data.batch_size
@@ -64,7 +70,7 @@ class System:
         return Trained(jax.device_get(state.variables), metrics, seconds)
 
     def detect(self, variables: Any, val: Source, test_heads: tuple[int, ...] | None = None) -> list[Result]:
-        """Detections in the validation images, by other steps than in training if ``test_heads`` are given."""
+        """Detections in the validation images, by other steps than the model's own if ``test_heads`` are given."""
         model = with_test_heads(self.experiment.model, test_heads)
         data = self.experiment.data
         return detect(model, variables, val, data, data_mesh(jax.devices()[:1]), batch_size=self.eval_batch)
@@ -80,9 +86,8 @@ class System:
 
 
 def with_test_heads(model: Any, test_heads: tuple[int, ...] | None) -> Any:
-    """The model with these heads at test; itself if they are those of its schedule."""
-    own = tuple(step.head for step in model.schedule)
-    return model if test_heads in (None, own) else model.clone(test_heads=test_heads)
+    """The model with these heads at test; itself for None."""
+    return model if test_heads is None else model.clone(test_heads=test_heads)
 
 
 def compiled(experiment: Experiment, examples: Batch, chunk: int, eval_batch: int) -> System:
