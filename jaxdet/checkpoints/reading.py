@@ -68,6 +68,11 @@ def find_step(path: str | os.PathLike[str]) -> Path:
     )
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run folder holds a checkpoint; damaged and unfinished ones count."""
+    return any(entry.name.partition(".")[0].isdigit() for entry in (run / SUBFOLDER).glob("*"))
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
     """The metadata of the checkpoint in ``folder``.  `DamagedCheckpoint`; ValueError if it is of a later version."""
     try:

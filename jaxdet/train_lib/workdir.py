@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxdet.atomic import write_json, write_text
+from jaxdet.checkpoints.reading import has_checkpoint
 from jaxdet.config import differences, from_data, to_data, to_text
 from jaxdet.mesh import as_the_first_says
 
@@ -19,6 +20,9 @@ _log = logging.getLogger(__name__)
 
 def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
     """Makes the folder and writes the config into it, or checks that the run in it has the same config.
+
+    A run that never came to a checkpoint, say because its weights were refused, leaves the folder free: there is
+    nothing to go on with.
 
     Writes ``config.json`` (`jaxdet.config.from_data` reads it) and ``config.txt`` (for people).  Of several processes
     the first does so; the others wait for it and fail if it fails.
@@ -51,10 +55,12 @@ def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) ->
         # Rebuilt, so that a setting that is newer than the run counts with its default.
         stored = to_data(from_data(_read_json(path)))
         changes = differences(stored, config)
-        if changes and not accept_changes:
+        begun = has_checkpoint(workdir)
+        if changes and begun and not accept_changes:
             raise ValueError(_refusal(workdir, changes))
-        if changes:
+        if changes and begun:
             _log.warning("going on with changes:\n  %s", "\n  ".join(changes))
+        if changes:
             (workdir / METRICS).unlink(missing_ok=True)
     write_json(path, config)
     write_text(workdir / "config.txt", to_text(experiment) + "\n")

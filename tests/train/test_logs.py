@@ -125,6 +125,7 @@ def test_only_the_writing_process_writes(tmp_path: Path) -> None:
 def test_a_folder_belongs_to_one_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run, config, other = Run(seed=1), to_data(Run(seed=1)), to_data(Run(seed=2))
     claim(tmp_path / "run", run, config, accept_changes=False)
+    (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
     claim(tmp_path / "run", run, config, accept_changes=False)
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
     assert (tmp_path / "run" / "config.txt").read_text().startswith("Run(")
@@ -140,6 +141,19 @@ def test_a_folder_belongs_to_one_config(tmp_path: Path, caplog: pytest.LogCaptur
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
 
 
+def test_a_run_that_never_came_to_a_checkpoint_leaves_the_folder_free(tmp_path: Path) -> None:
+    """Weights that are not there end a run after its config is written; the corrected command must go on."""
+    claim(tmp_path, Run(init_from="typo.pth"), to_data(Run(init_from="typo.pth")), accept_changes=False)
+    (tmp_path / "checkpoints").mkdir()
+    claim(tmp_path, Run(), to_data(Run()), accept_changes=False)
+    assert json.loads((tmp_path / "config.json").read_text())["init_from"] is None
+    for kept in ("3.damaged", "6.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / kept).mkdir()
+        with pytest.raises(ValueError, match=r"seed: 0 -> 2\n"):
+            claim(tmp_path, Run(seed=2), to_data(Run(seed=2)), accept_changes=False)
+        (tmp_path / "checkpoints" / kept).rmdir()
+
+
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is damaged .*: expected JSON; remove it"):
@@ -151,6 +165,7 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
 
 def test_a_setting_newer_than_the_run_counts_with_its_default(tmp_path: Path) -> None:
     config = to_data(Run(seed=1))
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     claim(tmp_path, Run(seed=1), config, accept_changes=False)
     stored = json.loads((tmp_path / "config.json").read_text())
     del stored["pictures"]

@@ -32,6 +32,7 @@ def claim_by_two(folder: Path, seed: int) -> list[str]:
 
 
 def test_all_processes_are_refused_together(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     claim(tmp_path, Run(seed=1), to_data(Run(seed=1)), accept_changes=False)
     assert all(said.endswith("claimed\n") for said in claim_by_two(tmp_path, seed=1))  # gloo talks before
     first, second = claim_by_two(tmp_path, seed=2)
