@@ -129,7 +129,17 @@ class TestScore:
         del result["segmentation"]
         assert {key.split("/")[0] for key in score(truth, [result]).metrics} == {"bbox"}
         with pytest.raises(ValueError, match="image 7 has none"):
-            score(truth, [result], ["segm"])
+            score(truth, [result, found(7, 3, 10, 10, 40)])
+
+    @pytest.mark.parametrize("results", [[], [found(7, 3, 10, 10, 40)]])
+    def test_where_masks_do_not_count_broken_ones_do_no_harm(self, results: list[Any]) -> None:
+        truth = truth_of((7, 3, 10, 10, 40))
+        truth["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+        metrics = score(truth, results, masks=False).metrics
+        assert {key.split("/")[0] for key in metrics} == {"bbox"}
+        assert metrics["bbox/AP"] == pytest.approx(len(results))
+        with pytest.raises(ValueError, match=r"ground truth: annotations\[0\]"):
+            score(truth, results)
 
     def test_inputs_are_left_alone_and_nothing_is_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         truth, results = truth_of((7, 3, 10, 10, 40)), [found(7, 3, 10, 10, 40)]

@@ -123,6 +123,9 @@ def test_batch_size_changes_nothing(batch_size: int) -> None:
 def test_without_masks() -> None:
     metrics = evaluate(DarkSquare(with_masks=False), VARIABLES, Squares(3), DATA)
     assert set(key.split("/")[0] for key in metrics) == {"bbox"}
+    no_masks, nothing = dataclasses.replace(DATA, masks=False), {"confidence": np.float32(np.nan)}
+    metrics = evaluate(DarkSquare(with_masks=False), nothing, Squares(3), no_masks)
+    assert set(key.split("/")[0] for key in metrics) == {"bbox"}
 
 
 def test_second_evaluation_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -148,3 +148,13 @@ def test_predictions_of_a_source(tmp_path: Path) -> None:
     save_predictions(Greys(), results, tmp_path / "grid.png", count=2)
     save_predictions(Greys(), results, tmp_path / "all.png", count=9)
     assert len(load_image(tmp_path / "all.png")) > len(load_image(tmp_path / "grid.png"))
+
+
+def test_where_masks_do_not_count_broken_ones_are_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, broken = ({"annotations": [thing(60, 60, 100, image_id=6, segmentation=s)]} for s in (None, [[1, 2, 3]]))
+    for name, truth in (("plain", plain), ("broken", broken)):
+        monkeypatch.setattr(Greys, "ground_truth", lambda self, truth=truth: truth)
+        save_predictions(Greys(), [], tmp_path / f"{name}.png", masks=False)
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "broken.png").read_bytes()
+    with pytest.raises(ValueError, match="segmentation"):
+        save_predictions(Greys(), [], tmp_path / "masks.png")

@@ -37,7 +37,7 @@ def evaluate_checkpoint(
     """
     trained, source = open_checkpoint(checkpoint, images, annotations, overrides=overrides)
     results = detect_all(trained, source, mesh, progress)
-    return score(source.ground_truth(), results, fast=fast).metrics
+    return score(source.ground_truth(), results, masks=trained.experiment.data.masks, fast=fast).metrics
 
 
 def open_checkpoint(

@@ -37,7 +37,7 @@ _BACKLOG = 256  #: images whose masks may wait to be pasted before the devices w
 def evaluate(
     model: Detector, variables: Any, source: Source, data: Data, mesh: Mesh | None = None, **settings: Any
 ) -> dict[str, float]:
-    """COCO's twelve numbers, for boxes and (if the model has them) for masks.
+    """COCO's twelve numbers, for boxes and (if the model has them, and ``data.masks`` is set) for masks.
 
     Args:
         model: any `Detector`.
@@ -51,7 +51,8 @@ def evaluate(
         ``bbox/AP``, ``bbox/AP50``, ... ``segm/AR_l`` (``evaluation.STATISTICS``); -1 where the ground truth has
         nothing of that kind.  The same on every process.
     """
-    return score(source.ground_truth(), detect(model, variables, source, data, mesh, **settings)).metrics
+    results = detect(model, variables, source, data, mesh, **settings)
+    return score(source.ground_truth(), results, masks=data.masks).metrics
 
 
 def detect(

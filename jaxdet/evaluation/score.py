@@ -32,23 +32,21 @@ class Scores:
     per_class: dict[str, dict[str, float]]  #: category name -> ``bbox/AP``, ``bbox/AP50``, ``bbox/AR100``, ``segm/...``
 
 
-def score(
-    truth: Truth, results: Sequence[Result], kinds: Sequence[Kind] | None = None, *, fast: bool = False
-) -> Scores:
+def score(truth: Truth, results: Sequence[Result], *, masks: bool = True, fast: bool = False) -> Scores:
     """Score detections against the whole ground truth: every image counts, those without a detection too.
 
     Args:
         truth: an instances json as a dict; left as it is.
         results: COCO results; left as they are.  Without any, AP is 0.
-        kinds: what to compare.  None: boxes, and masks if the results (or, where these are empty, the ground
-            truth) have them.  Boxes of results that hold masks only are the masks' boxes.
+        masks: compare masks too, if the results (or, where these are empty, the ground truth) have them; False:
+            boxes alone, and nobody looks at masks.  Boxes of results that hold masks only are the masks' boxes.
         fast: judge by faster-coco-eval instead (extra ``fast-eval``): the same numbers sooner.
 
     Raises:
-        ValueError: results of unknown images or categories, masks asked for where there are none, or a ground truth
+        ValueError: results of unknown images or categories, some with a mask and some without, or a ground truth
             that is not COCO's.
     """
-    kinds = kinds if kinds is not None else _kinds(truth, results)
+    kinds = _kinds(truth, results) if masks else ("bbox",)
     prepared = _complete(truth, masks="segm" in kinds)
     check_ids(results, truth)
     metrics: dict[str, float] = {}

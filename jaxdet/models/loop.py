@@ -75,6 +75,10 @@ def mask_pass(
     repeat: Repeat, head: Head, step: Step, features: Features, samples: Samples, targets: Targets, num_classes: int
 ) -> MaskPass:
     """The passes of earlier heads, then that of the step's own, whose bitmaps are compared with the truth."""
+    if 0 in targets.masks.shape[2:]:
+        raise ValueError(
+            "the mask branch needs masks, the batch has none: set data.masks=true, or take a model without mask branch"
+        )
     labels = jnp.where(samples.positive, samples.labels, 0)
     boxes = safe(samples.boxes, samples.positive)
     crops = head.mask_crops(features, boxes, samples.positive)

@@ -48,9 +48,11 @@ def validate(
         categories=categories,
         progress=progress,
     )
+    masks = experiment.data.masks
+    metrics = score(source.ground_truth(), results, masks=masks).metrics
     if workdir is not None and run.pictures:
-        save_predictions(source, results, workdir / PICTURE, count=run.pictures)
-    return score(source.ground_truth(), results).metrics
+        save_predictions(source, results, workdir / PICTURE, count=run.pictures, masks=masks)
+    return metrics
 
 
 def report(metrics: dict[str, float], step: int, log: RunLog, workdir: Path) -> None:

@@ -50,11 +50,22 @@ def prediction_grid(
 
 
 def save_predictions(
-    source: Source, results: Objects, path: str | PathLike[str], *, count: int = 8, score_threshold: float = 0.5
+    source: Source,
+    results: Objects,
+    path: str | PathLike[str],
+    *,
+    count: int = 8,
+    score_threshold: float = 0.5,
+    masks: bool = True,
 ) -> None:
-    """``prediction_grid`` of the first ``count`` images of a source, given the results of all of them."""
+    """``prediction_grid`` of the first ``count`` images of a source, given the results of all of them.
+
+    Without ``masks`` those of the ground truth, which may be broken then, are not drawn.
+    """
     chosen = range(min(count, len(source)))
     annotations = source.ground_truth()["annotations"]
+    if not masks:
+        annotations = [{**each, "segmentation": None} for each in annotations]
     prediction_grid(
         [source[i].image for i in chosen],
         [_of_image(results, int(source.image_ids[i])) for i in chosen],

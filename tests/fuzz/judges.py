@@ -63,7 +63,7 @@ def _read_all(source: Any, folder: Path) -> str:
     first = source[0] if len(source) and not told[0] else None
     if first is not None:
         found = [{"image_id": first.image_id, "category_id": source.categories[0].id, "score": 0.5} | _FOUND]
-        told.append(_told(lambda: score(source.ground_truth(), found, kinds=("bbox",)), ("ground truth",)))
+        told.append(_told(lambda: score(source.ground_truth(), found, masks=False), ("ground truth",)))
     return next(filter(None, told), "")
 
 

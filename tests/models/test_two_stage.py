@@ -245,6 +245,12 @@ def test_the_same_head_twice_is_an_error() -> None:
         apply_shapes(make_model(heads=(head, head), schedule=(Step(0), Step(1))), "predict")
 
 
+def test_a_mask_branch_needs_masks() -> None:
+    batch = make_batch([o.replace(masks=o.masks[:, :0, :0]) for o in OBJECTS])
+    with pytest.raises(ValueError, match=r"the mask branch needs masks.*data\.masks=true"):
+        jax.eval_shape(lambda: make_model().init(jax.random.key(0), batch, KEY, method="losses"))
+
+
 def test_losses_need_targets() -> None:
     with pytest.raises(ValueError, match="losses need ground truth"):
         make_model().apply(variables(), make_batch(OBJECTS).replace(targets=None), KEY, method="losses")
