@@ -117,3 +117,10 @@ class Experiment:
     data: Data
     optimizer: Optimizer = field(default_factory=Optimizer)
     run: Run = field(default_factory=Run)
+
+
+def as_experiment(config: object) -> Experiment:
+    """The config as it is; ValueError if it is no `Experiment`: a config file or a checkpoint may hold anything."""
+    if not isinstance(config, Experiment):
+        raise ValueError(f"config: expected an Experiment, got {type(config).__name__}")
+    return config

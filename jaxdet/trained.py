@@ -19,7 +19,7 @@ from jaxdet.config import from_data, override, to_data
 from jaxdet.data import Category, Data, single_batch
 from jaxdet.data.entries import category_of, each
 from jaxdet.data.values import short, whole
-from jaxdet.experiment import Experiment
+from jaxdet.experiment import Experiment, as_experiment
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides:
         FileNotFoundError: there is nothing at that place.
         ValueError: it is no checkpoint, an override is wrong, or the weights do not fit the changed model.
     """
+    if config is not None:
+        as_experiment(config)
     if isinstance(checkpoint, Trained):
         trained = checkpoint
     elif config is not None and Path(checkpoint).is_file():
@@ -69,9 +71,7 @@ def _read(checkpoint: str | PathLike[str]) -> Trained:
     if missing:
         raise ValueError(f"checkpoint {checkpoint}: expected metadata with {missing}, got {sorted(metadata)}")
     try:
-        experiment = from_data(metadata["config"])
-        if not isinstance(experiment, Experiment):
-            raise ValueError(f"expected the config of an Experiment, got {short(experiment)}")
+        experiment = as_experiment(from_data(metadata["config"]))
         if not isinstance(metadata["categories"], list):
             raise ValueError(f"expected a list of categories, got {short(metadata['categories'])}")
         categories = tuple(each("categories", metadata["categories"], category_of))

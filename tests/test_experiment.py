@@ -1,5 +1,6 @@
 """Settings of a run, and which models an experiment takes."""
 
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,8 @@ from jaxdet.data import Data
 from jaxdet.experiment import Experiment, Run, Schedule
 from jaxdet.nn.resnet import ResNet
 from jaxdet.structures import Batch, Detections
+from jaxdet.train_lib import train
+from jaxdet.trained import load
 
 CONFIG = "configs/mask_rcnn_r50_fpn.py"
 
@@ -67,6 +70,17 @@ class OneStage(nn.Module):
 def test_any_detector_is_a_model() -> None:
     experiment = Experiment(OneStage(), Data())
     assert override(experiment, ["model.num_classes=5"]).model.num_classes == 5
+
+
+@pytest.mark.parametrize("config", [None, Data()])
+def test_what_is_no_experiment_is_refused_wherever_a_config_comes_in(config: Any, tmp_path: Path) -> None:
+    expected = f"config: expected an Experiment, got {type(config).__name__}"
+    with pytest.raises(ValueError, match=expected):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    if config is not None:  # None: that of the checkpoint
+        with pytest.raises(ValueError, match=expected):
+            load(tmp_path, config=config)
 
 
 def test_what_is_no_detector_is_refused() -> None:

@@ -11,10 +11,17 @@ def open_source(settings: SourceSettings | None) -> Source:
     """Open a data source; generated scenes are written first where they are not there yet.
 
     Raises:
-        ValueError: no settings, or what they name cannot be read.
+        ValueError: no settings, or what they name cannot be read or has no images.
     """
     if settings is None:
         raise ValueError("data: expected a source (CocoFolder, Tfds or Scenes), got None; set data.train or data.val")
+    source = _opened(settings)
+    if not len(source):
+        raise ValueError(f"data: expected images, got none in {settings}")
+    return source
+
+
+def _opened(settings: SourceSettings) -> Source:
     if isinstance(settings, CocoFolder):
         return open_coco(settings.images, settings.annotations, settings.stuff)
     if isinstance(settings, Scenes):

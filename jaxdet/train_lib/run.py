@@ -15,7 +15,7 @@ from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import check, to_data
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
 from jaxdet.evaluation.categories import match_categories
-from jaxdet.experiment import Experiment
+from jaxdet.experiment import Experiment, as_experiment
 from jaxdet.mesh import check_batch_size, data_mesh, replicated_key
 from jaxdet.train_lib.log import RunLog
 from jaxdet.train_lib.loop import run_steps
@@ -51,7 +51,7 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
         FloatingPointError: a loss or the gradient is no longer a number (`nonfinite.FiniteCheck`).
         SystemExit: a signal asked to stop; the state is saved.
     """
-    check(experiment)
+    check(as_experiment(experiment))
     job = _prepare(experiment, Path(workdir), accept_changes)
     run = experiment.run
     direction = update_direction(experiment.optimizer, experiment.model.is_frozen)
@@ -66,7 +66,7 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
                 return done or {}
             watch.resume(state)
             state = job.steps(state, direction, batches, watch)
-            metrics = watch.evaluate(watch.total, state)
+            metrics = watch.evaluate(int(state.step), state)
             log.curves()
     if metrics and job.writes:
         write_metrics(metrics, job.workdir)

@@ -111,6 +111,11 @@ def test_what_is_no_coco_json_is_refused(coco, text):
         open_source(coco.write(text))
 
 
+def test_a_json_without_images_is_refused(coco):
+    with pytest.raises(ValueError, match=r"expected images, got none in CocoFolder\(.*instances\.json"):
+        open_source(coco.write({"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}))
+
+
 def test_missing_things_are_named(coco, one_box, tmp_path):
     with pytest.raises(ValueError, match=r"absent\.json"):
         open_source(CocoFolder(str(tmp_path), str(tmp_path / "absent.json")))

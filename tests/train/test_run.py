@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jaxdet.config import from_data, load_config, override
 from jaxdet.data import open_source
 from jaxdet.experiment import Experiment, Run
 from jaxdet.train_lib import train
+from jaxdet.train_lib.records import read_log
 from jaxdet.train_lib.start import initialised
 from jaxdet.train_lib.step import init_variables
 
@@ -103,6 +105,15 @@ def test_a_finished_run_is_left_alone(folder: Path, experiment: Experiment, whol
     before = (folder / "whole" / "log.jsonl").read_text()
     assert train(experiment, folder / "whole") == whole
     assert (folder / "whole" / "log.jsonl").read_text() == before
+
+
+def test_scores_of_a_run_that_was_cut_short_are_those_of_the_state_it_has(
+    folder: Path, experiment: Experiment, whole: dict[str, float]
+) -> None:
+    shutil.copytree(folder / "whole", folder / "cut")
+    shorter = override(experiment, ["optimizer.schedule.length=4"])
+    assert train(shorter, folder / "cut", accept_changes=True) == whole
+    assert {record["step"] for record in read_log(folder / "cut") if "bbox/AP" in record} == {6}
 
 
 def test_weights_of_another_run_are_a_start(
