@@ -13,9 +13,9 @@ from PIL import Image
 
 from jaxdet.atomic import replacing
 from jaxdet.data import Category, load_image, single_batch
-from jaxdet.eval_lib import image_of, predict_batch, results_of
 from jaxdet.evaluation import write_results
 from jaxdet.evaluation.results import Result
+from jaxdet.inference import image_of, predict_batch, results_of
 from jaxdet.mesh import data_mesh, replicate, split_batch
 from jaxdet.trained import Checkpoint, Trained, load
 from jaxdet.visualize import overlay

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxdet.data import Category, Data, Record
-from jaxdet.eval_lib import detect, evaluate
+from jaxdet.eval_lib import evaluate
 from jaxdet.evaluation import match_categories
+from jaxdet.inference import detect
 from jaxdet.mesh import data_mesh
 from jaxdet.structures import Batch, Detections
 from tests.devices import free_address, outputs, start

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from jaxdet.atomic import replacing, write_json
 from jaxdet.data import Category, Source
-from jaxdet.eval_lib import detect
 from jaxdet.evaluation import score
 from jaxdet.evaluation.tables import summary_table
 from jaxdet.experiment import Experiment
+from jaxdet.inference import detect
 from jaxdet.train_lib.log import RunLog
 from jaxdet.train_lib.workdir import METRICS
 from jaxdet.visualize import save_predictions

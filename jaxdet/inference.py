@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from jaxdet.data import Category, Data, Source, eval_batches
-from jaxdet.evaluation import image_results, match_categories, score
+from jaxdet.evaluation import image_results, match_categories
 from jaxdet.evaluation.results import Result
 from jaxdet.mesh import data_mesh, replicate, split_batch
 from jaxdet.models.detector import Detector
@@ -32,27 +32,6 @@ Progress = Callable[[int, int], None]
 _S = TypeVar("_S")
 _THREADS = min(8, os.cpu_count() or 1)
 _BACKLOG = 256  #: images whose masks may wait to be pasted before the devices wait for the host
-
-
-def evaluate(
-    model: Detector, variables: Any, source: Source, data: Data, mesh: Mesh | None = None, **settings: Any
-) -> dict[str, float]:
-    """COCO's twelve numbers, for boxes and (if the model has them, and ``data.masks`` is set) for masks.
-
-    Args:
-        model: any `Detector`.
-        variables: of the model.
-        source: images and ground truth.
-        data: settings of resize, canvas and workers.
-        mesh: devices, with one axis ``data``; None for all there are.
-        settings: further arguments of ``detect``.
-
-    Returns:
-        ``bbox/AP``, ``bbox/AP50``, ... ``segm/AR_l`` (``evaluation.STATISTICS``); -1 where the ground truth has
-        nothing of that kind.  The same on every process.
-    """
-    results = detect(model, variables, source, data, mesh, **settings)
-    return score(source.ground_truth(), results, masks=data.masks).metrics
 
 
 def detect(
@@ -69,7 +48,11 @@ def detect(
     """Detections in every image of a source, each predicted exactly once.
 
     Args:
-        model, variables, source, data, mesh: as for ``evaluate``.
+        model: any `Detector`.
+        variables: of the model.
+        source: images and ground truth.
+        data: settings of resize, canvas and workers.
+        mesh: devices, with one axis ``data``; None for all there are.
         batch_size: images over all devices; rounded up to a multiple of these.
         categories: what the model's labels stand for, where the source may number them otherwise; they are
             found in the source by name.  None: the source's own.

@@ -1,15 +1,35 @@
-"""Evaluation of a checkpoint, which brings its settings and the names of its classes along."""
+"""Evaluation: a model, or a checkpoint with its settings and the names of its classes, to COCO's numbers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxdet.data import CocoFolder, Source, open_source
-from jaxdet.eval_lib.detect import Progress, detect
+from jaxdet.data import CocoFolder, Data, Source, open_source
 from jaxdet.evaluation import score
 from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
+from jaxdet.inference import Progress, detect, predict_batch
+from jaxdet.models.detector import Detector
 from jaxdet.trained import Checkpoint, Trained, load
+
+__all__ = ["detect", "detect_all", "evaluate", "evaluate_checkpoint", "open_checkpoint", "predict_batch"]
+
+
+def evaluate(
+    model: Detector, variables: Any, source: Source, data: Data, mesh: Mesh | None = None, **settings: Any
+) -> dict[str, float]:
+    """COCO's twelve numbers, for boxes and (if the model has them, and ``data.masks`` is set) for masks.
+
+    Args:
+        model, variables, source, data, mesh, settings: as for ``inference.detect``.
+
+    Returns:
+        ``bbox/AP``, ``bbox/AP50``, ... ``segm/AR_l`` (``evaluation.STATISTICS``); -1 where the ground truth has
+        nothing of that kind.  The same on every process.
+    """
+    results = detect(model, variables, source, data, mesh, **settings)
+    return score(source.ground_truth(), results, masks=data.masks).metrics
 
 
 def evaluate_checkpoint(
