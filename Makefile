@@ -35,7 +35,7 @@ lint: venv
 	$(RUN) -m ruff format --check .
 
 types: venv
-	$(RUN) -m mypy jaxdet
+	$(RUN) -m mypy
 
 # These tests compile hundreds of small programs and run each once or twice; optimising them takes longer than it saves.
 unit: venv

@@ -10,35 +10,34 @@ import argparse
 import tempfile
 from typing import Any
 
-from benchmarks.programs import inference, make_inputs, make_weights, training
+from benchmarks.programs import inference, make_inputs, make_weights, options, setting, training
 from benchmarks.table import markdown
 from benchmarks.timing import machine
 from jaxdet.config import load_config
 
 
-def lines(name: str, hw: tuple[int, int], repeats: int) -> list[list[Any]]:
+def lines(name: str, args: argparse.Namespace) -> list[list[Any]]:
     """A line of the table for inference and one for training."""
-    net, inputs = load_config(f"configs/{name}.py").model, make_inputs(hw, 1)
+    net = load_config(f"configs/{name}.py").model.clone(dtype=args.dtype)
+    inputs = make_inputs(tuple(args.image), args.batch)
     weights, found = make_weights(net), []
     for kind, make in {"inference": inference, "training step": training}.items():
-        program, _ = make(net, weights, inputs, repeats=repeats)
+        program, _ = make(net, weights, inputs, repeats=args.repeats)
         with tempfile.TemporaryDirectory() as folder:
             make(net, weights, inputs, cache=folder)
-            cached = make(net, weights, inputs, cache=folder, repeats=repeats)[0].compile_seconds
+            cached = make(net, weights, inputs, cache=folder, repeats=args.repeats)[0].compile_seconds
         seconds = [program.trace_seconds, program.compile_seconds, cached]
         found.append([f"{name}, {kind}", program.lines, *seconds, f"{cached / program.compile_seconds:.1%}"])
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--configs", nargs="+", default=("mask_rcnn_r50_fpn", "r3_cnn"))
-    parser.add_argument("--image", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
-    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     head = ["", "lines of the program", "trace s", "compile s", "from the cache s", "share of floor"]
-    table = [line for name in args.configs for line in lines(name, tuple(args.image), args.repeats)]
-    print(f"{machine()}\n\n{markdown(head, table)}")
+    table = [line for name in args.configs for line in lines(name, args)]
+    print(f"{machine()}; {setting(args)}\n\n{markdown(head, table)}")
 
 
 if __name__ == "__main__":

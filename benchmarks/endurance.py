@@ -18,7 +18,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -40,8 +39,8 @@ class Kill:
     aimed: str
     happened: str  #: what the run was doing; empty: it had ended before
     reached: int  #: the last step in the log
-    resumed: int  #: the step from which the next run went on
     damage: str  #: empty: every file that the kill left was whole
+    resumed: int  #: the step from which the next run went on
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def endure(out: Path, aims: Sequence[str], seed: int = 0) -> Outcome:
         starts.append(killed.started())
     killed.finish()
     resumed = [*starts[1:], killed.started()]
-    found = [Kill(*kill[:3], start, kill[3]) for kill, start in zip(kills, resumed, strict=True)]
+    found = [Kill(*kill, start) for kill, start in zip(kills, resumed, strict=True)]
     return Outcome(tuple(found), tuple(differences(whole.workdir, killed.workdir)))
 
 
@@ -95,7 +94,8 @@ class Job:
             f"run.checkpoint_every={CHECKPOINT}",
             f"run.eval_every={EVALUATE}",
         ]
-        command = [sys.executable, "train.py", "--config", "tests/train/tiny.py", "--workdir", self.workdir, *settings]
+        where = ["--config", "tests/train/tiny.py", "--workdir", str(self.workdir)]
+        command = [sys.executable, "train.py", *where, *settings]
         with self._said.open("wb") as said:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
 
@@ -201,8 +201,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for the two runs, new")
     options = parser.parse_args()
-    kinds: list[Any] = list(MOMENTS)
-    outcome = endure(options.out.absolute(), random.Random(options.seed).choices(kinds, k=options.kills), options.seed)
+    outcome = endure(
+        options.out.absolute(), random.Random(options.seed).choices(list(MOMENTS), k=options.kills), options.seed
+    )
     show(outcome)
     return 0 if outcome.survived else 1
 

@@ -13,34 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from benchmarks.inputs import make_targets
 from benchmarks.table import markdown
 from benchmarks.timing import compiled, machine, milliseconds
 from jaxdet.config import load_config
 from jaxdet.models.schedule import make_schedule
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.ops.sampling import Sampler
-from jaxdet.structures import Proposals, Targets
 
 IOUS = (0.5, 0.6, 0.7, 0.75, 0.8)
-
-
-def make_targets(
-    batch: int, hw: tuple[int, int], objects: int = 20, proposals: int = 1000
-) -> tuple[Targets, Proposals]:
-    """Objects of 20 to 200 pixels, and proposals near them so that the samplers find positives."""
-    rng = np.random.default_rng(0)
-    size = np.exp(rng.uniform(np.log(20), np.log(min(200, *hw) - 1), (batch, objects, 2)))
-    corner = rng.uniform(0, 1, (batch, objects, 2)) * (np.array(hw[::-1]) - size)
-    boxes = np.concatenate([corner, corner + size], -1).astype(np.float32)
-    near = boxes[:, np.arange(proposals) % objects]
-    near = near + rng.normal(0, 0.08, near.shape).astype(np.float32) * np.tile(near[..., 2:] - near[..., :2], 2)
-    masks = np.ones((batch, objects, 56, 56), np.uint8)
-    real = np.ones((batch, objects), bool)
-    targets = Targets(boxes, np.zeros((batch, objects), np.int32), masks, boxes, ~real, real)
-    valid = jnp.ones((batch, proposals), bool)
-    return targets, Proposals(jnp.asarray(near), valid.astype(jnp.float32), valid)
 
 
 def make_inputs(batch: int, hw: tuple[int, int]) -> tuple[Any, ...]:

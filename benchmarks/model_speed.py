@@ -11,7 +11,7 @@ import argparse
 from typing import Any
 
 from benchmarks.floor import Row, floor_table, measured_peak, program_cost
-from benchmarks.programs import inference, make_inputs, make_weights, training
+from benchmarks.programs import inference, make_inputs, make_weights, options, setting, training
 from benchmarks.timing import milliseconds
 from jaxdet.config import load_config
 
@@ -37,19 +37,14 @@ def rows(args: argparse.Namespace) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, repeats=5)
     parser.add_argument("--configs", nargs="+", default=("mask_rcnn_r50_fpn", "r3_cnn", "sbr_cnn"))
-    parser.add_argument("--image", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
         "--unroll", choices=("yes", "no"), help="write steps out, or roll them; else as the model likes"
     )
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--inference-only", action="store_true")
     args = parser.parse_args()
-    setting = f"; {args.batch} x {args.image[0]} x {args.image[1]}, {args.dtype}"
-    print(floor_table(rows(args), measured_peak(args.dtype), setting))
+    print(floor_table(rows(args), measured_peak(args.dtype), f"; {setting(args)}"))
 
 
 if __name__ == "__main__":

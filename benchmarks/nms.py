@@ -14,13 +14,11 @@ import numpy as np
 
 from benchmarks.boxes import random_boxes
 from benchmarks.floor import Cost, Row, floor_table, measured_peak
-from benchmarks.timing import milliseconds
-from benchmarks.torch_twins import torch_twin
+from benchmarks.torch_twins import in_turn, torch_twin
 from jaxdet.ops.nms import nms
 
-FLOPS = (
-    12  # of an overlap: 4 extrema, 2 differences, 2 clamps, a product, a sum and a difference of areas, a comparison
-)
+# Of an overlap: 4 extrema, 2 differences, 2 clamps, a product, a sum and a difference of areas, a comparison.
+FLOPS = 12
 
 
 def row(repeats: int, number: int, threshold: float = 0.7, limit: int = 1000) -> Row:
@@ -31,18 +29,17 @@ def row(repeats: int, number: int, threshold: float = 0.7, limit: int = 1000) ->
     ours = partial(suppress, jnp.asarray(boxes), jnp.asarray(scores))
     found = ours()
     kept = np.asarray(found.index)[np.asarray(found.valid)].tolist()
-    note, works = "", [ours]
+    note, theirs = "", []
     twin = torch_twin("nms")
     if twin:
-        theirs = partial(twin.nms, *map(twin.torch.from_numpy, (boxes, scores)), threshold, limit)
-        works.append(theirs)
-        differ = len(set(kept) ^ set(theirs()))
+        theirs = [partial(twin.nms, *map(twin.torch.from_numpy, (boxes, scores)), threshold, limit)]
+        differ = len(set(kept) ^ set(theirs[0]()))
         note = f"{differ} boxes differ" if differ else f"same {len(kept)} boxes"
-    ms = [*milliseconds(*works, repeats=repeats), None]
+    (ms,) = in_turn([ours], theirs, repeats)
     rank = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
     behind = (rank[kept].max() - rank[kept]).sum()
     cost = Cost(FLOPS * int(behind), boxes.nbytes + scores.nbytes)
-    return Row(f"{number} boxes, IoU {threshold}, first {limit} kept", cost, ms[0], ms[1], note)
+    return Row(f"{number} boxes, IoU {threshold}, first {limit} kept", cost, *ms, note)
 
 
 def main() -> None:

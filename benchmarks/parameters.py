@@ -8,7 +8,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 
-from benchmarks.relative_time import make_batch
+from benchmarks.inputs import make_batch
 from jaxdet.models.detector import Detector
 from jaxdet.models.schedule import Step
 from jaxdet.models.two_stage import TwoStage
@@ -24,9 +24,10 @@ class Count:
 
 def count_parameters(model: Detector) -> Count:
     """A model's parameters by their shapes; nothing is computed.  Running statistics are none."""
+    net: Any = model  # which is hashable, other than flax's types say
     if isinstance(model, TwoStage):  # quicker to trace, with the same parameters: each head works once
-        model = model.clone(schedule=tuple(Step(head) for head in range(len(model.heads))), test_heads=None)
-    return _count(model)
+        net = model.clone(schedule=tuple(Step(head) for head in range(len(model.heads))), test_heads=None)
+    return _count(net)
 
 
 @functools.cache

@@ -14,31 +14,29 @@ import numpy as np
 
 from benchmarks.boxes import HW, random_boxes
 from benchmarks.floor import Cost, Row, floor_table, measured_peak
-from benchmarks.timing import milliseconds
-from benchmarks.torch_twins import torch_twin
+from benchmarks.torch_twins import in_turn, torch_twin
 from jaxdet.ops.paste import paste_masks
 
 FLOPS = 6
 
 
 def row(repeats: int, number: int) -> Row:
-    """Smooth random blobs."""
+    """Masks of 4 x 4 random blocks."""
     rng = np.random.default_rng(3)
     boxes = random_boxes(rng, number)
     coarse = rng.uniform(0, 1, (number, 4, 4)).astype(np.float32)
     masks = np.kron(coarse, np.ones((7, 7), np.float32))
     ours = partial(paste_masks, masks, boxes, HW)
-    works, note = [ours], ""
+    note, theirs = "", []
     twin = torch_twin("paste")
     if twin:
-        theirs = partial(twin.paste_masks, masks, boxes, HW)
-        works.append(theirs)
-        differ = sum(a["counts"] != b["counts"] for a, b in zip(ours(), theirs(), strict=True))
+        theirs = [partial(twin.paste_masks, masks, boxes, HW)]
+        differ = sum(a["counts"] != b["counts"] for a, b in zip(ours(), theirs[0](), strict=True))
         note = f"{differ} of {number} masks differ" if differ else f"same {number} masks"
-    ms = [*milliseconds(*works, repeats=repeats), None]
+    (ms,) = in_turn([ours], theirs, repeats)
     inside = np.clip(boxes, 0, HW[::-1] * 2)
     pixels = (inside[:, 2:] - inside[:, :2]).prod(1).sum()
-    return Row(f"{number} detections, {HW[0]} x {HW[1]}", Cost(FLOPS * pixels, 4 * pixels), ms[0], ms[1], note)
+    return Row(f"{number} detections, {HW[0]} x {HW[1]}", Cost(FLOPS * pixels, 4 * pixels), *ms, note)
 
 
 def main() -> None:

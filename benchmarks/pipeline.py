@@ -99,11 +99,11 @@ def profile(source: Source, data: Data, steps: int) -> str:
         whole.run(names[3], stack, examples)
         images += len(examples)
     library.sums[names[0]] = whole.sums[names[0]]  # the JPEG's decoder and little else
-    rows = [[name, whole.sums[name] / images, library.sums.get(name, 0.0) / images] for name in names]
-    rows.append(["all", *(sum(row[i] for row in rows) for i in (1, 2))])
-    lines = [[*row, f"{row[2] / row[1]:.0%}"] for row in rows]
+    costs = {name: (whole.sums[name] / images, library.sums.get(name, 0.0) / images) for name in names}
+    total, floor = (sum(cost) for cost in zip(*costs.values(), strict=True))
+    lines = [[name, ms, least, f"{least / ms:.0%}"] for name, (ms, least) in {**costs, "all": (total, floor)}.items()]
     table = markdown(["stage", "ms an image", "in libraries ms (floor)", "share of floor"], lines)
-    return f"{table}\n\nOne core in one process: {1e3 / rows[-1][1]:.0f} images/s."
+    return f"{table}\n\nOne core in one process: {1e3 / total:.0f} images/s."
 
 
 def main() -> None:

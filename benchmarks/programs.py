@@ -4,16 +4,16 @@ Weights are random.  The heads get proposals around twenty objects, as those of 
 samplers find their positives and boxes have the sizes of objects.  The RPN runs too.
 """
 
+import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.loop import make_targets
-from benchmarks.relative_time import make_batch
+from benchmarks.inputs import make_batch, make_targets
 from benchmarks.timing import Compiled, compiled
 from jaxdet.experiment import Optimizer
 from jaxdet.mesh import data_mesh
@@ -32,7 +32,23 @@ class Inputs(NamedTuple):
 def make_inputs(hw: tuple[int, int], number: int) -> Inputs:
     """``number`` images of size ``hw``."""
     targets, proposals = make_targets(number, hw)
-    return Inputs(jax.tree.map(jnp.asarray, make_batch(*hw, number).replace(targets=targets)), proposals)
+    batch = replace(make_batch(*hw, number), targets=targets)
+    return Inputs(jax.tree.map(jnp.asarray, batch), proposals)
+
+
+def options(doc: str | None, *, batch: int = 1, dtype: str = "float32", repeats: int = 3) -> argparse.ArgumentParser:
+    """A parser with what all scripts that run whole models ask for; these are its defaults."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=dtype)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    return parser
+
+
+def setting(args: argparse.Namespace) -> str:
+    """These options, for the heading of a table."""
+    return f"{args.batch} x {args.image[0]} x {args.image[1]}, {args.dtype}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ def _detect(net: Any, batch: Batch, proposals: Proposals) -> Any:
     made = net.rpn.proposals(features, batch.true_hw)
     # Adding nothing of them keeps the compiler from leaving the RPN out.
     nothing = 0.0 * jnp.nan_to_num(made.boxes).sum()
-    return net.detect(features, proposals.replace(boxes=proposals.boxes + nothing), batch.true_hw)
+    return net.detect(features, replace(proposals, boxes=proposals.boxes + nothing), batch.true_hw)
 
 
 def make_weights(net: Any) -> Any:

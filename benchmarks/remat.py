@@ -7,14 +7,13 @@
 values between arguments and results.
 """
 
-import argparse
 import math
 from functools import partial
 from typing import Any
 
 import jax
 
-from benchmarks.programs import Inputs, OnGiven, make_inputs, make_weights, training
+from benchmarks.programs import Inputs, OnGiven, make_inputs, make_weights, options, setting, training
 from benchmarks.table import markdown
 from benchmarks.timing import machine, milliseconds
 from jaxdet.config import load_config, override
@@ -33,12 +32,8 @@ def kept_bytes(net: Any, weights: Any, inputs: Inputs) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--config", default="mask_rcnn_r50_fpn")
-    parser.add_argument("--image", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     experiment = load_config(f"configs/{args.config}.py")
     backbone = ["model.backbone.remat=true"]
@@ -54,8 +49,7 @@ def main() -> None:
     times = milliseconds(*works, repeats=args.repeats)
     lines = [[*line, ms, ms / times[0]] for line, ms in zip(table, times, strict=True)]
     head = ["rematerialised", "kept MB", "compiled MB", "ms a step", "times none"]
-    setting = f"{args.config}, {args.batch} x {args.image[0]} x {args.image[1]}, {args.dtype}"
-    print(f"{machine()}; {setting}\n\n{markdown(head, lines)}")
+    print(f"{machine()}; {args.config}, {setting(args)}\n\n{markdown(head, lines)}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.floor import Row, floor_table, measured_peak, program_cost
-from benchmarks.timing import compiled, milliseconds
-from benchmarks.torch_twins import apart, torch_twin
+from benchmarks.timing import compiled
+from benchmarks.torch_twins import apart, in_turn, torch_twin
 from jaxdet.nn.resnet import ResNet
 
 
@@ -26,7 +26,7 @@ def fresh(net: ResNet) -> Any:
 
 def rows(repeats: int, hw: tuple[int, int]) -> list[Row]:
     """Forward, and forward with backward."""
-    net = ResNet(depth=50)
+    net: Any = ResNet(depth=50)
     variables = fresh(net)
     image = np.random.default_rng(2).standard_normal((1, *hw, 3), np.float32)
 
@@ -37,22 +37,21 @@ def rows(repeats: int, hw: tuple[int, int]) -> list[Row]:
     training = compiled(jax.value_and_grad(loss), variables["params"], image)
     forward = partial(inference.call, variables, jnp.asarray(image))
     both = partial(training.call, variables["params"], jnp.asarray(image))
-    works, notes = [forward, both], ["", ""]
+    theirs, notes = [], ["", ""]
     twin = torch_twin("resnet")
     if twin:
         theirs = twin.works(variables, image)
-        works += theirs
         grads = both()[1]
         chosen = [grads["layer2_0"]["conv1"]["kernel"], grads["layer4_2"]["conv3"]["kernel"]]
         notes = [
             apart(theirs[0](), [np.moveaxis(f, -1, 1) for f in forward()]),
             apart(theirs[1](), [np.transpose(g, (3, 2, 0, 1)) for g in chosen]),
         ]
-    ms = milliseconds(*works, repeats=repeats) + [None] * (4 - len(works))
+    times = in_turn([forward, both], theirs, repeats)
     name = f"1 x {hw[0]} x {hw[1]}"
     return [
-        Row(f"{name}, features", program_cost(inference), ms[0], ms[2], notes[0]),
-        Row(f"{name}, with gradient", program_cost(training), ms[1], ms[3], notes[1]),
+        Row(f"{name}, features", program_cost(inference), *times[0], notes[0]),
+        Row(f"{name}, with gradient", program_cost(training), *times[1], notes[1]),
     ]
 
 

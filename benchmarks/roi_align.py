@@ -16,8 +16,7 @@ import numpy as np
 
 from benchmarks.boxes import HW, random_boxes
 from benchmarks.floor import Cost, Row, floor_table, measured_peak
-from benchmarks.timing import milliseconds
-from benchmarks.torch_twins import apart, torch_twin
+from benchmarks.torch_twins import apart, in_turn, torch_twin
 from jaxdet.nn.extractor import OneLevel
 from jaxdet.ops.roi_align import roi_align
 
@@ -46,30 +45,28 @@ def rows(repeats: int, number: int, ratio: int) -> list[Row]:
     level = np.asarray(OneLevel().level_of(jnp.asarray(boxes)))
 
     def crops(maps: list[Any]) -> Any:
-        valid = jnp.ones((1, number), bool)
-        scales = [1 / s for s in STRIDES]
-        return roi_align(maps, scales, boxes[None], level[None], valid, size=(BINS, BINS), sampling_ratio=ratio)[0]
+        rois = jnp.asarray(boxes)[None], jnp.asarray(level)[None], jnp.ones((1, number), bool)
+        return roi_align(maps, [1 / s for s in STRIDES], *rois, size=(BINS, BINS), sampling_ratio=ratio)[0]
 
     maps = [jnp.asarray(m) for m in pyramid]
     forward = partial(jax.jit(crops), maps)
     both = partial(jax.jit(jax.value_and_grad(lambda maps: (crops(maps) * cotangent).sum())), maps)
-    works, notes = [forward, both], ["", ""]
+    theirs, notes = [], ["", ""]
     twin = torch_twin("roi_align")
     if twin:
         theirs = twin.works(pyramid, STRIDES, boxes, level, cotangent, ratio)
-        works += theirs
         notes = [
             apart([theirs[0]()], [np.moveaxis(forward(), -1, 1)]),
             apart(theirs[1](), [np.moveaxis(g, -1, 1) for g in both()[1]]),
         ]
-    ms = milliseconds(*works, repeats=repeats) + [None] * (4 - len(works))
+    times = in_turn([forward, both], theirs, repeats)
     flops, map_bytes = costs(samples(boxes, level, ratio), pyramid)
     name = f"{number} boxes, {'adaptive' if ratio == 0 else f'{ratio} x {ratio} samples a bin'}"
     once = Cost(flops, map_bytes + cotangent.nbytes)
     twice = Cost(2 * flops, 3 * map_bytes + 2 * cotangent.nbytes)
     return [
-        Row(f"{name}, forward", once, ms[0], ms[2], notes[0]),
-        Row(f"{name}, with gradient", twice, ms[1], ms[3], notes[1]),
+        Row(f"{name}, forward", once, *times[0], notes[0]),
+        Row(f"{name}, with gradient", twice, *times[1], notes[1]),
     ]
 
 

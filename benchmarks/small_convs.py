@@ -81,7 +81,8 @@ def exact(x: NDArray[np.float64], kernel: NDArray[np.float64], padding: tuple[in
     kh, kw = kernel.shape[:2]
     x = np.pad(x, ((0, 0), (p, p), (q, q), (0, 0)))
     rows, columns = x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    return sum(x[:, i : i + rows, j : j + columns] @ kernel[i, j] for i, j in np.ndindex(kh, kw))
+    taps = [x[:, i : i + rows, j : j + columns] @ kernel[i, j] for i, j in np.ndindex(kh, kw)]
+    return np.sum(taps, axis=0)
 
 
 def error(case: Case, method: Method, x: jax.Array, kernel: jax.Array) -> float:

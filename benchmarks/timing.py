@@ -53,8 +53,12 @@ def compiled(
 @contextmanager
 def _compilation_cache(folder: str | None) -> Iterator[None]:
     """Inside, compiled programs are kept in the folder and read from it; None: there is no such folder."""
-    settings = {"jax_enable_compilation_cache": folder is not None, "jax_persistent_cache_min_compile_time_secs": 0.0}
-    settings |= {} if folder is None else {"jax_compilation_cache_dir": folder}
+    settings: dict[str, Any] = {
+        "jax_enable_compilation_cache": folder is not None,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    if folder is not None:
+        settings["jax_compilation_cache_dir"] = folder
     before = {name: getattr(jax.config, name) for name in settings}
     _set(settings)
     try:

@@ -3,23 +3,38 @@
 torch is no dependency of jaxdet.  For the comparison: ``pip install torch==2.13.0``.
 """
 
+import functools
 import importlib
 import os
+import sys
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from benchmarks.timing import milliseconds
 
+
+@functools.cache
 def torch_twin(name: str) -> ModuleType | None:
     """The module, with torch on as many threads as XLA takes; None, and a line that says so, without torch."""
     try:
         torch = importlib.import_module("torch")
     except ImportError:
-        print("torch not importable: its columns are left out\n")
+        print("torch not importable: its columns are left out", file=sys.stderr)
         return None
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     return importlib.import_module(f"benchmarks.torch_{name}")
+
+
+def in_turn(
+    ours: Sequence[Callable[[], Any]], theirs: Sequence[Callable[[], Any]], repeats: int
+) -> list[tuple[float, float | None]]:
+    """Median milliseconds of each of ours and of its twin, all in turn; None for the twins if there are none."""
+    ms = milliseconds(*ours, *theirs, repeats=repeats)
+    twins: list[float | None] = [*ms[len(ours) :]] if theirs else [None] * len(ours)
+    return list(zip(ms[: len(ours)], twins, strict=True))
 
 
 def apart(torch_results: Any, jax_results: Any) -> str:

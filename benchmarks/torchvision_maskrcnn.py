@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.floor import Row, floor_table, measured_peak, program_cost
-from benchmarks.programs import Inputs, inference, make_inputs, make_weights, training
-from benchmarks.timing import milliseconds
+from benchmarks.programs import Inputs, inference, make_inputs, make_weights, options, setting, training
+from benchmarks.torch_twins import in_turn
 from jaxdet.config import load_config
 
 
@@ -65,6 +65,7 @@ def to_torch(torch: Any, inputs: Inputs, hw: tuple[int, int], device: Any) -> tu
     pixels = np.asarray(inputs.batch.image)[:, :height, :width].transpose(0, 3, 1, 2)
     images = [torch.tensor(image, dtype=torch.float32, device=device) / 255 for image in pixels]
     found = []
+    assert inputs.batch.targets is not None  # make_inputs gives every batch some
     for boxes in np.asarray(inputs.batch.targets.boxes):
         masks = np.zeros((len(boxes), height, width), np.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.astype(int), strict=True):
@@ -82,29 +83,24 @@ def rows(torch: Any, torchvision: Any, args: argparse.Namespace) -> list[Row]:
     weights = make_weights(net)
     ours = [make(net, weights, inputs) for make in (inference, training)]
     theirs = torchvision_works(torch, torchvision, inputs, args.dtype)
-    ms = milliseconds(*(call for _, call in ours), *theirs, repeats=args.repeats)
+    times = in_turn([call for _, call in ours], theirs, args.repeats)
     found = []
-    for i, what in enumerate(("inference", "training step")):
-        note = f"{1e3 * args.batch / ms[i]:.3g} and {1e3 * args.batch / ms[i + 2]:.3g} images/s"
-        found.append(Row(what, program_cost(ours[i][0]), ms[i], ms[i + 2], note))
+    for what, (program, _), ms in zip(("inference", "training step"), ours, times, strict=True):
+        note = " and ".join(f"{1e3 * args.batch / side:.3g}" for side in ms if side) + " images/s"
+        found.append(Row(what, program_cost(program), *ms, note))
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, batch=4, dtype="bfloat16", repeats=10)
     parser.add_argument("--config", default="mask_rcnn_r50_fpn")
-    parser.add_argument("--image", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
     try:
         torch, torchvision = importlib.import_module("torch"), importlib.import_module("torchvision")
     except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
-        sys.exit(print(f"torchvision not importable: skipped ({error})"))
+        sys.exit(f"expected torch and a torchvision built for it: {error}")
     found = rows(torch, torchvision, args)
-    setting = f"; {args.batch} x {args.image[0]} x {args.image[1]}, {args.dtype}, torchvision {torchvision.__version__}"
-    print(floor_table(found, measured_peak(args.dtype), setting))
+    print(floor_table(found, measured_peak(args.dtype), f"; {setting(args)}, torchvision {torchvision.__version__}"))
 
 
 if __name__ == "__main__":
