@@ -116,6 +116,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
+    if bool(options.images) != bool(options.annotations):
+        parser.error("--images and --annotations: expected both or none")
     data = Data(batch_size=options.batch_size)
     if options.images:
         source = open_source(CocoFolder(options.images, options.annotations))

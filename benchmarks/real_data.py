@@ -77,6 +77,8 @@ def main() -> None:
     args.workdir = args.workdir or Path("runs") / args.task
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("jaxdet").setLevel(logging.INFO)
+    if (args.coco if args.task == "overfit" else args.data) is None:
+        parser.error(f"{args.task}: expected {'--coco' if args.task == 'overfit' else '--data'} DIR")
     settings = {"overfit": overfit, "penn_fudan": penn_fudan}[args.task](args)
     # The weights lack the last stage, which starts afresh; what lies outside the backbone always does.
     weights = [f"run.init_from={args.weights}", 'run.init_skip=["backbone/layer4"]']
