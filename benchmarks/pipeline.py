@@ -21,8 +21,9 @@ from benchmarks.table import markdown
 from benchmarks.timing import machine
 from benchmarks.torch_twins import torch_twin
 from jaxdet.data import CocoFolder, Data, Scenes, Source, open_source, train_batches
-from jaxdet.data.batching import TrainPlan, buckets, stack, trainable
+from jaxdet.data.batching import stack
 from jaxdet.data.masks import decode_mask
+from jaxdet.data.pipeline import train_plan
 from jaxdet.data.transforms import resize_image, target_arrays, view_of
 
 ASPECTS = (1.5, 1.333, 0.75)
@@ -80,7 +81,7 @@ class Stages:
 def profile(source: Source, data: Data, steps: int) -> str:
     """Processor time of one image, by stage, and how much of it is a library's."""
     cv2.setNumThreads(1)  # as workers do
-    plan = TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed=0)
+    plan = train_plan(source, data, seed=0)
     names = "read, decode", "resize, canvas", "masks, boxes", "batch"
     whole, library, images = Stages(), Stages(), 0
     for step in range(steps):

@@ -12,8 +12,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from jaxdet.data import Data, Source
-from jaxdet.data.batching import TrainPlan, buckets, trainable
 from jaxdet.data.masks import decode_mask
+from jaxdet.data.pipeline import train_plan
 from jaxdet.data.transforms import view_of
 
 
@@ -57,7 +57,7 @@ def one_thread(worker: int) -> None:
 
 def batches(source: Source, data: Data) -> Iterator[Any]:
     """Batches in the order of `jaxdet.data.train_batches`, for some epochs."""
-    plan = TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, 0)
+    plan = train_plan(source, data, seed=0)
     order = [[index for index in plan.batch(step).tolist() if index >= 0] for step in range(200)]
     options = {"prefetch_factor": data.prefetch, "multiprocessing_context": "spawn"} if data.workers else {}
     loader = DataLoader(

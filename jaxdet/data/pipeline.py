@@ -145,9 +145,14 @@ def train_batches(
     if start_step < 0:
         raise ValueError(f"start_step: expected 0 or more, got {start_step}")
     share = Share(process_index, process_count, data.batch_size)
-    plan = TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed)
+    plan = train_plan(source, data, seed)
     count = _ENDLESS if steps is None else steps
     return BatchIterator(TrainBatches(source, data, plan, share, start_step, count), data, plan.steps_per_epoch)
+
+
+def train_plan(source: Source, data: Data, seed: int) -> TrainPlan:
+    """Which images each step of `train_batches` trains on.  ValueError: there is none."""
+    return TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed)
 
 
 def eval_batches(
