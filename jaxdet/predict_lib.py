@@ -13,6 +13,7 @@ from PIL import Image
 
 from jaxdet.atomic import replacing
 from jaxdet.data import Category, load_image, single_batch
+from jaxdet.data.images import suffixes
 from jaxdet.evaluation import write_results
 from jaxdet.evaluation.results import Result
 from jaxdet.inference import image_of, predict_batch, results_of
@@ -24,8 +25,6 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Picture: TypeAlias = str | PathLike[str] | Pixels
 """An image file, or ``[H, W, 3]`` uint8 RGB."""
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What is taken from a folder; files that are named are tried whatever they end with."""
 RESULTS = "results.json"
 _READABLE = 480  #: long side, in pixels, up to which a picture is enlarged before names are written on it
 
@@ -126,18 +125,21 @@ def predict_files(
 
 
 def find_images(paths: Iterable[str | PathLike[str]]) -> list[Path]:
-    """Files as they are named, and the images of folders (not of folders in these) in order of their names.
+    """Files as they are named, whatever they end with, and the images of folders in order of their names.
+
+    Of a folder those are taken that end as images do, not what is in folders inside it.
 
     Raises:
         ValueError: a path that is not there, or a folder without images.
     """
     found: list[Path] = []
+    endings = suffixes()
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"images: expected files or folders, {path} is not there")
-        inside = sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(each for each in path.iterdir() if each.suffix.lower() in endings) if path.is_dir() else [path]
         if not inside:
-            raise ValueError(f"images: expected a folder with images ({', '.join(SUFFIXES)}), {path} has none")
+            raise ValueError(f"images: expected a folder with images ({', '.join(sorted(endings))}), {path} has none")
         found += [each for each in inside if each not in found]
     return found
 

@@ -131,6 +131,11 @@ class TestFiles:
         file = write(tmp_path / "a.png")
         assert find_images([file, tmp_path]) == [file]
 
+    def test_a_folder_gives_all_kinds_of_images_that_are_read(self, tmp_path: Path) -> None:
+        for name in ("a.JPG", "b.pgm", "c.jp2", "d.eps", "e.json", "f"):
+            (tmp_path / name).touch()
+        assert [path.name for path in find_images([tmp_path])] == ["a.JPG", "b.pgm", "c.jp2"]
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -8,10 +8,8 @@ from typing import Any
 from jaxdet.data.coco import map_path
 from jaxdet.data.entries import file_name_of
 from jaxdet.data.findings import Finding
-from jaxdet.data.images import load_image, load_map, read_header
+from jaxdet.data.images import load_image, load_map, read_header, suffixes
 from jaxdet.data.values import short
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 
 
 def image_findings(entry: dict[str, Any], folder: Path, quick: bool) -> Iterator[Finding]:
@@ -73,5 +71,5 @@ def unreferenced(names: set[str], folder: Path) -> Iterator[Finding]:
     """Image files under the folder that are not among ``names``."""
     named = {str(Path(name)) for name in names}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _SUFFIXES and str(path.relative_to(folder)) not in named:
+        if path.suffix.lower() in suffixes() and str(path.relative_to(folder)) not in named:
             yield Finding("note", "image file that no json names", str(path.relative_to(folder)))

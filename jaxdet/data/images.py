@@ -99,6 +99,13 @@ def _reason(error: Exception) -> str:
 
 
 @functools.cache
+def suffixes() -> frozenset[str]:
+    """How files of these formats end, in lower case, as ``.jpg``; what a folder has otherwise is no image."""
+    formats = _formats()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+@functools.cache
 def _formats() -> tuple[str, ...]:
     """Those that this Pillow has."""
     Image.init()

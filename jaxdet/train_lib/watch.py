@@ -26,11 +26,11 @@ Validate = Callable[[TrainState], dict[str, float]]
 
 @dataclass(frozen=True)
 class Intervals:
-    """After how many steps something is due; 0: never."""
+    """After how many steps something is due, besides at the end."""
 
     log: int
     checkpoint: int
-    evaluate: int
+    evaluate: int  #: 0: only at the end
 
 
 @dataclass
