@@ -151,6 +151,14 @@ def test_a_wrong_value_says_what_was_expected(text: str, expected: str) -> None:
     assert expected in str(error.value)
 
 
+@pytest.mark.parametrize("edits", [["other=none", "other.channels=1"], ["other.channels=1", "other=none"]])
+def test_a_part_that_is_taken_away_can_not_be_changed(edits: list[str]) -> None:
+    root = Root(other=Part())
+    assert override(root, ["other=none"]).other is None
+    with pytest.raises(ValueError, match=r"other=none leaves nothing for other.channels=1 to change; drop one"):
+        override(root, edits)
+
+
 def test_check_finds_a_wrong_value_that_a_config_file_wrote() -> None:
     with pytest.raises(ValueError, match=r"settings.steps: expected int, got 'ten'"):
         check(Root(settings=Settings(steps=typing.cast(int, "ten"))))

@@ -40,6 +40,9 @@ class _Edit:
     path: tuple[str, ...]  #: what is left of it below the node at hand
     text: str
 
+    def __str__(self) -> str:
+        return f"{self.key}={self.text}"
+
 
 def _parse(root: Any, assignment: str) -> list[_Edit]:
     key, equals, text = assignment.partition("=")
@@ -60,9 +63,11 @@ def _apply(root: Any, node: Child, edits: Sequence[_Edit]) -> Any:
     new = {}
     for name, group in groups.items():
         child = below[name]
-        for edit in group:
-            child = child if edit.path else Child(_read(edit, child), child.annotation)
-        inner = [edit for edit in group if edit.path]
+        whole, inner = [edit for edit in group if not edit.path], [edit for edit in group if edit.path]
+        for edit in whole:
+            child = Child(_read(edit, child), child.annotation)
+        if whole and inner and child.value is None:
+            raise ValueError(f"{whole[-1]} leaves nothing for {inner[0]} to change; drop one of the two")
         new[name] = _apply(root, child, inner) if inner else child.value
     return replace_children(node.value, new) if new else node.value
 
