@@ -68,8 +68,8 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
     from jaxdet.config import load_config
     from jaxdet.eval_lib import detect_all, open_checkpoint
 
-    join_hosts(options)
     config = load_config(options.config) if options.config else None
+    join_hosts(options)
     trained, source = open_checkpoint(
         options.checkpoint, options.images, options.annotations, config=config, overrides=options.overrides
     )

@@ -5,7 +5,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from jaxdet.agreement import alike
+from jaxdet.config import to_data
 from jaxdet.data import CocoFolder, Data, Source, open_source
+from jaxdet.data.fingerprint import fingerprint
 from jaxdet.evaluation import score
 from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
@@ -70,14 +73,26 @@ def open_checkpoint(
 ) -> tuple[Trained, Source]:
     """A checkpoint and the data to evaluate it on: its validation set, or a COCO folder; arguments as above.
 
+    Of several processes all open the same, or all raise.
+
     Raises:
-        ValueError: images without annotations or the other way round; whatever ``trained.load`` refuses.
+        ValueError: images without annotations or the other way round; whatever ``trained.load`` refuses; processes
+            that differ (`agreement.alike`).
     """
-    trained = load(checkpoint, config=config, overrides=overrides)
-    if (images is None) != (annotations is None):
-        raise ValueError(f"data to evaluate: expected images and annotations, got {images=}, {annotations=}")
-    folder = CocoFolder(images, annotations) if images and annotations else None
-    return trained, open_source(folder if folder is not None else trained.experiment.data.val)
+
+    def opened() -> tuple[Trained, Source]:
+        trained = load(checkpoint, config=config, overrides=overrides)
+        if (images is None) != (annotations is None):
+            raise ValueError(f"data to evaluate: expected images and annotations, got {images=}, {annotations=}")
+        folder = CocoFolder(images, annotations) if images and annotations else None
+        return trained, open_source(folder if folder is not None else trained.experiment.data.val)
+
+    return alike(opened, _described)
+
+
+def _described(opened: tuple[Trained, Source]) -> dict[str, Any]:
+    trained, source = opened
+    return {"config": to_data(trained.experiment), "step": trained.step, "images": fingerprint(source)}
 
 
 def detect_all(

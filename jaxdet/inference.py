@@ -4,7 +4,6 @@ Each device predicts its own images without talking to the others; meanwhile thr
 the batch before.
 """
 
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,11 +13,11 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
+from jaxdet.agreement import from_all
 from jaxdet.data import Category, Data, Source, eval_batches
 from jaxdet.evaluation import image_results, match_categories
 from jaxdet.evaluation.results import Result
@@ -62,24 +61,27 @@ def detect(
         COCO results in order of the source, the same on every process.
 
     Raises:
-        ValueError: the model's classes are not those of the source.
+        ValueError: the model's classes are not those of the source, or another process could not do its part.
     """
     mesh = mesh if mesh is not None else data_mesh()
     ids = match_categories(model.num_classes, source.categories, categories)
     variables = replicate(variables, mesh)
     size = -(-batch_size // mesh.size) * mesh.size
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    found: dict[int, Future[list[Result]]] = {}
-    with ThreadPoolExecutor(_THREADS) as pool, eval_batches(source, data, batch_size=size, **share) as batches:
-        running: deque[tuple[Batch, Detections]] = deque()
-        for batch in batches:
-            running.append((batch, predict_batch(model, mesh, variables, split_batch(batch, mesh))))
-            if len(running) > 1:  # the device has its next batch by now
+
+    def own_share() -> list[tuple[int, list[Result]]]:
+        found: dict[int, Future[list[Result]]] = {}
+        with ThreadPoolExecutor(_THREADS) as pool, eval_batches(source, data, batch_size=size, **share) as batches:
+            running: deque[tuple[Batch, Detections]] = deque()
+            for batch in batches:
+                running.append((batch, predict_batch(model, mesh, variables, split_batch(batch, mesh))))
+                if len(running) > 1:  # the device has its next batch by now
+                    _collect(*running.popleft(), source, ids, pool, found, progress)
+            while running:
                 _collect(*running.popleft(), source, ids, pool, found, progress)
-        while running:
-            _collect(*running.popleft(), source, ids, pool, found, progress)
-        local = {index: future.result() for index, future in found.items()}
-    return _in_order(_of_all_processes(local), len(source))
+            return [(index, future.result()) for index, future in found.items()]
+
+    return _in_order(from_all(own_share), len(source))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -149,18 +151,8 @@ def results_of(
     )
 
 
-def _of_all_processes(local: dict[int, list[Result]]) -> dict[int, list[Result]]:
-    if jax.process_count() == 1:
-        return local
-    text = np.frombuffer(json.dumps(list(local.items())).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.asarray([len(text)])))[:, 0]
-    padded = np.pad(text, (0, int(sizes.max()) - len(text)))
-    texts = np.asarray(multihost_utils.process_allgather(padded))
-    parts = [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
-    return {index: results for part in parts for index, results in part}
-
-
-def _in_order(found: dict[int, list[Result]], count: int) -> list[Result]:
+def _in_order(parts: Sequence[Sequence[tuple[int, list[Result]]]], count: int) -> list[Result]:
+    found = {index: results for part in parts for index, results in part}
     if sorted(found) != list(range(count)):
         raise RuntimeError(f"evaluation: expected every one of {count} images once, got {len(found)} of them")
     return [result for index in range(count) for result in found[index]]

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -66,8 +64,3 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
             f"data.batch_size: expected a multiple of the {mesh.size} devices, got {batch_size}; "
             f"set data.batch_size={near} (the learning rate follows)"
         )
-
-
-def as_the_first_says(flag: bool) -> bool:
-    """The flag of the first process, on all of them; all call this."""
-    return bool(multihost_utils.broadcast_one_to_all(np.bool_(flag)))

@@ -15,18 +15,19 @@ ALLOWED = {
     "atomic": set[str](),  # how files are written
     "untrusted": set[str](),  # and how those of strangers are read
     "config": set[str](),
+    "agreement": {"config"},  # of the processes of a job
     "ops": {"structures"},
     "nn": {"structures", "ops"},
     "models": {"structures", "ops", "nn"},
     "data": {"structures", "atomic", "untrusted"},
-    "checkpoints": {"structures", "atomic", "untrusted", "mesh"},  # mesh: its processes agree
+    "checkpoints": {"structures", "atomic", "untrusted", "agreement"},
     "evaluation": {"structures", "ops", "data", "atomic", "untrusted"},
     "mesh": {"structures"},
     "hosts": set[str](),
     "experiment": {"models", "data"},
 }
 ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "experiment"}  # what a checkpoint holds
-ALLOWED["inference"] = {"structures", "models", "data", "evaluation", "mesh"}  # a model over data
+ALLOWED["inference"] = {"structures", "models", "data", "evaluation", "mesh", "agreement"}  # a model over data
 ALLOWED["visualize"] = {"data", "atomic"}
 BELOW = set(ALLOWED)
 ALLOWED |= {"train_lib": BELOW, "eval_lib": BELOW, "predict_lib": BELOW}  # none of them knows another

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxdet.agreement import as_the_first_says
 from jaxdet.checkpoints.checksums import damages, write_checksums
 from jaxdet.checkpoints.reading import (
     FORMAT,
@@ -35,7 +36,6 @@ from jaxdet.checkpoints.reading import (
     read_metadata,
     refuse,
 )
-from jaxdet.mesh import as_the_first_says
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 

@@ -11,9 +11,11 @@ import optax
 from jax.sharding import Mesh
 
 import jaxdet
+from jaxdet.agreement import alike
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import check, to_data
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
+from jaxdet.data.fingerprint import fingerprint
 from jaxdet.evaluation.categories import match_categories
 from jaxdet.experiment import Experiment, as_experiment
 from jaxdet.mesh import check_batch_size, data_mesh, replicated_key
@@ -155,8 +157,16 @@ class _Job:
 
 def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Job:
     mesh, config = data_mesh(), to_data(experiment)
-    check_batch_size(experiment.data.batch_size, mesh)
-    source, val = _open(experiment.data, experiment.model.num_classes)
+
+    def opened() -> tuple[Source, Source | None]:
+        check_batch_size(experiment.data.batch_size, mesh)
+        return _open(experiment.data, experiment.model.num_classes)
+
+    def described(sources: tuple[Source, Source | None]) -> dict[str, Any]:
+        prints = [source and fingerprint(source) for source in sources]
+        return {"config": config, "data.train": prints[0], "data.val": prints[1]}
+
+    source, val = alike(opened, described)
     claim(workdir, experiment, config, accept_changes)
     categories = [{"id": category.id, "name": category.name} for category in source.categories]
     metadata = {"config": config, "version": jaxdet.__version__, "categories": categories}

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxdet.agreement import as_the_first_says
 from jaxdet.checkpoints.store import CheckpointStore
-from jaxdet.mesh import as_the_first_says
 from jaxdet.train_lib.log import RunLog
 from jaxdet.train_lib.loop import Pending
 from jaxdet.train_lib.meter import Meter, progress_line

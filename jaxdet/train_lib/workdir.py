@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
+from jaxdet.agreement import from_all
 from jaxdet.atomic import write_json, write_text
 from jaxdet.checkpoints.reading import has_checkpoint
 from jaxdet.config import differences, from_data, to_data, to_text
-from jaxdet.mesh import as_the_first_says
 
 CONFIG = "config.json"
 METRICS = "metrics.json"
@@ -36,17 +36,8 @@ def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> 
     Raises:
         ValueError: the config differs from the stored one; every difference is listed.
     """
-    problem: Exception | None = None
-    if jax.process_index() == 0:
-        try:
-            _claim(workdir, experiment, config, accept_changes)
-        except Exception as error:  # whatever it is, the others must not wait for this process later
-            problem = error
-    failed = as_the_first_says(problem is not None)
-    if problem is not None:
-        raise problem
-    if failed:
-        raise ValueError(f"{workdir}: the first process could not take this folder and says why")
+    first = jax.process_index() == 0
+    from_all(lambda: _claim(workdir, experiment, config, accept_changes) if first else None)
 
 
 def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
