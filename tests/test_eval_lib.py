@@ -183,16 +183,34 @@ print(json.dumps(detect(DarkSquare(), VARIABLES, Squares(7), DATA, batch_size=3)
 TWO = """
 import json, sys, jax
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from tests.test_eval_lib import DATA, VARIABLES, DarkSquare, Squares, detect
+from tests.test_eval_lib import DATA, VARIABLES, DarkSquare, OneBroken, Squares, detect
 assert jax.device_count() == 4 and jax.local_device_count() == 2
+try:
+    detect(DarkSquare(), VARIABLES, OneBroken(7), DATA, batch_size=3)
+except ValueError as error:
+    print("stopped by", error)
 print(json.dumps(detect(DarkSquare(), VARIABLES, Squares(7), DATA, batch_size=3)))
 """
 
 
+class OneBroken(Squares):
+    """One of its images cannot be read."""
+
+    def __getitem__(self, index: int) -> Record:
+        if index == 3:
+            raise ValueError("3.png is broken")
+        return super().__getitem__(index)
+
+
 def test_any_number_of_devices_and_processes() -> None:
+    """Those of two processes that a broken image stops are stopped together, and may go on."""
     expected = detect(DarkSquare(), VARIABLES, Squares(7), DATA, mesh=data_mesh(jax.devices()[:1]))
     address = free_address()
     one = start(["-c", ONE], 4)
     two = [start(["-c", TWO, address, str(process)], 2) for process in (0, 1)]
-    for said in outputs([one, *two]):
+    alone, *both = outputs([one, *two])
+    for said in (alone, *both):
         assert json.loads(said.splitlines()[-1]) == expected
+    stopped = [said.splitlines()[-2] for said in both]
+    assert all(line.startswith("stopped by ") and "3.png is broken" in line for line in stopped)
+    assert sum("process " in line for line in stopped) == 1, "the other one had it"
