@@ -45,11 +45,14 @@ def test_a_schedule_in_steps_needs_no_other_setting() -> None:
     assert {experiment.optimizer.schedule.interval(each, 7000) for each in every} == {900}
 
 
-def test_intervals_out_of_range_are_refused() -> None:
-    for wrong in ({"checkpoint_every": 0}, {"eval_every": -1}):
-        with pytest.raises(ValueError, match="expected"):
-            Run(**wrong)
-    assert Run(eval_every=0).eval_every == 0
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("log_every", 0), ("checkpoint_every", 0), ("keep_checkpoints", 0), ("eval_every", -1), ("seed", -1)],
+)
+def test_run_settings_out_of_range_are_refused(name: str, wrong: int) -> None:
+    with pytest.raises(ValueError, match=rf"Run\.{name}: expected .*, got {wrong}"):
+        Run(**{name: wrong})
+    assert getattr(Run(**{name: wrong + 1}), name) == wrong + 1
 
 
 class OneStage(nn.Module):
