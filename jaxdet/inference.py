@@ -26,7 +26,7 @@ from jaxdet.models.detector import Detector
 from jaxdet.structures import Batch, Detections
 
 Progress = Callable[[int, int], None]
-"""Called with the number of images done (by this process) and of all images that it has."""
+"""Called with the number of images that this process has done, and of all images of the source."""
 
 _S = TypeVar("_S")
 _THREADS = min(8, os.cpu_count() or 1)
