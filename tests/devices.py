@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,8 @@ def start(arguments: Sequence[str], devices: int) -> subprocess.Popen[str]:
 def outputs(processes: Sequence[subprocess.Popen[str]], timeout: float = 900) -> list[str]:
     """What each wrote to standard output; all must end well."""
     try:
-        said = [process.communicate(timeout=timeout) for process in processes]
+        with ThreadPoolExecutor(len(processes)) as pool:  # all are read at once: a full pipe would stop its writer
+            said = list(pool.map(lambda process: process.communicate(timeout=timeout), processes))
     finally:
         for process in processes:  # one may wait for another that failed
             process.kill()

@@ -19,6 +19,14 @@ STEPS, SAVED = 50, 44
 # bounds leave room for other versions of XLA, and not for another draw or count: one box of the 128 samples of a batch
 # that is another one, or one sample more in a mean, changes a term by some 1e-3.
 LOSS, GRADIENT = 1e-4, 1e-3
+# ``eval.py`` of the checkpoint in the processes that trained it, which have its program; each writes to its own place.
+TRAIN_AND_SCORE = """
+import sys, eval, jax, train
+folder = sys.argv.pop(1)
+code = train.main()
+out = f"{folder}/scored-by-{jax.process_index()}"
+sys.exit(code or eval.main(["--checkpoint", folder, f"--metrics={out}/metrics.json", f"--out={out}/results.json"]))
+"""
 
 
 def arguments(folder: Path, name: str) -> list[str]:
@@ -92,6 +100,12 @@ def test_a_run_of_eight_devices_goes_on_in_two_processes(runs: Path) -> None:
     shutil.copytree(runs / "eight", runs / "moved")
     shutil.rmtree(runs / "moved" / "checkpoints" / str(STEPS))
     (runs / "moved" / "metrics.json").unlink()
-    outputs([start(arguments(runs, "moved") + flags, 4) for flags in host_flags(2)])
+    _, *rest = arguments(runs, "moved")
+    command = ["-c", TRAIN_AND_SCORE, str(runs / "moved"), *rest]
+    outputs([start(command + flags, 4) for flags in host_flags(2)])
     assert_same_losses(runs / "moved", runs / "one", first=SAVED + 1)
     assert_same_scores(runs / "moved", runs / "one")
+    scored = runs / "moved" / "scored-by-0"
+    assert (scored / "metrics.json").read_text() == (runs / "moved" / "metrics.json").read_text()
+    assert json.loads((scored / "results.json").read_text())
+    assert not (runs / "moved" / "scored-by-1").exists(), "the first process alone writes"
