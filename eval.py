@@ -53,8 +53,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _score_results(options: argparse.Namespace) -> Scores:
-    of_models = ("config", "images", "out", "distributed", "coordinator", "overrides")
-    given = [name for name in of_models if getattr(options, name)]
+    of_models = ("config", "images", "out", "distributed", "coordinator", "num_processes", "process_id", "overrides")
+    values = {name: getattr(options, name) for name in of_models}
+    given = [name for name, value in values.items() if value not in (None, []) and value is not False]
     if given or not options.annotations:
         raise ValueError(f"--results: expected --annotations and no model's options, got {given or 'no --annotations'}")
     truth = read_json(options.annotations)
@@ -78,7 +79,7 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
         return None
     if options.out:
         write_results(options.out, results)
-    return score(source.ground_truth(), results, fast=options.fast)
+    return score(source.ground_truth(), results, masks=trained.experiment.data.masks, fast=options.fast)
 
 
 def _progress(done: int, count: int) -> None:

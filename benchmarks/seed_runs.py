@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks.resident_data import rows_of, take
 from jaxdet.data import Source, eval_batches
-from jaxdet.eval_lib import detect, predict_batch
 from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
+from jaxdet.inference import detect, predict_batch
 from jaxdet.mesh import data_mesh, replicate, split_batch
 from jaxdet.structures import Batch
 from jaxdet.train_lib.nonfinite import not_finite

@@ -12,11 +12,9 @@ from jaxdet.data.fingerprint import fingerprint
 from jaxdet.evaluation import score
 from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
-from jaxdet.inference import Progress, detect, predict_batch
+from jaxdet.inference import Progress, detect
 from jaxdet.models.detector import Detector
 from jaxdet.trained import Checkpoint, Trained, load
-
-__all__ = ["detect", "detect_all", "evaluate", "evaluate_checkpoint", "open_checkpoint", "predict_batch"]
 
 
 def evaluate(

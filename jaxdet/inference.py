@@ -123,7 +123,7 @@ def _collect(
     if len(found) > _BACKLOG:
         list(found.values())[-_BACKLOG].result()
     if progress is not None:
-        progress(len(found), len(source))
+        progress(min(len(found) * jax.process_count(), len(source)), len(source))  # the others are about as far
 
 
 def image_of(structure: _S, row: int) -> _S:

@@ -264,8 +264,9 @@ class TestResultsAlone:
     def test_needs_annotations_and_no_model(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert eval_script.main(["--results", str(tmp_path / "r.json")]) == 1
         assert "--annotations" in capsys.readouterr().err
-        assert eval_script.main(["--results", "r.json", "--annotations", "a.json", "data.workers=0"]) == 1
-        assert "overrides" in capsys.readouterr().err
+        for extra, name in ((["data.workers=0"], "overrides"), (["--process-id", "0"], "process_id")):
+            assert eval_script.main(["--results", "r.json", "--annotations", "a.json", *extra]) == 1
+            assert name in capsys.readouterr().err
 
     @pytest.mark.parametrize("text", ["[]", "{", '{"images": []}'])
     def test_other_files(self, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
