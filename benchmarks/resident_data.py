@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.data import Data, Source, train_batches
-from jaxdet.data.batching import TrainPlan, trainable
+from jaxdet.data.plans import TrainPlan, trainable
 from jaxdet.structures import Batch
 
 _READ = 50  # images at a time

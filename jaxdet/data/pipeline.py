@@ -15,7 +15,8 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.data.batching import EvalBatches, EvalPlan, Share, TrainBatches, TrainPlan, buckets, stack, trainable
+from jaxdet.data.batches import EvalBatches, TrainBatches, stack
+from jaxdet.data.plans import EvalPlan, Share, TrainPlan, buckets, trainable
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
 from jaxdet.data.transforms import image_arrays, view_of

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxdet.data import Data
-from jaxdet.data.batching import EvalPlan, Share, TrainPlan, buckets, stack, trainable
+from jaxdet.data.batches import stack
+from jaxdet.data.plans import EvalPlan, Share, TrainPlan, buckets, trainable
 
 SIZES = np.array([[10, 20], [20, 10], [10, 10], [5, 50], [50, 5]] * 5, np.int32)
 EVERYTHING = np.arange(len(SIZES))
