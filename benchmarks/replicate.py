@@ -95,8 +95,6 @@ def experiments(args: argparse.Namespace) -> dict[str, Experiment]:
         chosen = {name.strip(): _variant(*settings.split()) for name, _, settings in parts}
     else:
         chosen = {name: e for name, e in small_systems(args.batch, args.dtype).items() if name in args.systems}
-    if not chosen:
-        raise SystemExit(f"--systems: expected some of {', '.join(small_systems(args.batch))}, got {args.systems}")
     return {name: dataclasses.replace(e, data=_scenes(e.data, args)) for name, e in chosen.items()}
 
 
@@ -206,7 +204,8 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--systems", nargs="+", default=list(small_systems(1)))
+    names = list(small_systems(1))
+    parser.add_argument("--systems", nargs="+", choices=names, default=names)
     parser.add_argument("--variant", action="append", metavar="NAME: CONFIG KEY=VALUE ...")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=0, help="for the rest of the seeds in another call")

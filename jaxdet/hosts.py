@@ -2,6 +2,8 @@
 
 import argparse
 
+_SILENCE = 50  #: seconds without a sign of life after which a process counts as dead and the job ends
+
 
 def add_host_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that `join_hosts` reads."""
@@ -51,14 +53,14 @@ def _join_at(coordinator: str, count: int, index: int) -> None:
         raise ValueError(f"--process-id: expected 0 to {count - 1} (--num-processes {count}), got {index}")
     import jax  # here, because the worker processes of the data pipeline import the entry points too
 
-    jax.distributed.initialize(coordinator, num_processes=count, process_id=index)
+    jax.distributed.initialize(coordinator, num_processes=count, process_id=index, heartbeat_timeout_seconds=_SILENCE)
 
 
 def _join_cluster() -> None:
     import jax
 
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
     except ValueError as error:
         raise ValueError(
             f"--distributed: expected a cluster that says where its processes are, got {error!s:.200} "

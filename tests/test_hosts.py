@@ -20,6 +20,7 @@ def join(monkeypatch: pytest.MonkeyPatch, *flags: str) -> list[Any]:
     parser = argparse.ArgumentParser()
     add_host_flags(parser)
     join_hosts(parser.parse_args(flags))
+    assert all(named.pop("heartbeat_timeout_seconds") < 60 for _, named in calls)  # a dead process is an error soon
     return calls
 
 

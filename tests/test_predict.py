@@ -215,7 +215,7 @@ class TestCheckpoint:
     def test_hosts_join_before_anything_is_loaded(
         self, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def joined() -> None:
+        def joined(**_: int) -> None:
             raise ValueError("joined")
 
         monkeypatch.setattr(jax.distributed, "initialize", joined)
