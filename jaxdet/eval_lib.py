@@ -105,6 +105,7 @@ def detect_all(
         experiment.data,
         mesh,
         batch_size=experiment.run.eval_batch,
+        shard_parameters=experiment.run.shard_parameters,
         categories=trained.categories or None,
         progress=progress,
     )

@@ -21,7 +21,7 @@ from jaxdet.agreement import from_all
 from jaxdet.data import Category, Data, Source, eval_batches
 from jaxdet.evaluation import image_results, match_categories
 from jaxdet.evaluation.results import Result
-from jaxdet.mesh import data_mesh, replicate, split_batch
+from jaxdet.mesh import data_mesh, layout_of, split_batch
 from jaxdet.models.detector import Detector
 from jaxdet.structures import Batch, Detections
 
@@ -41,6 +41,7 @@ def detect(
     mesh: Mesh | None = None,
     *,
     batch_size: int = 8,
+    shard_parameters: bool = False,
     categories: Sequence[Category] | None = None,
     progress: Progress | None = None,
 ) -> list[Result]:
@@ -53,6 +54,7 @@ def detect(
         data: settings of resize, canvas and workers.
         mesh: devices, with one axis ``data``; None for all there are.
         batch_size: images over all devices; rounded up to a multiple of these.
+        shard_parameters: keep the variables split over the devices, which gather them for each batch.
         categories: what the model's labels stand for, where the source may number them otherwise; they are
             found in the source by name.  None: the source's own.
         progress: called after each batch.
@@ -65,7 +67,7 @@ def detect(
     """
     mesh = mesh if mesh is not None else data_mesh()
     ids = match_categories(model.num_classes, source.categories, categories)
-    variables = replicate(variables, mesh)
+    variables = jax.device_put(variables, layout_of(variables, mesh, split=shard_parameters))
     size = -(-batch_size // mesh.size) * mesh.size
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 

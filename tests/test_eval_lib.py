@@ -82,14 +82,14 @@ class DarkSquare:
         box = jnp.concatenate([low, high], 1).astype(jnp.float32)
         boxes = jnp.stack([box, jnp.full_like(box, jnp.nan)], 1)
         count = len(box)
-        scores = jnp.broadcast_to(jnp.asarray([0.9, 0.99]) * variables["confidence"], (count, 2))
+        scores = jnp.broadcast_to(jnp.asarray([0.9, 0.99]) * jnp.max(variables["confidence"]), (count, 2))
         labels = jnp.stack([jnp.asarray(batch.index) % 2, jnp.full(count, -5)], 1)
         valid = jnp.broadcast_to(jnp.asarray([True, False]), (count, 2))
         masks = jnp.ones((count, 2, 28, 28)) if self.with_masks else None
         return Detections(boxes, scores, labels, masks, scores, valid)
 
 
-VARIABLES = {"confidence": np.float32(1)}
+VARIABLES = {"confidence": np.arange(8, dtype=np.float32) / 7}  # the last of four parts has the largest
 
 
 def test_every_image_once_and_all_found() -> None:
@@ -189,6 +189,7 @@ try:
     detect(DarkSquare(), VARIABLES, OneBroken(7), DATA, batch_size=3)
 except ValueError as error:
     print("stopped by", error)
+print(json.dumps(detect(DarkSquare(), VARIABLES, Squares(7), DATA, batch_size=3, shard_parameters=True)))
 print(json.dumps(detect(DarkSquare(), VARIABLES, Squares(7), DATA, batch_size=3)))
 """
 
@@ -203,7 +204,7 @@ class OneBroken(Squares):
 
 
 def test_any_number_of_devices_and_processes() -> None:
-    """Those of two processes that a broken image stops are stopped together, and may go on."""
+    """Also with the variables split over them.  Processes that a broken image stops are stopped together, may go on."""
     expected = detect(DarkSquare(), VARIABLES, Squares(7), DATA, mesh=data_mesh(jax.devices()[:1]))
     address = free_address()
     one = start(["-c", ONE], 4)
@@ -211,6 +212,8 @@ def test_any_number_of_devices_and_processes() -> None:
     alone, *both = outputs([one, *two])
     for said in (alone, *both):
         assert json.loads(said.splitlines()[-1]) == expected
-    stopped = [said.splitlines()[-2] for said in both]
-    assert all(line.startswith("stopped by ") and "3.png is broken" in line for line in stopped)
+    assert all(json.loads(said.splitlines()[-2]) == expected for said in both)
+    stopped = [line for said in both for line in said.splitlines() if line.startswith("stopped by ")]
+    assert len(stopped) == 2
+    assert all("3.png is broken" in line for line in stopped)
     assert sum("process " in line for line in stopped) == 1, "the other one had it"

@@ -45,6 +45,7 @@ def validate(
         experiment.data,
         mesh,
         batch_size=run.eval_batch,
+        shard_parameters=run.shard_parameters,
         categories=categories,
         progress=progress,
     )
