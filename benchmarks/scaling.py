@@ -54,7 +54,7 @@ class Prediction:
     read_gbs: float  #: image files, all devices
 
 
-# Measured on an H200 (docs/RESULTS.md, the papers' claim at small scale).  Its images cost 1.5 to 1.9 ms of a core:
+# Measured on an H200 (docs/RESULTS.md, the earlier attempt with AdamW).  Its images cost 1.5 to 1.9 ms of a core:
 # python -m benchmarks.pipeline --size 160 --batch_size 16, three times beside other jobs, the median here.
 SMALL = Work("small Mask R-CNN on 160 x 160", 6.9, 16, 4_052_356, core_ms=1.5, image_kb=23)
 # Not measured: the rate of MLPerf Training 3.1's record, 143 images/s on each H100, taken as the goal.
