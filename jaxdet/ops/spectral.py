@@ -13,8 +13,9 @@ three-product rule are folded, an output is ``outputs @ ((maps @ x) * (kernels @
 all channels the product in the middle is a batch of matrix products, one for each of the 148.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,7 @@ def spectral_conv(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> 
         size = _chunk(len(x), len(transforms.maps) * sum(kernel.shape[2:]))
         return _joined(jax.lax.map(convolved, _split(x, size)), len(x))
 
-    return jax.vmap(share)(_shares(x)).reshape(len(x), *rows_columns, kernel.shape[3])
+    return _by_shares(share, x).reshape(len(x), *rows_columns, kernel.shape[3])
 
 
 def _forward(
@@ -122,7 +123,7 @@ def _backward(
         total, back = jax.lax.scan(step, total, (_split(x, size), _split(gradient, size)))
         return _joined(back, len(x)), _product(transforms.kernels.T, total.reshape(len(total), -1))
 
-    d_x, d_taps = jax.vmap(share)(_shares(x), _shares(gradient))
+    d_x, d_taps = _by_shares(share, x, gradient)
     return d_x.reshape(x.shape), d_taps.sum(0).reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -203,14 +204,17 @@ def _contract(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, preferred_element_type=jnp.float32)
 
 
-def _shares(x: jax.Array) -> jax.Array:
-    """``[N, ...]`` as ``[D, N / D, ...]`` for D devices, if D divides N; else one share.
+def _by_shares(of_share: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """``of_share`` of ``[N / D, ...]`` of each array ``[N, ...]``, stacked; D devices, or 1 where they do not divide N.
 
     The crops may be split over the devices.  A loop over chunks of all crops would bring each chunk to every device;
     loops over the chunks of each share, run side by side, leave the crops where they are.
     """
-    shares = jax.device_count() if len(x) % jax.device_count() == 0 else 1
-    return x.reshape(shares, len(x) // shares, *x.shape[1:])
+    n = len(arrays[0])
+    shares = jax.device_count() if n % jax.device_count() == 0 else 1
+    if shares == 1:  # an axis of one would cost the products nearly twice the time on a CPU
+        return jax.tree.map(lambda y: y[None], of_share(*arrays))
+    return jax.vmap(of_share)(*(x.reshape(shares, n // shares, *x.shape[1:]) for x in arrays))
 
 
 def _chunk(n: int, values: int) -> int:
