@@ -38,8 +38,9 @@ types: venv
 	$(RUN) -m mypy
 
 # These tests compile hundreds of small programs and run each once or twice; optimising them takes longer than it saves.
+# Two at a time, whole files, since tests of a file share what they have compiled; each takes up to 5 GB.
 unit: venv
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "not parity"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "not parity" --numprocesses 2 --dist loadfile
 
 parity: venv ## full-size models against their golden files
 	$(RUN) -m pytest tests/parity -m parity

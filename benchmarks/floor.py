@@ -5,12 +5,15 @@ no cache holds.  A floor is the larger of FLOPs over the first and bytes over th
 achieved is floor / time.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from benchmarks.table import markdown
 from benchmarks.timing import Compiled, machine, milliseconds
@@ -48,13 +51,46 @@ class Row:
 
 
 def program_cost(program: Compiled) -> Cost:
-    """Products as XLA counts them in the traced program; loops, of RoIAlign and NMS alone, count as one round.
+    """Products as XLA counts them in the traced program, and what it leaves out of them: later rounds of loops.
 
-    Bytes are those of arguments and results: what is between them could stay in a cache that is large enough.
+    Loops whose rounds depend on the data, which those of RoIAlign and NMS alone do, count as one round.  Bytes are
+    those of arguments and results: what is between them could stay in a cache that is large enough.
     """
     memory = program.call.memory_analysis()
     moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return Cost(program.lowered.cost_analysis()["flops"], moved)
+    counted: float = program.traced.lower().cost_analysis()["flops"]
+    return Cost(counted + later_rounds(program.traced.jaxpr.jaxpr), moved)
+
+
+def later_rounds(jaxpr: Any) -> float:
+    """FLOPs of matrix products and convolutions in all rounds but the first of the scans in a program."""
+    return _products(jaxpr, whole=True) - _products(jaxpr, whole=False)
+
+
+def _products(jaxpr: Any, *, whole: bool) -> float:
+    """FLOPs of matrix products and convolutions, scans taken ``whole`` or for one round."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            total += 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel, result = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+            features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(result) * math.prod(kernel) / features
+        rounds = equation.params["length"] if whole and equation.primitive.name == "scan" else 1
+        total += rounds * sum(_products(inner, whole=whole) for inner in _programs_in(equation.params))
+    return total
+
+
+def _programs_in(params: Mapping[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(each, ClosedJaxpr):
+                yield each.jaxpr
+            elif isinstance(each, Jaxpr):
+                yield each
 
 
 def measured_peak(dtype: str = "float32", repeats: int = 5) -> Peak:

@@ -19,7 +19,7 @@ from jaxdet.experiment import Optimizer
 from jaxdet.mesh import data_mesh
 from jaxdet.structures import Batch, Proposals
 from jaxdet.train_lib.optimizer import learning_rate, update_direction
-from jaxdet.train_lib.step import init_state, make_train_step
+from jaxdet.train_lib.step import init_state, train_step_of
 
 
 class Inputs(NamedTuple):
@@ -101,7 +101,7 @@ def training(net: Any, weights: Any, inputs: Inputs, **options: Any) -> tuple[Co
     """The compiled step with SGD, and a call of it, which goes on from the state of the call before."""
     detector, mesh = OnGiven(net, inputs.proposals), data_mesh(jax.devices()[:1])
     direction = update_direction(Optimizer(), detector.is_frozen)
-    step: Any = make_train_step(detector, direction, learning_rate(Optimizer(), 1, 1), mesh)  # type: ignore[arg-type]
+    step: Any = train_step_of(detector, direction, learning_rate(Optimizer(), 1, 1), mesh)  # type: ignore[arg-type]
     state, key = init_state(jax.tree.map(jnp.copy, weights), direction), jax.random.key(0)
     program = compiled(step, state, inputs.batch, key, donate=(0,), **options)
 

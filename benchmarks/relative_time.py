@@ -8,6 +8,7 @@ import jax
 
 from benchmarks.inputs import make_batch
 from benchmarks.timing import machine, milliseconds
+from jaxdet.compiling import compiler_options
 from jaxdet.structures import Batch
 
 
@@ -30,5 +31,5 @@ def relative_times(models: Mapping[str, Any], base: Any, *, height: int, width: 
 
 def _call(model: Any, batch: Batch) -> Callable[[], Any]:
     variables = jax.jit(functools.partial(model.init, method="predict"))(jax.random.key(0), batch)
-    predict = jax.jit(functools.partial(model.apply, method="predict"))
+    predict = jax.jit(functools.partial(model.apply, method="predict"), compiler_options=compiler_options())
     return lambda: predict(variables, batch)

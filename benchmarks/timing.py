@@ -12,19 +12,21 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+from jaxdet.compiling import compiler_options
+
 
 class Compiled(NamedTuple):
     """A compiled function and what compiling it took: medians."""
 
     call: Any
-    lowered: Any  #: the traced program
+    traced: Any
     trace_seconds: float
     compile_seconds: float  #: XLA alone
 
     @property
     def lines(self) -> int:
         """Of the traced program."""
-        return self.lowered.as_text().count("\n")
+        return int(self.traced.lower().as_text().count("\n"))
 
     @property
     def seconds(self) -> float:
@@ -36,18 +38,19 @@ def compiled(
     function: Callable[..., Any], *args: Any, repeats: int = 1, donate: tuple[int, ...] = (), cache: str | None = None
 ) -> Compiled:
     """Traces and compiles a function, from nothing each time unless ``cache`` is a folder of compiled programs."""
-    traced, made = [], []
+    tracing, compiling = [], []
     with _compilation_cache(cache):
         for repeat in range(repeats):
             if repeat:
                 jax.clear_caches()
             start = time.perf_counter()
-            lowered = jax.jit(function, donate_argnums=donate).lower(*args)
+            traced = jax.jit(function, donate_argnums=donate, compiler_options=compiler_options()).trace(*args)
+            lowered = traced.lower()
             middle = time.perf_counter()
             program = lowered.compile()
-            traced.append(middle - start)
-            made.append(time.perf_counter() - middle)
-    return Compiled(program, lowered, statistics.median(traced), statistics.median(made))
+            tracing.append(middle - start)
+            compiling.append(time.perf_counter() - middle)
+    return Compiled(program, traced, statistics.median(tracing), statistics.median(compiling))
 
 
 @contextmanager
@@ -76,12 +79,16 @@ def _set(settings: dict[str, Any]) -> None:
 def milliseconds(
     *works: Callable[[], Any], repeats: int = 5, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Median milliseconds of each of the works, run in turn so that whatever else goes on hits all of them."""
+    """Median milliseconds of each of the works, run in turn so that whatever else goes on hits all of them.
+
+    A turn is two runs, of which the second counts: as in a loop over images, memory and caches are its own by then.
+    (A machine may take the memory that a program leaves idle for some seconds; to get gigabytes of it back takes as
+    long as the work.)
+    """
     times: list[list[float]] = [[] for _ in works]
-    for work in works:
-        jax.block_until_ready(work())
     for _ in range(repeats):
         for work, found in zip(works, times, strict=True):
+            jax.block_until_ready(work())
             start = clock()
             jax.block_until_ready(work())
             found.append(1000 * (clock() - start))

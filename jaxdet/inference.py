@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache
 from typing import Any, TypeVar
 
 import jax
@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from jaxdet.agreement import from_all
+from jaxdet.compiling import compiler_options
 from jaxdet.data import Category, Data, Source, eval_batches
 from jaxdet.evaluation import image_results, match_categories
 from jaxdet.evaluation.results import Result
@@ -86,10 +87,19 @@ def detect(
     return _in_order(from_all(own_share), len(source))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def predict_batch(model: Detector, mesh: Mesh, variables: Any, batch: Batch) -> Detections:
     """Detections of a batch that is split over the mesh; does not wait for them."""
+    found: Detections = _compiled()(model, mesh, variables, batch)
+    return found
 
+
+@cache
+def _compiled() -> Any:
+    """Not made before the first use: importing a module must not start jax, which may have other processes to join."""
+    return jax.jit(_predict_batch, static_argnums=(0, 1), compiler_options=compiler_options())
+
+
+def _predict_batch(model: Detector, mesh: Mesh, variables: Any, batch: Batch) -> Detections:
     # Every device runs its own images, so that no loop of one (NMS, say) waits for another's.
     def one_device(variables: Any, batch: Batch) -> Any:
         return model.apply(variables, batch, method="predict")

@@ -2,12 +2,15 @@
 
 import importlib.util
 import shlex
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import renew
-from benchmarks.floor import Cost, Peak, Row, floor_table
+from benchmarks.floor import Cost, Peak, Row, floor_table, later_rounds
 from benchmarks.table import markdown
 
 TEXT = """Before.
@@ -60,6 +63,17 @@ def test_a_command_that_fails_writes_nothing(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(SystemExit, match="one --size 3: it failed with exit code 1"):
         renew.main()
     assert document.read_text() == TEXT
+
+
+def test_products_in_the_later_rounds_of_loops_are_counted() -> None:
+    matrix, images, kernel = jnp.ones((4, 4)), jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 2, 5))
+
+    def body(x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        convolve = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME")
+        return x @ matrix, convolve(images + x[0, 0], kernel, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    program = jax.make_jaxpr(jax.jit(lambda x: jax.lax.scan(body, x @ matrix, length=6)[0]))(matrix)
+    assert later_rounds(program.jaxpr) == 5 * (2 * 4**3 + 2 * 8 * 8 * 5 * 3 * 3 * 2)
 
 
 def test_floor_is_the_slower_of_computing_and_moving() -> None:

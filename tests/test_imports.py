@@ -24,10 +24,19 @@ ALLOWED = {
     "evaluation": {"structures", "ops", "data", "atomic", "untrusted"},
     "mesh": {"structures"},
     "hosts": set[str](),
+    "compiling": set[str](),
     "experiment": {"models", "data"},
 }
 ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "experiment"}  # what a checkpoint holds
-ALLOWED["inference"] = {"structures", "models", "data", "evaluation", "mesh", "agreement"}  # a model over data
+ALLOWED["inference"] = {
+    "structures",
+    "models",
+    "data",
+    "evaluation",
+    "mesh",
+    "agreement",
+    "compiling",
+}  # a model over data
 ALLOWED["visualize"] = {"data", "atomic"}
 BELOW = set(ALLOWED)
 ALLOWED |= {"train_lib": BELOW, "eval_lib": BELOW, "predict_lib": BELOW}  # none of them knows another

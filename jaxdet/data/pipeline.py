@@ -4,9 +4,7 @@ Workers are spawned and import this package's modules but never the model's, so 
 ``if __name__ == "__main__"`` guard.  Close an iterator, or use it in a ``with`` statement: its workers end with it.
 """
 
-import gc
 import logging
-import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -26,8 +24,6 @@ if TYPE_CHECKING:  # importing it costs jax and flax, which workers have no use 
     from jaxdet.structures import Batch
 
 _log = logging.getLogger(__name__)
-# grain frees shared memory in a thread of its own; an interpreter that ends before it has done so reports leaks.
-_SETTLE = 0.1  # seconds
 _COUNTED = ("dropped", "skipped_images")  # what examples bring along beside the batch
 _ENDLESS = 2**40  # steps; nobody gets there
 
@@ -48,7 +44,6 @@ class BatchIterator(Iterator["Batch"]):
         self.dropped = self.skipped = 0
         self.steps_per_epoch = steps_per_epoch
         self._max_boxes = data.max_boxes
-        self._workers = data.workers
         self._iterator: Any = _prepared(batches, data)
         self._length = len(batches)
 
@@ -83,9 +78,6 @@ class BatchIterator(Iterator["Batch"]):
             return
         self._iterator.close()
         self._iterator = None
-        if self._workers:
-            gc.collect()  # grain's iterators form cycles that hold the last batches
-            time.sleep(_SETTLE)
         if self.dropped:
             _log.warning("%d instances had no slot among %d", self.dropped, self._max_boxes)
         if self.skipped:

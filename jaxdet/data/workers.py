@@ -1,6 +1,7 @@
 """Worker processes that prepare batches (grain's), and what happens when one of them ends before its time."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import queue
@@ -15,6 +16,7 @@ from typing import Any
 import cv2
 import grain
 from absl import flags
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jaxdet.data.settings import Data
 
@@ -35,7 +37,7 @@ class Prepared:
 
     def __init__(self, batches: Any, data: Data) -> None:
         self._names = tempfile.TemporaryDirectory(prefix="jaxdet-workers-")
-        self._iterator = iter(_by_processes(batches, data, Path(self._names.name)))
+        self._iterator: Any = iter(_by_processes(batches, data, Path(self._names.name)))
         self._abandoned = False
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -59,12 +61,14 @@ class Prepared:
         raise ChildProcessError(_message("It ended without a word."))
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and give their shared memory back.  Nothing may be asked for afterwards."""
         self._asked.put(False)
         if self._abandoned:
             self._leave_behind()
         else:
             self._iterator.close()
+            self._iterator = None
+            _free_shared_memory()
         self._names.cleanup()
 
     def _leave_behind(self) -> None:
@@ -88,6 +92,13 @@ class Prepared:
 
     def _begun(self) -> set[int]:
         return {int(name) for name in os.listdir(self._names.name)}
+
+
+def _free_shared_memory() -> None:
+    """Wait until grain has freed the batches that nobody took: blocks left at the interpreter's end count as leaks."""
+    gc.collect()  # grain's iterators form cycles that hold these batches
+    if SharedMemoryArray._del_thread_pool is not None:
+        SharedMemoryArray._del_thread_pool.apply(int)  # one thread, which frees in order: this comes last
 
 
 def _exit_at_once() -> None:

@@ -75,10 +75,7 @@ class GRoIE(nn.Module):
             raise ValueError(f'combine is "sum", "concat" or "random", got {self.combine!r}')
         crops = [crops_as_batch(each) for each in self._pool(features, boxes, valid)]
         if self.pre is not None:
-            # Levels come second: the first axis is split over devices, and cutting it anew would move crops about.
-            stacked = jnp.stack(crops, 1)
-            seen = self.pre(stacked.reshape(-1, *stacked.shape[2:])).reshape(stacked.shape)
-            crops = [seen[:, i] for i in range(len(crops))]
+            crops = [self.pre(each) for each in crops]
         if self.relu:
             crops = [nn.relu(each) for each in crops]
         if self.combine == "concat":

@@ -22,8 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-# Bytes of transformed input and output of one chunk of crops: they should stay in the processor's cache.
-CHUNK_BYTES = 16 * 2**20
+# Bytes of transformed input and output of one chunk of crops.  Each chunk reads the weights' spectra anew (39 MB for 7x7
+# and 256 channels), and products of few crops occupy one core; beyond that, memory.  CPU, measured: a fifth less time
+# than 16 MB, as much as 96.
+CHUNK_BYTES = 48 * 2**20
 MIN_CHUNK = 48
 # Multiplications done in the time that one value of the weights' spectra takes to be written and read (CPU, measured).
 SPECTRUM_COST = 150

@@ -71,9 +71,9 @@ def test_chunks_change_nothing(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chunks_divide_the_crops_where_they_can() -> None:
-    assert spectral._chunk(4000, 148 * 512) == 50
+    assert spectral._chunk(4000, 148 * 512) == 160
     assert spectral._chunk(30, 148 * 512) == 30
-    assert spectral._chunk(1009, 148 * 512) == 55
+    assert spectral._chunk(1009, 148 * 512) == 166
 
 
 def test_number_of_products() -> None:
