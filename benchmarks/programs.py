@@ -15,11 +15,12 @@ import jax.numpy as jnp
 
 from benchmarks.inputs import make_batch, make_targets
 from benchmarks.timing import Compiled, compiled
+from jaxdet.compiling import compiler_options
 from jaxdet.experiment import Optimizer
 from jaxdet.mesh import data_mesh
 from jaxdet.structures import Batch, Proposals
 from jaxdet.train_lib.optimizer import learning_rate, update_direction
-from jaxdet.train_lib.step import init_state, train_step_of
+from jaxdet.train_lib.step import init_state, make_train_step
 
 
 class Inputs(NamedTuple):
@@ -93,7 +94,7 @@ def inference(net: Any, weights: Any, inputs: Inputs, **options: Any) -> tuple[C
     def detect(weights: Any, batch: Batch, proposals: Proposals) -> Any:
         return net.apply(weights, batch, proposals, method=_detect)
 
-    program = compiled(detect, weights, *inputs, **options)
+    program = compiled(detect, weights, *inputs, options=compiler_options(), **options)
     return program, partial(program.call, weights, *inputs)
 
 
@@ -101,7 +102,7 @@ def training(net: Any, weights: Any, inputs: Inputs, **options: Any) -> tuple[Co
     """The compiled step with SGD, and a call of it, which goes on from the state of the call before."""
     detector, mesh = OnGiven(net, inputs.proposals), data_mesh(jax.devices()[:1])
     direction = update_direction(Optimizer(), detector.is_frozen)
-    step: Any = train_step_of(detector, direction, learning_rate(Optimizer(), 1, 1), mesh)  # type: ignore[arg-type]
+    step: Any = make_train_step(detector, direction, learning_rate(Optimizer(), 1, 1), mesh)  # type: ignore[arg-type]
     state, key = init_state(jax.tree.map(jnp.copy, weights), direction), jax.random.key(0)
     program = compiled(step, state, inputs.batch, key, donate=(0,), **options)
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.resident_data import rows_of, take
-from jaxdet.compiling import compiler_options
 from jaxdet.data import Source, eval_batches
 from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
@@ -19,7 +18,7 @@ from jaxdet.mesh import data_mesh, replicate, split_batch
 from jaxdet.structures import Batch
 from jaxdet.train_lib.nonfinite import not_finite
 from jaxdet.train_lib.optimizer import learning_rate, update_direction
-from jaxdet.train_lib.step import TrainState, init_state, init_variables, train_step_of
+from jaxdet.train_lib.step import TrainState, init_state, init_variables, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +105,9 @@ def compiled(experiment: Experiment, examples: Batch, chunk: int, eval_batch: in
         return init_state(init_variables(model, key), direction)
 
     def advance(state: TrainState, examples: Batch, rows: jax.Array, key: jax.Array, total: jax.Array) -> Any:
-        train_step = train_step_of(model, direction, lambda step: base(step * optimizer.schedule.length // total), mesh)
+        train_step = make_train_step(
+            model, direction, lambda step: base(step * optimizer.schedule.length // total), mesh
+        )
         if chunk == 1:  # not even a loop of one: on a CPU, weight gradients are many times slower inside a loop
             return train_step(state, take(examples, rows[0]), key)
         state, metrics = jax.lax.scan(lambda s, r: train_step(s, take(examples, r), key), state, rows)
@@ -116,6 +117,6 @@ def compiled(experiment: Experiment, examples: Batch, chunk: int, eval_batch: in
     state = jax.eval_shape(start, jax.random.key(0))
     rows = jax.ShapeDtypeStruct((chunk, experiment.data.batch_size), np.int32)
     arguments = (state, examples, rows, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32))
-    advanced = jax.jit(advance, donate_argnums=0, compiler_options=compiler_options()).lower(*arguments).compile()
+    advanced = jax.jit(advance, donate_argnums=0).lower(*arguments).compile()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return System(experiment, chunk, eval_batch, parameters, started, advanced)

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from jaxdet.compiling import compiler_options
-
 
 class Compiled(NamedTuple):
     """A compiled function and what compiling it took: medians."""
@@ -35,7 +33,12 @@ class Compiled(NamedTuple):
 
 
 def compiled(
-    function: Callable[..., Any], *args: Any, repeats: int = 1, donate: tuple[int, ...] = (), cache: str | None = None
+    function: Callable[..., Any],
+    *args: Any,
+    repeats: int = 1,
+    donate: tuple[int, ...] = (),
+    options: dict[str, str] | None = None,
+    cache: str | None = None,
 ) -> Compiled:
     """Traces and compiles a function, from nothing each time unless ``cache`` is a folder of compiled programs."""
     tracing, compiling = [], []
@@ -44,7 +47,7 @@ def compiled(
             if repeat:
                 jax.clear_caches()
             start = time.perf_counter()
-            traced = jax.jit(function, donate_argnums=donate, compiler_options=compiler_options()).trace(*args)
+            traced = jax.jit(function, donate_argnums=donate, compiler_options=options).trace(*args)
             lowered = traced.lower()
             middle = time.perf_counter()
             program = lowered.compile()

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-# Bytes of transformed input and output of one chunk of crops.  Each chunk reads the weights' spectra anew (39 MB for 7x7
-# and 256 channels), and products of few crops occupy one core; beyond that, memory.  CPU, measured: a fifth less time
-# than 16 MB, as much as 96.
+# Bytes of transformed input and output of one chunk of crops.  Each chunk reads the weights' spectra anew (39 MB for a
+# 7x7 kernel and 256 channels), and products of few crops occupy one core; beyond that, memory.  CPU, measured: a fifth
+# less time than 16 MB, as much as 96.
 CHUNK_BYTES = 48 * 2**20
 MIN_CHUNK = 48
 # Multiplications done in the time that one value of the weights' spectra takes to be written and read (CPU, measured).
@@ -80,7 +80,7 @@ def spectral_conv(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> 
 
     ``padding`` is (p, q) zeros on both sides of (rows, columns), stride 1.  Equal to the direct convolution within
     about 1e-6 of the outputs' spread in float32; sums are float32 whatever the type, products and result are of the
-    type of ``x``.  Chunks of crops are treated one after another, so that the spectra stay in the cache; the spectra
+    type of ``x``.  Chunks of crops are treated one after another, so that the spectra take little memory; the spectra
     are not kept for the gradient, they are made again.
 
     Raises:
@@ -220,7 +220,7 @@ def _by_shares(of_share: Callable[..., Any], *arrays: jax.Array) -> Any:
 
 
 def _chunk(n: int, values: int) -> int:
-    """Crops in a chunk, ``values`` spectral values each: a divisor of ``n`` not far below what the cache holds."""
+    """Crops in a chunk, ``values`` spectral values each: a divisor of ``n``, about as large as allowed."""
     most = max(MIN_CHUNK, CHUNK_BYTES // (4 * values))
     if n <= most:
         return max(n, 1)

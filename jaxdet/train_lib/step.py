@@ -11,7 +11,6 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdet.compiling import compiler_options
 from jaxdet.models.detector import Detector
 from jaxdet.structures import Batch
 from jaxdet.train_lib.optimizer import Rate, trained_norm
@@ -67,35 +66,17 @@ def make_train_step(
 ) -> TrainStep:
     """The compiled step ``(state, batch, key) -> (state, metrics)``; the old state's memory is given to the new one.
 
-    ``layout`` are shardings of the state, as `jaxdet.mesh.layout_of` gives them; None: it is replicated.  The other
-    arguments are those of `train_step_of`.
-    """
-    replicated = NamedSharding(mesh, P())
-    step = train_step_of(model, direction, rate, mesh, skip_nonfinite=skip_nonfinite)
-    outputs = (replicated if layout is None else layout, replicated)
-    compiled: TrainStep = jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=compiler_options())
-    return compiled
-
-
-def train_step_of(
-    model: Detector,
-    direction: optax.GradientTransformation,
-    rate: Rate,
-    mesh: Mesh,
-    *,
-    skip_nonfinite: bool = False,
-) -> TrainStep:
-    """The step as a function to be compiled, alone or as part of a larger program.
-
     Args:
         model: gives the loss terms, whose sum is minimised.
         direction: see `update_direction`.
         rate: see `learning_rate`.
         mesh: one axis ``data``; the batch comes split along it (`jaxdet.mesh.split_batch`).
         skip_nonfinite: where the loss or the gradient is not finite, only the step number of the state changes.
+        layout: shardings of the state, as `jaxdet.mesh.layout_of` gives them; None: it is replicated.
 
     ``key`` is the run's; the draws of a step depend on it and on the step number alone.
     """
+
     replicated = NamedSharding(mesh, P())
 
     def loss(params: Any, state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
@@ -121,4 +102,6 @@ def train_step_of(
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, same)
         return new, metrics | {"grad_norm": norm, "lr": lr}
 
-    return step
+    outputs = (replicated if layout is None else layout, replicated)
+    compiled: TrainStep = jax.jit(step, donate_argnums=0, out_shardings=outputs)
+    return compiled
