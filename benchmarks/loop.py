@@ -58,14 +58,14 @@ def lines(args: argparse.Namespace, steps: int, unroll: bool) -> list[Any]:
 
 
 def against_one(table: list[list[Any]]) -> str:
-    """Program and compile time of the most steps in multiples of those of one."""
+    """Program and compile time of the most steps by those of one."""
     found = []
     for way in ("rolled", "written out"):
         its = [line for line in table if line[1] == way]
         first, last = its[0], its[-1]
         ratios = [f"{what} {last[i] / first[i]:.2f}" for i, what in {5: "lines", 6: "compile time"}.items()]
         found.append(f"{way} {', '.join(ratios)}")
-    return f"With gradient, {last[0]} steps in multiples of {first[0]}: {'; '.join(found)}."
+    return f"With gradient, {last[0]} steps by {first[0]}: {'; '.join(found)}."
 
 
 def main() -> None:
