@@ -1,6 +1,7 @@
 """Worker processes that prepare batches (grain's), and what happens when one of them ends before its time."""
 
 import atexit
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -39,11 +40,14 @@ class Prepared:
         self._names = tempfile.TemporaryDirectory(prefix="jaxdet-workers-")
         self._iterator: Any = iter(_by_processes(batches, data, Path(self._names.name)))
         self._abandoned = False
+        self._workers = data.workers
+        self._unmet = data.workers  # that have given nothing yet, as far as one can know: they take turns
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._answer, daemon=True, name="jaxdet-batches").start()
 
     def __next__(self) -> Any:
+        self._unmet -= 1
         self._asked.put(True)
         looks = 0
         while looks < _LOOKS:
@@ -62,6 +66,7 @@ class Prepared:
 
     def close(self) -> None:
         """End the workers, and give their shared memory back.  Nothing may be asked for afterwards."""
+        self._meet_all()
         self._asked.put(False)
         if self._abandoned:
             self._leave_behind()
@@ -70,6 +75,18 @@ class Prepared:
             self._iterator = None
             _free_shared_memory()
         self._names.cleanup()
+
+    def _meet_all(self) -> None:
+        """Take a batch of each worker, once there was one of any.
+
+        grain starts all of them with the first batch, but ends only those that it has turned to: the others would be
+        killed with the interpreter, and what they had put into shared memory would stay.
+        """
+        if self._unmet == self._workers:
+            return
+        with contextlib.suppress(Exception):  # they are not wanted any more: neither what they give nor what fails
+            while self._unmet > 0:
+                next(self)
 
     def _leave_behind(self) -> None:
         """End the workers without grain, whose threads wait for ever for the one that is no more."""
