@@ -6,11 +6,14 @@ import gc
 import multiprocessing
 import os
 import queue
+import secrets
 import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from functools import partial
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,9 @@ class Prepared:
 
     def __init__(self, batches: Any, data: Data) -> None:
         self._names = tempfile.TemporaryDirectory(prefix="jaxdet-workers-")
-        self._iterator: Any = iter(_by_processes(batches, data, Path(self._names.name)))
+        self._blocks = f"jd{secrets.token_hex(2)}_"  # how the names of the workers' shared memory begin
+        start = partial(_start, Path(self._names.name), self._blocks)
+        self._iterator: Any = iter(_by_processes(batches, data, start))
         self._abandoned = False
         self._workers = data.workers
         self._unmet = data.workers  # that have given nothing yet, as far as one can know: they take turns
@@ -73,7 +78,8 @@ class Prepared:
         else:
             self._iterator.close()
             self._iterator = None
-            _free_shared_memory()
+            _wait_for_grain()
+        _free(self._blocks)
         self._names.cleanup()
 
     def _meet_all(self) -> None:
@@ -111,8 +117,20 @@ class Prepared:
         return {int(name) for name in os.listdir(self._names.name)}
 
 
-def _free_shared_memory() -> None:
-    """Wait until grain has freed the batches that nobody took: blocks left at the interpreter's end count as leaks."""
+def _free(blocks: str) -> None:
+    """Free the shared memory that is left of workers that have ended: batches that were on their way, or never sent.
+
+    Linux alone lists it.  Elsewhere it goes with the interpreter, which reports it as leaked.
+    """
+    for path in Path("/dev/shm").glob(f"{blocks}*"):
+        with contextlib.suppress(FileNotFoundError):
+            block = shared_memory.SharedMemory(path.name)
+            block.close()
+            block.unlink()
+
+
+def _wait_for_grain() -> None:
+    """Wait until grain has freed the batches that it has received and that nobody took."""
     gc.collect()  # grain's iterators form cycles that hold these batches
     if SharedMemoryArray._del_thread_pool is not None:
         SharedMemoryArray._del_thread_pool.apply(int)  # one thread, which frees in order: this comes last
@@ -131,7 +149,7 @@ def _message(why: str) -> str:
     )
 
 
-def _by_processes(batches: Any, data: Data, names: Path) -> Any:
+def _by_processes(batches: Any, data: Data, start: Callable[[int, int], None]) -> Any:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only app.run parses
     options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch)
@@ -142,11 +160,12 @@ def _by_processes(batches: Any, data: Data, names: Path) -> Any:
     # Images and masks go through shared memory, what is small through the pipe.
     return grain.experimental.WithOptionsIterDataset(
         prepared, grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
-    ).mp_prefetch(options, worker_init_fn=partial(_start, names))
+    ).mp_prefetch(options, worker_init_fn=start)
 
 
-def _start(names: Path, worker: int, workers: int) -> None:
+def _start(names: Path, blocks: str, worker: int, workers: int) -> None:
     """First thing in a worker, of which there are several."""
+    shared_memory._SHM_NAME_PREFIX = f"/{blocks}"  # type: ignore[attr-defined]  # there is no public way
     cv2.setNumThreads(1)  # else it would start a thread for every core
     # Schedulers and terminals send these to all processes of a job; what they ask for is the main process's to do.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxdet.data import Data
+from jaxdet.data import Data, workers
 from jaxdet.data.workers import Prepared
 
 ROOT = Path(__file__).parents[2]
@@ -113,3 +114,15 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
         assert time.monotonic() < end, "workers stay behind"
         time.sleep(0.1)
     process.stdout.close()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="nothing lists shared memory here")
+def test_shared_memory_that_a_worker_left_is_freed() -> None:
+    left = shared_memory.SharedMemory("jdtest_1", create=True, size=8)
+    other = shared_memory.SharedMemory("jdother_1", create=True, size=8)
+    workers._free("jdtest_")
+    assert not Path("/dev/shm/jdtest_1").exists()
+    assert Path("/dev/shm/jdother_1").exists()
+    left.close()
+    other.close()
+    other.unlink()
