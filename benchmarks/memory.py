@@ -35,10 +35,10 @@ class Sample(logging.Handler):
             self.rows.append((int(step.group(1)), resident(os.getpid()), workers, arrays))
 
 
-def resident(process: int) -> float:
-    """Resident memory of a process, MB, what it shares with others included."""
+def resident(process: int | str, field: str = "VmRSS") -> float:
+    """Resident memory of a process (its number or "self"), MB, what it shares with others included; "VmHWM": peak."""
     status = Path(f"/proc/{process}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
     return int(found.group(1)) * 1024 / 1e6 if found else 0.0
 
 

@@ -23,7 +23,7 @@ from benchmarks.torch_twins import torch_twin
 from jaxdet.data import CocoFolder, Data, Scenes, Source, open_source, train_batches
 from jaxdet.data.batches import stack
 from jaxdet.data.masks import decode_mask
-from jaxdet.data.pipeline import train_plan
+from jaxdet.data.plans import train_plan
 from jaxdet.data.transforms import resize_image, target_arrays, view_of
 
 ASPECTS = (1.5, 1.333, 0.75)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from jaxdet.data import Data, Source
 from jaxdet.data.masks import decode_mask
-from jaxdet.data.pipeline import train_plan
+from jaxdet.data.plans import train_plan
 from jaxdet.data.transforms import view_of
 
 

@@ -28,15 +28,8 @@ ALLOWED = {
     "experiment": {"models", "data"},
 }
 ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "experiment"}  # what a checkpoint holds
-ALLOWED["inference"] = {
-    "structures",
-    "models",
-    "data",
-    "evaluation",
-    "mesh",
-    "agreement",
-    "compiling",
-}  # a model over data
+# A model over data.
+ALLOWED["inference"] = {"structures", "models", "data", "evaluation", "mesh", "agreement", "compiling"}
 ALLOWED["visualize"] = {"data", "atomic"}
 BELOW = set(ALLOWED)
 ALLOWED |= {"train_lib": BELOW, "eval_lib": BELOW, "predict_lib": BELOW}  # none of them knows another

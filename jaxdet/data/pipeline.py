@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.data.batches import EvalBatches, TrainBatches, stack
-from jaxdet.data.plans import EvalPlan, Share, TrainPlan, buckets, trainable
+from jaxdet.data.plans import Share, eval_plan, train_plan
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
 from jaxdet.data.transforms import image_arrays, view_of
@@ -143,11 +143,6 @@ def train_batches(
     return BatchIterator(TrainBatches(source, data, plan, share, start_step, count), data, plan.steps_per_epoch)
 
 
-def train_plan(source: Source, data: Data, seed: int) -> TrainPlan:
-    """Which images each step of `train_batches` trains on.  ValueError: there is none."""
-    return TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed)
-
-
 def eval_batches(
     source: Source, data: Data, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> BatchIterator:
@@ -164,8 +159,7 @@ def eval_batches(
         process_count: into how many parts it is cut.
     """
     share = Share(process_index, process_count, batch_size)
-    everything: NDArray[np.int64] = np.arange(len(source))
-    order = EvalPlan(tuple(buckets(source.sizes, everything, data)), batch_size).batches()
+    order = eval_plan(source, data, batch_size).batches()
     return BatchIterator(EvalBatches(source, data, order, share), data, len(order))
 
 

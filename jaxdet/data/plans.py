@@ -76,6 +76,11 @@ class TrainPlan:
         return batch
 
 
+def train_plan(source: Source, data: Data, seed: int) -> TrainPlan:
+    """Which images of a source each step trains on.  ValueError: there is none."""
+    return TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed)
+
+
 @lru_cache(maxsize=4)  # the epoch at hand, and the next one while batches are prepared ahead
 def _epoch(plan: TrainPlan, epoch: int) -> NDArray[np.int64]:
     rng = np.random.default_rng([plan.seed, ORDER, epoch])
@@ -101,6 +106,11 @@ class EvalPlan:
     def batches(self) -> NDArray[np.int64]:
         """``[steps, batch_size]`` positions in the source, or -1."""
         return _cut(self.buckets, self.batch_size)
+
+
+def eval_plan(source: Source, data: Data, batch_size: int) -> EvalPlan:
+    """In which order a source is evaluated, ``batch_size`` images at a time."""
+    return EvalPlan(tuple(buckets(source.sizes, np.arange(len(source)), data)), batch_size)
 
 
 @dataclass(frozen=True)
