@@ -52,6 +52,9 @@ class Batch:
     index: Array  #: ``[B]`` int32, position in the data source
     valid: Array  #: ``[B]`` bool, False: a slot that only fills the batch
     targets: Targets | None = None
+    #: ``[B]`` int32 by name, in training: ``dropped``, the instances without a slot (``data.max_boxes``), and with
+    #: ``data.skip_broken`` the ``skipped_images``.  A step sums them up, over all processes.
+    counts: dict[str, Array] = struct.field(default_factory=dict)
 
 
 @struct.dataclass

@@ -50,9 +50,11 @@ class TrainBatches:
             return self._example(step, slot, index)
         for skipped, candidate in enumerate(self._candidates(step, slot, index)):
             try:
-                return self._example(step, slot, candidate) | {"skipped_images": np.int32(skipped)}
+                example = self._example(step, slot, candidate)
             except ValueError as error:
                 _log.warning("step %d: another image takes the place of a broken one: %s", step, error)
+                continue
+            return example | {"counts": example["counts"] | {"skipped_images": np.int32(skipped)}}
         raise ValueError(
             f"step {step}: an image and the {_TRIES} drawn in its place are broken; `python -m jaxdet.data.check` "
             "lists what is wrong with a data set"
@@ -71,8 +73,8 @@ class TrainBatches:
         record = self.source[index]
         view = view_of(_hw(record.image), self.data, flip=bool(rng.random() < self.data.flip_probability))
         targets = target_arrays(record, view, self.data)
-        dropped = targets.pop("dropped")
-        return image_arrays(record.image, view, index) | {"targets": targets, "dropped": dropped}
+        counts = {"dropped": targets.pop("dropped")}
+        return image_arrays(record.image, view, index) | {"targets": targets, "counts": counts}
 
 
 def _without_truth(example: dict[str, Any]) -> dict[str, Any]:
@@ -80,8 +82,8 @@ def _without_truth(example: dict[str, Any]) -> dict[str, Any]:
     targets = example["targets"] | {"valid": np.zeros_like(example["targets"]["valid"])}
     if "semantic" in targets:
         targets["semantic"] = np.full_like(targets["semantic"], IGNORED)
-    nothing = {"index": np.int32(-1), "valid": np.bool_(False), "dropped": np.int32(0)}
-    return example | {"targets": targets} | nothing
+    counts = example["counts"] | {"dropped": np.int32(0)}
+    return example | {"targets": targets, "counts": counts, "index": np.int32(-1), "valid": np.bool_(False)}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # importing it costs jax and flax, which workers have no use 
     from jaxdet.structures import Batch
 
 _log = logging.getLogger(__name__)
-_COUNTED = ("dropped", "skipped_images")  # what examples bring along beside the batch
 _ENDLESS = 2**40  # steps; nobody gets there
 
 
@@ -32,15 +31,12 @@ class BatchIterator(Iterator["Batch"]):
     """Batches in order.  A context manager; ``close`` ends the workers.
 
     Attributes:
-        counts: of the batch that came last, on this process: ``dropped``, the instances that had no slot
-            (``data.max_boxes``), and with ``data.skip_broken`` the ``skipped_images``.
-        dropped: these instances in all batches so far.
-        skipped: these images.
+        dropped: instances that had no slot (``data.max_boxes``) in the batches so far, on this process.
+        skipped: broken images whose place another took (``data.skip_broken``).
         steps_per_epoch: of training; of evaluation, the number of batches.
     """
 
     def __init__(self, batches: TrainBatches | EvalBatches, data: Data, steps_per_epoch: int) -> None:
-        self.counts: dict[str, int] = {}
         self.dropped = self.skipped = 0
         self.steps_per_epoch = steps_per_epoch
         self._max_boxes = data.max_boxes
@@ -58,12 +54,11 @@ class BatchIterator(Iterator["Batch"]):
         if arrays is None:
             self.close()
             raise StopIteration
-        self.counts = {name: int(arrays.pop(name).sum()) for name in _COUNTED if name in arrays}
-        self._count(self.counts.get("dropped", 0))
-        self.skipped += self.counts.get("skipped_images", 0)
-        return to_batch(_copied(arrays))
+        batch = to_batch(_copied(arrays))
+        self._count(**{name: int(each.sum()) for name, each in batch.counts.items()})
+        return batch
 
-    def _count(self, dropped: int) -> None:
+    def _count(self, dropped: int = 0, skipped_images: int = 0) -> None:
         if dropped and not self.dropped:
             _log.warning(
                 "an image has more than %d instances: those beyond are left out of training, and counted "
@@ -71,6 +66,7 @@ class BatchIterator(Iterator["Batch"]):
                 self._max_boxes,
             )
         self.dropped += dropped
+        self.skipped += skipped_images
 
     def close(self) -> None:
         """End the workers; the iterator is at its end afterwards.  May be called again."""

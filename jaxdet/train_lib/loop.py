@@ -1,9 +1,7 @@
 """The inner loop: the device always has its next step, the host looks at the step before."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from jax.sharding import Mesh
@@ -11,27 +9,7 @@ from jax.sharding import Mesh
 from jaxdet.mesh import split_batch
 from jaxdet.structures import Batch
 from jaxdet.train_lib.meter import Meter
-from jaxdet.train_lib.step import Metrics, TrainState, TrainStep
-
-
-class Feed(Protocol):
-    """Where batches come from."""
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """What is to be counted of the batch that came last."""
-        ...
-
-    def __next__(self) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class Fed:
-    """What a step gets, as it is on the host."""
-
-    batch: Batch
-    counts: Mapping[str, int]
-
+from jaxdet.train_lib.step import COUNT, Metrics, TrainState, TrainStep
 
 Check = Callable[[int, Mapping[str, float], Batch], bool]
 """``(step, metrics, batch)`` -> whether the step counts; raises where it must not go on (`nonfinite.FiniteCheck`)."""
@@ -43,24 +21,25 @@ class Pending:
     def __init__(self, meter: Meter, check: Check) -> None:
         self._meter = meter
         self._check = check
-        self._pending: tuple[int, Metrics, Fed] | None = None
+        self._pending: tuple[int, Metrics, Batch] | None = None
 
-    def push(self, step: int, metrics: Metrics, fed: Fed) -> None:
-        """Take the metrics of ``step``, and settle those of the step before."""
+    def push(self, step: int, metrics: Metrics, batch: Batch) -> None:
+        """Take the metrics of ``step`` and its batch on the host, and settle those of the step before."""
         self.settle()
-        self._pending = step, metrics, fed
+        self._pending = step, metrics, batch
 
     def settle(self) -> None:
         """Wait for the step, check that its losses are finite, count it.  Raises what the check raises."""
         if self._pending is None:
             return
-        step, metrics, fed = self._pending
+        step, metrics, batch = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        counts = self._check(step, values, fed.batch)
-        if counts:
+        counts = {name.removeprefix(COUNT): int(values.pop(name)) for name in metrics if name.startswith(COUNT)}
+        good = self._check(step, values, batch)
+        if good:
             self._meter.add(values)
-        self._meter.count({**fed.counts, "skipped_steps": int(not counts)})
+        self._meter.count({**counts, "skipped_steps": int(not good)})
 
 
 AfterStep = Callable[[int, TrainState, Pending], None]
@@ -70,7 +49,7 @@ AfterStep = Callable[[int, TrainState, Pending], None]
 def run_steps(
     train_step: TrainStep,
     state: TrainState,
-    batches: Feed,
+    batches: Iterator[Batch],
     total: int,
     *,
     mesh: Mesh,
@@ -84,23 +63,23 @@ def run_steps(
     While the device works on a step, the next batch is fetched and its transfer begun.  ``after`` may raise to stop.
     """
 
-    def fetch() -> tuple[Fed, Batch]:
+    def fetch() -> tuple[Batch, Batch]:
         begin = time.perf_counter()
         batch = next(batches)
         meter.wait(time.perf_counter() - begin)
-        return Fed(batch, dict(batches.counts)), split_batch(batch, mesh)
+        return batch, split_batch(batch, mesh)
 
     step = int(state.step)
     if step >= total:
         return state
     pending = Pending(meter, check)
-    fed, batch = fetch()
+    host, batch = fetch()
     while step < total:
         state, metrics = train_step(state, batch, key)
         step += 1
-        given = fed
+        given = host
         if step < total:
-            fed, batch = fetch()
+            host, batch = fetch()
         pending.push(step, metrics, given)
         after(step, state, pending)
     pending.settle()

@@ -16,9 +16,12 @@ from jaxdet.structures import Batch
 from jaxdet.train_lib.optimizer import Rate, trained_norm
 
 Metrics = dict[str, jax.Array]
-"""``loss`` (the total), ``loss/NAME`` for each term, ``grad_norm``, ``lr`` and the model's own metrics: scalars."""
+"""``loss`` (the total), ``loss/NAME`` for each term, ``grad_norm``, ``lr`` and the model's own metrics: scalars.
+
+And ``count/NAME``, the sum of each of the batch's counts."""
 
 _PREFIX = "loss_"
+COUNT = "count/"
 
 
 @struct.dataclass
@@ -100,7 +103,8 @@ def make_train_step(
             same = TrainState(state.step + 1, state.params, state.batch_stats, state.opt_state)
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, same)
-        return new, metrics | {"grad_norm": norm, "lr": lr}
+        counts = {f"{COUNT}{name}": each.sum() for name, each in batch.counts.items()}
+        return new, metrics | {"grad_norm": norm, "lr": lr} | counts
 
     outputs = (replicated if layout is None else layout, replicated)
     compiled: TrainStep = jax.jit(step, donate_argnums=0, out_shardings=outputs)

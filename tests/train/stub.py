@@ -1,6 +1,6 @@
 """A model small enough to work out by hand, its batches, and the loop over them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -50,16 +50,16 @@ def batch_of(step: int, size: int = 8) -> Batch:
     draw = np.random.default_rng(step)
     two = np.full((size, 2), 16, np.float32)
     image = draw.integers(0, 256, (size, 16, 16, 3), np.uint8)
-    return Batch(image, two, two / 16, two.astype(np.int32), np.arange(size, dtype=np.int32), np.ones(size, bool))
+    index, valid, counts = np.arange(size, dtype=np.int32), np.ones(size, bool), {"dropped": np.ones(size, np.int32)}
+    return Batch(image, two, two / 16, two.astype(np.int32), index, valid, counts=counts)
 
 
-class BatchesFrom:
+class BatchesFrom(Iterator[Batch]):
     """The batches of a step and all later ones; ``broken`` ones have no finite loss."""
 
     def __init__(self, step: int, broken: tuple[int, ...] = ()) -> None:
         self.step = step
         self.broken = broken
-        self.counts = {"dropped": 1}
 
     def __next__(self) -> Batch:
         batch = batch_of(self.step)

@@ -96,12 +96,12 @@ def test_evaluations_agree(runs: Path, name: str) -> None:
     assert_same_scores(runs / name, runs / "one")
 
 
-def test_a_run_of_eight_devices_goes_on_in_two_processes(runs: Path) -> None:
+def test_a_run_of_eight_devices_goes_on_in_two_processes_that_share_its_parameters(runs: Path) -> None:
     shutil.copytree(runs / "eight", runs / "moved")
     shutil.rmtree(runs / "moved" / "checkpoints" / str(STEPS))
     (runs / "moved" / "metrics.json").unlink()
     _, *rest = arguments(runs, "moved")
-    command = ["-c", TRAIN_AND_SCORE, str(runs / "moved"), *rest]
+    command = ["-c", TRAIN_AND_SCORE, str(runs / "moved"), *rest, "run.shard_parameters=true", "--accept-changes"]
     outputs([start(command + flags, 4) for flags in host_flags(2)])
     assert_same_losses(runs / "moved", runs / "one", first=SAVED + 1)
     assert_same_scores(runs / "moved", runs / "one")

@@ -12,6 +12,7 @@ from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.experiment import Run
 from jaxdet.mesh import check_batch_size, data_mesh, split_batch
 from jaxdet.train_lib.loop import Pending
+from jaxdet.train_lib.meter import Meter
 from jaxdet.train_lib.optimizer import update_direction
 from jaxdet.train_lib.start import start_state, to_save
 from jaxdet.train_lib.step import TrainState
@@ -120,12 +121,13 @@ def test_a_batch_must_divide_over_the_devices() -> None:
 
 def test_eight_devices_train_as_one() -> None:
     # Kernels of 3 x 4 and 4 x 3 and a bias of 4 are split over four devices; a bias of 3 is on each.
-    assert run_on_devices(__file__) == ["8", "equal", str(4 * (12 + 4 + 12 + 3)), str(4 * (3 + 1 + 3 + 3))]
+    assert run_on_devices(__file__) == ["8", "equal", str(4 * (12 + 4 + 12 + 3)), str(4 * (3 + 1 + 3 + 3)), "48"]
 
 
 def compare_devices() -> None:
     devices = jax.devices()
-    many, one = trained(6), trained(6, devices[:1])
+    meter = Meter(8)
+    many, one = run_to(6, fresh(), meter=meter), trained(6, devices[:1])
     split = split_batch(batch_of(0), data_mesh()).image.sharding
     print(len(split.device_set))
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(many))
@@ -137,6 +139,7 @@ def compare_devices() -> None:
             np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
     print("equal")
     print(*(bytes_on_first(state.params) for state in (one, sharded)))
+    print(meter.take(0)["dropped"])  # one of each image, whichever device has it
 
 
 def resumed_in_parts(devices: list[jax.Device], folder: Path) -> TrainState:

@@ -11,7 +11,7 @@ import pytest
 
 from jaxdet.checkpoints.reading import VARIABLES
 from jaxdet.train_lib.log import RunLog
-from jaxdet.train_lib.loop import Fed, Pending
+from jaxdet.train_lib.loop import Pending
 from jaxdet.train_lib.meter import Meter
 from jaxdet.train_lib.nonfinite import FiniteCheck
 from jaxdet.train_lib.records import read_log
@@ -58,14 +58,13 @@ def watch(tmp_path: Path, log: RunLog, stop: StopRequest, validate: Any = None) 
 
 IDS = np.arange(8)
 STATE = TrainState(step=jnp.int32(0), params={}, batch_stats={}, opt_state=())
-FED = Fed(batch_of(0), {"dropped": 7})
-METRICS = {"loss": 1.0, "loss/a": 1.0, "grad_norm": 1.0, "lr": 0.1}
+METRICS = {"loss": 1.0, "loss/a": 1.0, "grad_norm": 1.0, "lr": 0.1, "count/dropped": 7}
 
 
 def step_through(watched: Watch, steps: int, metrics: Any = METRICS) -> None:
     pending = Pending(watched.meter, finite)
     for step in range(1, steps + 1):
-        pending.push(step, metrics, FED)
+        pending.push(step, metrics, batch_of(0))
         watched(step, STATE, pending)
 
 
@@ -134,9 +133,9 @@ def test_a_state_with_a_loss_that_is_no_number_is_never_saved(tmp_path: Path) ->
         watched = watch(tmp_path, log, StopRequest())
         pending = Pending(watched.meter, FiniteCheck(tmp_path, IDS, skip=0))
         for step in (1, 2):
-            pending.push(step, METRICS, FED)
+            pending.push(step, METRICS, batch_of(0))
             watched(step, STATE, pending)
-        pending.push(3, METRICS | {"loss/a": jnp.nan}, FED)
+        pending.push(3, METRICS | {"loss/a": jnp.nan}, batch_of(0))
         with pytest.raises(FloatingPointError, match="step 3: loss/a = nan"):
             watched(3, STATE, pending)
         assert watched.store.saved == []  # type: ignore[attr-defined]
@@ -146,10 +145,10 @@ def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0) as log, stop_on_signal() as stop:
         watched = watch(tmp_path, log, stop)
         pending = Pending(watched.meter, FiniteCheck(tmp_path, IDS, skip=0))
-        pending.push(1, METRICS, FED)
+        pending.push(1, METRICS, batch_of(0))
         watched(1, STATE, pending)
         os.kill(os.getpid(), signal.SIGTERM)
-        pending.push(2, METRICS, FED)
+        pending.push(2, METRICS, batch_of(0))
         with pytest.raises(SystemExit) as left:
             watched(2, STATE, pending)
         assert left.value.code == 128 + signal.SIGTERM
