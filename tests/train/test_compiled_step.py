@@ -129,6 +129,7 @@ def test_in_bfloat16_only_layers_compute_in_bfloat16(experiment: Experiment, bat
     step, state = started(bfloat16(experiment))
     traced = step.trace(state, batches[0], KEY)  # type: ignore[attr-defined]
     new, metrics = traced.out_info
+    assert metrics.pop("count/dropped").dtype == "int32"
     assert {leaf.dtype.name for leaf in jax.tree.leaves((new.params, new.opt_state, metrics))} == {"float32"}
     found: dict[str, set[str]] = {}
     for equation, _ in equations(traced.jaxpr.jaxpr):
