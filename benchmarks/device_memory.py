@@ -29,23 +29,26 @@ MAKERS = {"inference": inference, "training step": training}
 
 def taken(call: Callable[[], Any]) -> float:
     """MB at the peak of two calls above what is in use now."""
-    device = jax.devices()[0]
-    if device.memory_stats() is None:
-        before = _process_peak_from_here()
-    else:
-        before = device.memory_stats()["bytes_in_use"] / 1e6
+    if jax.default_backend() == "cpu":
+        _forget_what_was_freed()
+    before, _ = _in_use_and_peak()
     for _ in range(2):
         jax.block_until_ready(call())
-    stats = device.memory_stats()
-    peak = resident("self", "VmHWM") if stats is None else stats["peak_bytes_in_use"] / 1e6
-    return peak - before
+    return _in_use_and_peak()[1] - before
 
 
-def _process_peak_from_here() -> float:
-    """Resident MB without what was freed, as what compiling took; the peak is counted anew from it."""
+def _in_use_and_peak() -> tuple[float, float]:
+    """MB."""
+    stats = jax.devices()[0].memory_stats()
+    if stats is None:
+        return resident("self"), resident("self", "VmHWM")
+    return stats["bytes_in_use"] / 1e6, stats["peak_bytes_in_use"] / 1e6
+
+
+def _forget_what_was_freed() -> None:
+    """As what compiling took: it goes back to the system, and the peak of the process is counted anew."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    return resident("self")
 
 
 def measure(config: str, kind: str, args: argparse.Namespace) -> list[Any]:

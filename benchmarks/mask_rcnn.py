@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.floor import Row, floor_table, measured_peak, program_cost
@@ -59,7 +58,7 @@ def detections(theirs: list[Any], ours: Any) -> str:
     valid = np.asarray(ours.valid)[0]
     if len(theirs[0]) != valid.sum():
         return f"{len(theirs[0])} and {valid.sum()} detections"
-    found = [jnp.asarray(x)[0][valid] for x in (ours.boxes, ours.scores, ours.masks)]
+    found = [np.asarray(x)[0][valid] for x in (ours.boxes, ours.scores, ours.masks)]
     boxes, scores, _, masks = theirs
     return f"{len(boxes)} detections; " + "; ".join(
         f"{name} {apart([a], [b])}"

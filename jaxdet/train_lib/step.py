@@ -16,9 +16,8 @@ from jaxdet.structures import Batch
 from jaxdet.train_lib.optimizer import Rate, trained_norm
 
 Metrics = dict[str, jax.Array]
-"""``loss`` (the total), ``loss/NAME`` for each term, ``grad_norm``, ``lr`` and the model's own metrics: scalars.
-
-And ``count/NAME``, the sum of each of the batch's counts."""
+"""``loss`` (the total), ``loss/NAME`` for each term, ``grad_norm``, ``lr``, ``count/NAME`` for the sum of each of the
+batch's counts, and the model's own metrics: scalars."""
 
 _PREFIX = "loss_"
 COUNT = "count/"
