@@ -18,6 +18,7 @@ from jaxdet.atomic import write_json
 from jaxdet.data.coco import read_json
 from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
 from jaxdet.hosts import add_host_flags, join_hosts
+from jaxdet.large_pages import ask_for_large_pages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,4 +98,5 @@ def _show(scores: Scores, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     sys.exit(main())

@@ -11,9 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdet.config import load_config
-from jaxdet.predict_lib import RESULTS, predict_files
-from jaxdet.trained import load
+from jaxdet.large_pages import ask_for_large_pages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = [word for word in options.images if word not in overrides]
     if not images:
         parser.error("expected images: files or folders")
+
+    # Here and not above: the program may start twice (`ask_for_large_pages`), and jax takes a second to import.
+    from jaxdet.config import load_config
+    from jaxdet.predict_lib import RESULTS, predict_files
+    from jaxdet.trained import load
+
     try:
         config = load_config(options.config) if options.config else None
         trained = load(options.checkpoint, config=config, overrides=overrides)
@@ -50,4 +54,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     sys.exit(main())

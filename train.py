@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from jaxdet.hosts import add_host_flags, join_hosts
+from jaxdet.large_pages import ask_for_large_pages
 
 
 def main() -> int:
@@ -77,4 +78,5 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     sys.exit(main())

@@ -19,6 +19,7 @@ from benchmarks.floor import Row, floor_table, measured_peak, program_cost
 from benchmarks.programs import inference, make_inputs, make_weights, training
 from benchmarks.torch_twins import apart, in_turn, torch_twin
 from jaxdet.config import load_config, override
+from jaxdet.large_pages import ask_for_large_pages
 
 FIRST = ["model.rpn.sampler.order=first", "model.schedule.0.sampler.order=first"]
 
@@ -82,4 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()

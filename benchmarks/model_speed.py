@@ -14,6 +14,7 @@ from benchmarks.floor import Row, floor_table, measured_peak, program_cost
 from benchmarks.programs import inference, make_inputs, make_weights, options, setting, training
 from benchmarks.timing import milliseconds
 from jaxdet.config import load_config
+from jaxdet.large_pages import ask_for_large_pages
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
@@ -48,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()

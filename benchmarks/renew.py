@@ -18,6 +18,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxdet.atomic import write_text
+
 DOCUMENT = Path(__file__).parents[1] / "docs" / "BENCHMARKS.md"
 PART = re.compile(
     r"(?P<head>```\npython -m benchmarks\.(?P<command>[^\n]+)\n```\n\n<!-- (?P<kind>made|kept) -->\n)"
@@ -26,13 +28,18 @@ PART = re.compile(
 )
 
 
-def chosen(part: re.Match[str], names: list[str]) -> bool:
-    """Whether to run the command of a part."""
-    return shlex.split(part["command"])[0] in names if names else part["kind"] == "made"
+def commands(text: str, names: list[str]) -> list[str]:
+    """The commands to run: those of the named modules, or without names all that need nothing."""
+    parts = [(part["command"], part["kind"]) for part in PART.finditer(text)]
+    return [command for command, kind in parts if (_module(command) in names if names else kind == "made")]
+
+
+def _module(command: str) -> str:
+    return shlex.split(command)[0]
 
 
 def run(command: str) -> str:
-    """What it prints.  SystemExit if it fails: nothing is written then."""
+    """What it prints.  SystemExit if it fails."""
     arguments = shlex.split(command)
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{arguments[0]}", *arguments[1:]], stdout=subprocess.PIPE, text=True
@@ -42,18 +49,18 @@ def run(command: str) -> str:
     return f"{time.strftime('%Y-%m-%d')}: {done.stdout.strip()}\n"
 
 
-def renewed(text: str, names: list[str], given: Mapping[str, str] | None = None) -> str:
-    """The document with new tables; ``given`` stands for words of commands."""
+def with_table(text: str, command: str, table: str) -> str:
+    """The document with a new table below that command."""
+    return PART.sub(lambda part: f"{part['head']}{table}{part['end']}" if part["command"] == command else part[0], text)
 
-    def replace(part: re.Match[str]) -> str:
-        if not chosen(part, names):
-            return part[0]
-        begin = time.perf_counter()
-        table = run(shlex.join((given or {}).get(word, word) for word in shlex.split(part["command"])))
-        print(f"{time.perf_counter() - begin:5.0f} s  {part['command']}", flush=True)
-        return f"{part['head']}{table}{part['end']}"
 
-    return PART.sub(replace, text)
+def renew(command: str, given: Mapping[str, str]) -> None:
+    """Run it and write its table down; ``given`` stands for words of the command."""
+    begin = time.perf_counter()
+    table = run(shlex.join(given.get(word, word) for word in shlex.split(command)))
+    # Read only now: a command takes minutes, in which someone may have edited the document.
+    write_text(DOCUMENT, with_table(DOCUMENT.read_text(), command, table))
+    print(f"{time.perf_counter() - begin:5.0f} s  {command}", flush=True)
 
 
 def main() -> None:
@@ -63,13 +70,14 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
     args = parser.parse_args()
     text = DOCUMENT.read_text()
-    known = [shlex.split(part["command"])[0] for part in PART.finditer(text)]
+    known = [_module(part["command"]) for part in PART.finditer(text)]
     if unknown := set(args.names) - set(known):
         parser.error(f"expected some of {', '.join(dict.fromkeys(known))}, got {', '.join(sorted(unknown))}")
     if args.list:
         print("\n".join(f"{part['kind']}: {part['command']}" for part in PART.finditer(text)))
         return
-    DOCUMENT.write_text(renewed(text, args.names, dict(pair.split("=", 1) for pair in args.given)))
+    for command in commands(text, args.names):
+        renew(command, dict(pair.split("=", 1) for pair in args.given))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.floor import Row, floor_table, measured_peak, program_cost
 from benchmarks.timing import compiled
 from benchmarks.torch_twins import apart, in_turn, torch_twin
+from jaxdet.large_pages import ask_for_large_pages
 from jaxdet.nn.resnet import ResNet
 
 
@@ -64,4 +65,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()

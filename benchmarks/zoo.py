@@ -18,6 +18,7 @@ from benchmarks.parameters import count_parameters
 from benchmarks.relative_time import relative_times
 from jaxdet.config import load_config
 from jaxdet.experiment import Experiment
+from jaxdet.large_pages import ask_for_large_pages
 
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "docs" / "ZOO.md"
@@ -152,4 +153,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()

@@ -43,25 +43,48 @@ def test_every_command_of_the_document_names_a_module() -> None:
     assert renew.DOCUMENT.read_text().count("<!-- end -->") == len(commands)
 
 
-def test_only_the_chosen_tables_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    path = tmp_path / "BENCHMARKS.md"
+    path.write_text(TEXT)
+    monkeypatch.setattr(renew, "DOCUMENT", path)
+    return path
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["renew", *arguments])
+    renew.main()
+
+
+def test_only_the_chosen_tables_are_renewed(monkeypatch: pytest.MonkeyPatch, document: Path) -> None:
     monkeypatch.setattr(renew, "run", lambda command: f"new of {command}\n")
-    assert renew.renewed(TEXT, []) == TEXT.replace("old", "new of one --size 3")
-    assert renew.renewed(TEXT, ["two"]) == TEXT.replace("dear", "new of two")
+    main(monkeypatch)
+    assert document.read_text() == TEXT.replace("old", "new of one --size 3")
+    main(monkeypatch, "two")
+    assert document.read_text() == TEXT.replace("old", "new of one --size 3").replace("dear", "new of two")
 
 
-def test_places_are_filled_in_and_do_not_reach_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_are_filled_in_and_do_not_reach_the_document(monkeypatch: pytest.MonkeyPatch, document: Path) -> None:
     monkeypatch.setattr(renew, "run", lambda command: f"ran {command}\n")
     text = TEXT.replace("benchmarks.two", "benchmarks.two --images DIR")
-    assert renew.renewed(text, ["two"], {"DIR": "/a b"}) == text.replace("dear", "ran two --images '/a b'")
+    document.write_text(text)
+    main(monkeypatch, "two", "--given", "DIR=/a b")
+    assert document.read_text() == text.replace("dear", "ran two --images '/a b'")
 
 
-def test_a_command_that_fails_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    document = tmp_path / "BENCHMARKS.md"
-    document.write_text(TEXT)
-    monkeypatch.setattr(renew, "DOCUMENT", document)
-    monkeypatch.setattr("sys.argv", ["renew", "one"])
+def test_edits_made_while_a_command_runs_are_kept(monkeypatch: pytest.MonkeyPatch, document: Path) -> None:
+    def run(command: str) -> str:
+        document.write_text(document.read_text().replace("Between.", "Edited."))
+        return "new\n"
+
+    monkeypatch.setattr(renew, "run", run)
+    main(monkeypatch)
+    assert document.read_text() == TEXT.replace("Between.", "Edited.").replace("old", "new")
+
+
+def test_a_command_that_fails_writes_nothing(monkeypatch: pytest.MonkeyPatch, document: Path) -> None:
     with pytest.raises(SystemExit, match="one --size 3: it failed with exit code 1"):
-        renew.main()
+        main(monkeypatch, "one")
     assert document.read_text() == TEXT
 
 

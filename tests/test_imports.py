@@ -25,6 +25,7 @@ ALLOWED = {
     "mesh": {"structures"},
     "hosts": set[str](),
     "compiling": set[str](),
+    "large_pages": set[str](),
     "experiment": {"models", "data"},
 }
 ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "experiment"}  # what a checkpoint holds
