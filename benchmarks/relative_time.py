@@ -1,35 +1,26 @@
 """Inference time of models in multiples of another one's."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
-
-from benchmarks.inputs import make_batch
-from benchmarks.timing import machine, milliseconds
-from jaxdet.compiling import compiler_options
-from jaxdet.structures import Batch
+from benchmarks.programs import Inputs, inference, make_inputs, make_weights
+from benchmarks.timing import milliseconds
 
 
-def relative_times(models: Mapping[str, Any], base: Any, *, height: int, width: int, repeats: int) -> dict[str, Any]:
-    """How long models take for one image, divided by the time of ``base``; and how that was measured.
+def relative_times(
+    models: Mapping[str, Any], base: Any, hw: tuple[int, int], repeats: int
+) -> Iterator[tuple[str, float]]:
+    """Name of each model, and how long it takes for one image of size ``hw``, divided by the time of ``base``.
 
-    Weights are random.  The models take turns; times are medians of ``repeats`` turns.
+    Each takes turns with ``base`` alone, and times are medians of ``repeats`` turns.  How models are fed:
+    `benchmarks.programs`.
     """
-    batch = make_batch(height, width)
-    base_ms, *found = milliseconds(*(_call(model, batch) for model in (base, *models.values())), repeats=repeats)
-    return {
-        "machine": machine(),
-        "height": height,
-        "width": width,
-        "repeats": repeats,
-        "base_ms": round(base_ms, 1),
-        "ratios": {name: round(ms / base_ms, 3) for name, ms in zip(models, found, strict=True)},
-    }
+    inputs = make_inputs(hw, 1)
+    first = _call(base, inputs)
+    for name, model in models.items():
+        base_ms, ms = milliseconds(first, _call(model, inputs), repeats=repeats)
+        yield name, round(ms / base_ms, 3)
 
 
-def _call(model: Any, batch: Batch) -> Callable[[], Any]:
-    variables = jax.jit(functools.partial(model.init, method="predict"))(jax.random.key(0), batch)
-    predict = jax.jit(functools.partial(model.apply, method="predict"), compiler_options=compiler_options())
-    return lambda: predict(variables, batch)
+def _call(model: Any, inputs: Inputs) -> Callable[[], Any]:
+    return inference(model, make_weights(model), inputs)[1]

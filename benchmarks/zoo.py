@@ -2,6 +2,7 @@
 
 python -m benchmarks.zoo                                                   # writes docs/ZOO.md
 python -m benchmarks.zoo --time sbr_table2:row_4 sbr_table11:row_4         # measures these rows first
+python -m benchmarks.zoo --time missing                                    # all that have no time, an hour on two cores
 
 Times are kept in docs/zoo_times.json; those measured in another way are dropped.
 """
@@ -10,12 +11,15 @@ import argparse
 import ast
 import importlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.parameters import count_parameters
 from benchmarks.relative_time import relative_times
+from benchmarks.timing import machine
+from jaxdet.atomic import write_json, write_text
 from jaxdet.config import load_config
 from jaxdet.experiment import Experiment
 from jaxdet.large_pages import ask_for_large_pages
@@ -24,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "docs" / "ZOO.md"
 TIMES = ROOT / "docs" / "zoo_times.json"
 BASE = ROOT / "configs" / "mask_rcnn_r50_fpn.py"
+MISSING = "missing"
 NO_TABLE = "parts"
 """The file in configs/tables/ that is no table."""
 
@@ -36,8 +41,8 @@ Made by `python -m benchmarks.zoo` from `configs/`; not edited by hand. Train a 
   this code; trained ones counted in the **authors' code**, and as printed in the **paper**, where they are cut off.
 - **box AP** and **mask AP** are the paper's, on COCO val2017. Nobody has trained these models here: **measured** is
   empty until someone does.
-- **time** is that of inference on one image, in multiples of Mask R-CNN's (ResNet-50) in the same run.
-  {setting}
+- **time** is that of inference on one image with 1000 proposals around twenty objects, in multiples of Mask R-CNN's
+  (ResNet-50), with which each model took turns. {setting}
 """
 COLUMNS = ("model", "parameters", "trained", "authors' code", "paper", "box AP", "mask AP")
 MEASURED = ("measured box AP", "mask AP", "time")
@@ -96,7 +101,7 @@ def _rows(table: str, rows: dict[str, Any], ratios: dict[Any, float]) -> str:
             what += f" <sup>{notes.index(row.note) + 1}</sup>"
         theirs = None if row.params is None else row.params[1]
         ours = (name, what, count.all, count.trained, theirs, row.printed, row.box_ap, row.mask_ap)
-        lines.append(_line(*ours, None, None, ratios.get(_at_test(row.experiment.model))))
+        lines.append(_line(*ours, None, None, _ratio(ratios.get(_at_test(row.experiment.model)))))
     extra = sorted({row.background for row in rows.values()} - {0})
     if extra:
         more = " or ".join(f"{number:,}" for number in extra)
@@ -112,6 +117,10 @@ def _at_test(model: Any) -> Any:
 
 def _line(*cells: str | int | float | None) -> str:
     return f"| {' | '.join(map(_text, cells))} |"
+
+
+def _ratio(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"
 
 
 def _text(cell: str | int | float | None) -> str:
@@ -136,20 +145,35 @@ def read_times() -> dict[str, Any]:
     return times
 
 
+def untimed(times: dict[str, Any]) -> list[str]:
+    """A row of each model that has no time yet."""
+    done = {_at_test(find(name).model) for name in times.get("ratios", ())} | {_at_test(load_config(BASE).model)}
+    found = {_at_test(row.experiment.model): f"{table}:{name}" for table, m in tables() for name, row in m.ROWS.items()}
+    return [name for model, name in found.items() if model not in done]
+
+
+def measure(names: list[str], way: dict[str, Any]) -> None:
+    """Adds times to those that were measured in the same way; each is kept as soon as it is known."""
+    if names == [MISSING]:
+        names = untimed(join_times(read_times(), {**way, "ratios": {}}))
+    models = {name: find(name).model for name in names}
+    hw = (way["height"], way["width"])
+    for name, ratio in relative_times(models, load_config(BASE).model, hw, way["repeats"]):
+        write_json(TIMES, join_times(read_times(), {**way, "ratios": {name: ratio}}))
+        print(f"{time.strftime('%H:%M:%S')}  {name}: {ratio}", flush=True)
+
+
 def main() -> None:
     """Measure what is asked for, then write docs/ZOO.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--time", nargs="+", default=[], metavar="TABLE:ROW", help="rows whose inference to measure")
-    parser.add_argument("--size", nargs=2, type=int, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    if options.time:
-        models = {name: find(name).model for name in options.time}
-        height, width = options.size
-        base = load_config(BASE).model
-        new = relative_times(models, base, height=height, width=width, repeats=options.repeats)
-        TIMES.write_text(json.dumps(join_times(read_times(), new), indent=1) + "\n")
-    ZOO.write_text(zoo(read_times()))
+    parser.add_argument("--time", nargs="+", metavar="TABLE:ROW", help="rows whose inference to measure")
+    parser.add_argument("--image", nargs=2, type=int, default=(800, 1333), metavar=("H", "W"))
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    if args.time:
+        height, width = args.image
+        measure(args.time, {"machine": machine(), "height": height, "width": width, "repeats": args.repeats})
+    write_text(ZOO, zoo(read_times()))
 
 
 if __name__ == "__main__":

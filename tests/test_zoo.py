@@ -1,6 +1,7 @@
 """The papers' tables: parameters of every row, and docs/ZOO.md."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ def test_a_time_stands_beside_all_rows_of_the_same_model() -> None:
     times = {"repeats": 7, "height": 64, "width": 96, "machine": "abacus", "ratios": {"sbr_table2:row_4": 3.14}}
     text = zoo.zoo(times)
     assert "Median of 7 runs at 64x96; abacus." in text
-    timed = [line.split(" |")[1] for line in text.splitlines() if line.endswith("| 3.1 |")]
+    timed = [line.split(" |")[1] for line in text.splitlines() if line.endswith("| 3.14 |")]
     naive = [" R3-CNN, naive", " R3-CNN, naive, loops: 3, at test: 3", " R3-CNN, naive, loops: 3"]
     assert timed == [
         naive[0],
@@ -91,13 +92,37 @@ def test_a_time_stands_beside_all_rows_of_the_same_model() -> None:
         naive[1],
         " R3-CNN",
     ]
-    assert text.count("| 1.0 |") == 8, "Mask R-CNN, 1x and 3x schedule"
+    assert text.count("| 1.00 |") == 8, "Mask R-CNN, 1x and 3x schedule"
 
 
 def test_times_measured_otherwise_are_dropped() -> None:
     way = {"height": 800, "width": 1333, "machine": "a", "repeats": 5}
-    old = {**way, "base_ms": 4.0, "ratios": {"a": 1.0, "b": 2.0}}
-    new = {**way, "base_ms": 3.0, "ratios": {"b": 3.0}}
+    old = {**way, "ratios": {"a": 1.0, "b": 2.0}}
+    new = {**way, "ratios": {"b": 3.0}}
     assert zoo.join_times(old, new) == {**new, "ratios": {"a": 1.0, "b": 3.0}}
     assert zoo.join_times({**old, "width": 640}, new) == new
     assert zoo.join_times({}, new) == new
+
+
+def test_each_model_without_a_time_is_missing_once() -> None:
+    some = {"ratios": {"sbr_table2:row_4": 1.3}}
+    names = zoo.untimed(some)
+    models = [zoo._at_test(zoo.find(name).model) for name in names]
+    assert len(set(models)) == len(models)
+    assert not {zoo._at_test(zoo.find(name).model) for name in ("sbr_table2:row_4", "r3_table1:row_1")} & set(models)
+    every = {zoo._at_test(row.experiment.model) for _, module in zoo.tables() for row in module.ROWS.values()}
+    assert len(models) == len(every) - 2
+
+
+def test_times_are_kept_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def measured(models: Any, *_: Any) -> Iterator[tuple[str, float]]:
+        yield next(iter(models)), 2.5
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo, "TIMES", tmp_path / "times.json")
+    monkeypatch.setattr(zoo, "relative_times", measured)
+    way = {"height": 800, "width": 1333, "machine": "a", "repeats": 5}
+    for name in ("groie_table1:sum", "groie_table1:random"):
+        with pytest.raises(KeyboardInterrupt):
+            zoo.measure([name, "sbr_table2:row_4"], way)
+    assert zoo.read_times() == {**way, "ratios": {"groie_table1:sum": 2.5, "groie_table1:random": 2.5}}
