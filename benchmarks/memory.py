@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from jaxdet.config import load_config, override
+from jaxdet.large_pages import ask_for_large_pages
 from jaxdet.train_lib import train
 
 TINY = Path(__file__).parents[1] / "tests" / "train" / "tiny.py"
@@ -77,4 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()
