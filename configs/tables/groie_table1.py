@@ -7,7 +7,7 @@ ROWS = {
     "baseline": GROIE_FASTER,
     "random": groie_row(
         ", random level",
-        GRoIE(combine="random", relu=True),
+        GRoIE(combine="random"),
         34.8,
         note="a box's level follows from its coordinates: the same whenever it is met",
     ),

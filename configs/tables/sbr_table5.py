@@ -21,7 +21,7 @@ ROWS = {
     ),
     "row_6": make_row("aabb", 42.1, 37.7),
     "row_7": make_row("abab", 41.9, 37.6),
-    "row_8": make_row("aabbb", 41.8, 37.5),
+    "row_8": make_row("aabbb", 41.8, 37.5, "the authors' config has half as many images a step"),
 }
 
 get_config = by_name(ROWS)

@@ -70,9 +70,10 @@ def check_schedule(schedule: Sequence[Step], heads: Sequence[Head]) -> None:
     if len({head.mask_head is None for head in heads}) > 1:
         raise ValueError("some heads have a mask branch and some have none: give one to all, or to none")
     for t, step in enumerate(schedule):
-        if step.mask_passes > t:
+        if not 0 <= step.mask_passes <= t:
             raise ValueError(
-                f"step {t} wants {step.mask_passes} mask passes before its own, but only {t} steps come before"
+                f"step {t} has {t} steps before it: expected 0 to {t} mask passes before its own, "
+                f"got {step.mask_passes}"
             )
         if step.mask_passes and not heads[step.head].linked:
             raise ValueError(

@@ -56,7 +56,7 @@ class GRoIE(nn.Module):
         box reads the same level whenever it is met, in training and in testing.
 
     ``relu`` puts a ReLU behind ``pre``, also where that is None: the first release (mmdet 1.x, which made the paper's
-    tables) did so, the later ones do not.  Where ``pre`` ends with a ReLU it changes nothing.
+    tables) did so for sums and concat, the later ones do not.  Where ``pre`` ends with a ReLU it changes nothing.
     """
 
     size: int = 7

@@ -23,7 +23,7 @@ class Match:
 class Matcher:
     """The max-IoU rule of Faster R-CNN (Ren et al. 2015, section 3.1.2).
 
-    A box is positive from ``positive_iou`` on and negative below ``negative_iou``.  With ``low_quality`` each
+    A box is positive from ``positive_iou`` on, else negative below ``negative_iou``.  With ``low_quality`` each
     ground truth whose best overlap is at least ``min_positive_iou`` also takes every box that reaches exactly
     that overlap, overriding what those boxes were; among several such ground truths the last one takes it.
     ``ignore_cover`` drops boxes that lie in a crowd region by more than that share, as if they were invalid (None:
@@ -54,7 +54,7 @@ class Matcher:
         overlap = jnp.where(usable[:, None] & valid, iou(gt_boxes, boxes), -1.0)  # [G, N]
         best, gt_index = overlap.max(0), overlap.argmax(0).astype(jnp.int32)
         positive = (best >= self.positive_iou) & valid & usable.any()
-        negative = (best < self.negative_iou) & valid
+        negative = (best < self.negative_iou) & valid & ~positive
         if self.low_quality:
             forced, forced_index = self._low_quality(overlap)
             gt_index = jnp.where(forced, forced_index, gt_index)

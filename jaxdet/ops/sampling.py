@@ -47,6 +47,13 @@ class Sampler:
     positive_fraction: float = 0.5
     order: Literal["random", "first"] = "random"
 
+    def __post_init__(self) -> None:
+        if self.number < 1 or not 0 <= self.positive_fraction <= 1:
+            raise ValueError(
+                f"expected a sampler of 1 or more boxes, from 0 to 1 of them positive, got number={self.number} and "
+                f"positive_fraction={self.positive_fraction}"
+            )
+
     @property
     def max_positive(self) -> int:
         """The first ``max_positive`` slots hold all positives."""

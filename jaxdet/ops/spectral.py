@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdet.ops.devices import devices_of_arrays
+
 # Bytes of transformed input and output of one chunk of crops.  Each chunk reads the weights' spectra anew (39 MB for a
 # 7x7 kernel and 256 channels), and products of few crops occupy one core; beyond that, memory.  CPU, measured: a fifth
 # less time than 16 MB, as much as 96.
@@ -213,7 +215,8 @@ def _by_shares(of_share: Callable[..., Any], *arrays: jax.Array) -> Any:
     loops over the chunks of each share, run side by side, leave the crops where they are.
     """
     n = len(arrays[0])
-    shares = jax.device_count() if n % jax.device_count() == 0 else 1
+    devices = devices_of_arrays()
+    shares = devices if n % devices == 0 else 1
     if shares == 1:  # an axis of one would cost the products nearly twice the time on a CPU
         return jax.tree.map(lambda y: y[None], of_share(*arrays))
     return jax.vmap(of_share)(*(x.reshape(shares, n // shares, *x.shape[1:]) for x in arrays))

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxdet.ops.devices import devices_of_arrays
+
 
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The ``k`` largest of ``values [N]``, largest first, and where they are; of equal ones the first comes first.
@@ -10,7 +12,7 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     ``values`` hold no NaN.  With several devices the values are sorted: for ``jax.lax.top_k`` XLA first brings a batch
     that is split over the devices to every one of them (jax 0.10), a sort leaves it where it is.
     """
-    if jax.device_count() == 1:
+    if devices_of_arrays() == 1:
         found, index = jax.lax.top_k(values, k)
         return found, index
     index = jnp.argsort(values, descending=True, stable=True)[:k]

@@ -263,6 +263,13 @@ def test_schedules_that_do_not_fit() -> None:
         model.init(KEY, method=train)
 
 
+@pytest.mark.parametrize("passes", [-1, 2])
+def test_mask_passes_are_those_of_the_steps_before(passes: int) -> None:
+    schedule = (Step(sampler=FIRST), Step(sampler=FIRST, mask_passes=passes))
+    with pytest.raises(ValueError, match=f"step 1 has 1 steps before it: expected 0 to 1 .* got {passes}"):
+        make_model(heads=(make_loop_head(0),), schedule=schedule).init(KEY, method=train)
+
+
 def test_mask_passes_by_step_by_head_or_none() -> None:
     def passes(how: Any) -> list[int]:
         return [step.mask_passes for step in make_schedule((0, 0, 1), mask_passes=how)]

@@ -49,6 +49,13 @@ def test_thresholds_by_hand() -> None:
     assert as_list(match_all(Matcher(0.5, 0.25, 0.5), boxes, truth)) == [0, 0, None, -1]
 
 
+def test_a_positive_box_is_never_negative() -> None:
+    """Also where the thresholds cross: a box of IoU 0.5."""
+    match = match_all(Matcher(0.4, 0.6, 0.4, low_quality=False), [[0, 0, 2, 2], [0, 0, 1, 2]], [[0, 0, 4, 2]])
+    assert as_list(match) == [0, -1]
+    assert not (match.positive & match.negative).any()
+
+
 def test_low_quality_gives_each_ground_truth_its_best_boxes() -> None:
     truths = [[0, 0, 10, 10], [20, 20, 30, 30]]
     boxes = [[0, 0, 10, 4], [0, 0, 4, 10], [20, 20, 30, 21], [0, 0, 10, 3]]  # IoU .4, .4, .1, .3

@@ -47,6 +47,12 @@ def test_first_by_hand() -> None:
     np.testing.assert_array_equal(choice.valid, np.arange(8) < 4)
 
 
+@pytest.mark.parametrize("wrong", [(0, 0.5), (-4, 0.5), (4, 1.5), (4, -0.1), (4, float("nan"))])
+def test_impossible_numbers_are_an_error(wrong: tuple[int, float]) -> None:
+    with pytest.raises(ValueError, match="1 or more boxes, from 0 to 1 of them positive, got number="):
+        Sampler(*wrong)
+
+
 def test_choose_fewer_and_more_than_there_are() -> None:
     candidate = np.array([False, True, False, True, True])
     index, valid = choose(candidate, 2, None)
