@@ -17,7 +17,7 @@ from rich.console import Console
 from jaxdet.atomic import write_json
 from jaxdet.data.coco import read_json
 from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
-from jaxdet.hosts import add_host_flags, join_hosts
+from jaxdet.hosts import add_host_flags, explained, join_hosts, run_main
 from jaxdet.large_pages import ask_for_large_pages
 
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         scores = _score_results(options) if options.results else _score_checkpoint(options)
     except (ValueError, OSError) as error:
-        print(f"eval.py: {error}", file=sys.stderr)
+        print(f"eval.py: {explained(error)}", file=sys.stderr)
         return 1
     if scores is not None:
         _show(scores, options)
@@ -99,4 +99,4 @@ def _show(scores: Scores, options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     ask_for_large_pages()
-    sys.exit(main())
+    run_main(main)

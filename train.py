@@ -10,7 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
-from jaxdet.hosts import add_host_flags, join_hosts
+from jaxdet.hosts import add_host_flags, explained, join_hosts, run_main
 from jaxdet.large_pages import ask_for_large_pages
 
 
@@ -40,7 +40,7 @@ def main() -> int:
     except (ValueError, FloatingPointError, OSError) as error:
         if arguments.traceback:
             raise
-        print(f"error: {error}{_hint(error)}", file=sys.stderr)
+        print(f"error: {explained(error)}{_hint(error)}", file=sys.stderr)
         return 1
     if jax.process_index() == 0:
         _print_outcome(metrics, workdir)
@@ -79,4 +79,4 @@ def _parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     ask_for_large_pages()
-    sys.exit(main())
+    run_main(main)

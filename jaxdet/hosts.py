@@ -1,8 +1,17 @@
-"""Several hosts: the flags by which a process says which one of a job it is, and how they find each other."""
+"""Several hosts: the flags by which a process says which one of a job it is, how they find each other and end."""
 
 import argparse
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 _SILENCE = 50  #: seconds without a sign of life after which a process counts as dead and the job ends
+_PATIENCE = 24 * 60 * 60  #: seconds that processes wait at the end for the first one, which scores what all found
+_LAST_WORDS = 3.0  #: seconds that the first process, through which all are connected, gives the others to say why
 
 
 def add_host_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,18 +60,67 @@ def _join_at(coordinator: str, count: int, index: int) -> None:
         raise ValueError(f"--num-processes: expected at least 1, got {count}")
     if not 0 <= index < count:
         raise ValueError(f"--process-id: expected 0 to {count - 1} (--num-processes {count}), got {index}")
-    import jax  # here, because the worker processes of the data pipeline import the entry points too
-
-    jax.distributed.initialize(coordinator, num_processes=count, process_id=index, heartbeat_timeout_seconds=_SILENCE)
+    _initialize(coordinator_address=coordinator, num_processes=count, process_id=index)
 
 
 def _join_cluster() -> None:
-    import jax
-
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
+        _initialize()
     except ValueError as error:
         raise ValueError(
             f"--distributed: expected a cluster that says where its processes are, got {error!s:.200} "
             "Without one, give --coordinator, --num-processes and --process-id"
         ) from error
+
+
+def _initialize(**place: Any) -> None:
+    import jax  # here, because the worker processes of the data pipeline import the entry points too
+
+    with contextlib.suppress(AttributeError):  # a jax without this service
+        # Else jax takes SIGTERM for itself, and a process that is not training could not be asked to end.
+        jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(**place, heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_PATIENCE)
+
+
+def run_main(main: Callable[[], int]) -> NoReturn:
+    """Runs an entry point and ends the process with the code that it returns.
+
+    At its end a process of a job waits for all the others.  One that failed must not: they may wait for what it
+    should have computed with them.  So it ends at once; that breaks their connections to it, and they fail too.
+    """
+    try:
+        code = main()
+    except SystemExit:
+        raise
+    except BaseException:
+        if not _joined():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and _joined():
+        _leave(code)
+    sys.exit(code)
+
+
+def _joined() -> bool:
+    """Whether this is one of several processes."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _leave(code: int) -> NoReturn:
+    import jax
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0:
+        time.sleep(_LAST_WORDS)
+    os._exit(code)
+
+
+def explained(error: Exception) -> str:
+    """The message of an error; where it is that of a broken connection, it says where to look for the cause."""
+    text = str(error)
+    if _joined() and "connection" in text.lower():
+        text += "\nThe other process of this job that it was connected to has ended: look for what that one says"
+    return text

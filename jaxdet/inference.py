@@ -64,7 +64,8 @@ def detect(
         COCO results in order of the source, the same on every process.
 
     Raises:
-        ValueError: the model's classes are not those of the source, or another process could not do its part.
+        ValueError: the model's classes are not those of the source, or another process could not do its part.  With
+            ``shard_parameters`` only the process at fault knows what it was; for the others its connection breaks.
     """
     mesh = mesh if mesh is not None else data_mesh()
     ids = match_categories(model.num_classes, source.categories, categories)
@@ -84,6 +85,10 @@ def detect(
                 _collect(*running.popleft(), source, ids, pool, found, progress)
             return [(index, future.result()) for index, future in found.items()]
 
+    if shard_parameters and jax.process_count() > 1:
+        # Each prediction gathers the variables from all: one that fails can not tell the others, who wait for it there.
+        mine = own_share()
+        return _in_order(from_all(lambda: mine), len(source))
     return _in_order(from_all(own_share), len(source))
 
 

@@ -2,32 +2,37 @@
 
 import argparse
 import importlib
+import signal
+from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 
 from jaxdet.hosts import add_host_flags, join_hosts
-from tests.devices import start
+from tests.devices import host_flags, start
 
 FULL = ["--coordinator", "10.0.0.1:1234", "--num-processes", "4", "--process-id", "3"]
 
 
 def join(monkeypatch: pytest.MonkeyPatch, *flags: str) -> list[Any]:
     """The calls of ``jax.distributed.initialize`` that the flags lead to."""
-    calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **named: calls.append((args, named)))
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **named: calls.append(named))
     parser = argparse.ArgumentParser()
     add_host_flags(parser)
     join_hosts(parser.parse_args(flags))
-    assert all(named.pop("heartbeat_timeout_seconds") < 60 for _, named in calls)  # a dead process is an error soon
+    for named in calls:
+        assert named.pop("heartbeat_timeout_seconds") < 60  # a dead process is an error soon
+        assert named.pop("shutdown_timeout_seconds") > 3600  # the first one may score for long
     return calls
 
 
 def test_flags_say_who_is_who(monkeypatch: pytest.MonkeyPatch) -> None:
     assert join(monkeypatch) == []
-    assert join(monkeypatch, "--distributed") == [((), {})]
-    assert join(monkeypatch, *FULL) == [(("10.0.0.1:1234",), {"num_processes": 4, "process_id": 3})]
+    assert join(monkeypatch, "--distributed") == [{}]
+    full = {"coordinator_address": "10.0.0.1:1234", "num_processes": 4, "process_id": 3}
+    assert join(monkeypatch, *FULL) == [full]
     assert join(monkeypatch, "--distributed", *FULL) == join(monkeypatch, *FULL)
 
 
@@ -65,3 +70,66 @@ def test_both_entry_points_say_it_in_a_line(
     monkeypatch.setattr("sys.argv", [f"{script}.py", *given, *FULL[:4]])
     assert importlib.import_module(script).main() == 1
     assert "--process-id missing" in capsys.readouterr().err
+
+
+FAILING = """
+import argparse, sys
+from jaxdet.hosts import add_host_flags, explained, join_hosts, run_main
+
+def main():
+    parser = argparse.ArgumentParser()
+    add_host_flags(parser)
+    options = parser.parse_args(sys.argv[2:])
+    join_hosts(options)
+    import numpy as np
+    from jax.experimental.multihost_utils import process_allgather
+    process_allgather(np.int32(1))
+    if options.process_id == int(sys.argv[1]):
+        raise OSError("the disk is full")
+    try:
+        process_allgather(np.int32(2))  # the other one never comes
+    except ValueError as error:
+        print(explained(error), file=sys.stderr)
+        return 1
+    return 0
+
+if __name__ == "__main__":
+    run_main(main)
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_process_that_fails_ends_all(failing: int, tmp_path: Path) -> None:
+    """It does not wait at its end for the others, who wait for it."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    command = [str(tmp_path / "failing.py"), str(failing)]
+    processes = [start([*command, *flags], devices=1) for flags in host_flags(2)]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert "OSError: the disk is full" in said[failing]
+    assert "look for what that one says" in said[1 - failing]
+    assert [process.returncode for process in processes] == [1, 1]
+
+
+TERMINATED = """
+import argparse, sys, time
+from jaxdet.hosts import add_host_flags, join_hosts
+parser = argparse.ArgumentParser()
+add_host_flags(parser)
+join_hosts(parser.parse_args())
+print("joined", flush=True)
+time.sleep(120)
+"""
+
+
+def test_sigterm_ends_a_process_that_does_not_train() -> None:
+    processes = [start(["-c", TERMINATED, *flags], devices=1) for flags in host_flags(2)]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert any(line == "joined\n" for line in process.stdout)
+            process.terminate()
+            assert process.wait(timeout=30) == -signal.SIGTERM
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

@@ -11,9 +11,9 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import shared_memory
+from multiprocessing import resource_tracker, shared_memory, util
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from jaxdet.data.settings import Data
 # bytes.  What is smaller goes through a pipe of 64 KB, and a worker whose last batch does not fit into it can not end
 # before grain kills it after 25 s: so no array of some size may go there.
 _MIN_SHARED = 2**12
+# Schedulers and terminals send these to all processes of a job; what they ask for is the main process's to do.
+_ASK_TO_END = (signal.SIGINT, signal.SIGTERM)
+_DEATH = "terminated unexpectedly"  # grain's words for it
 _LOOK = 5.0  # seconds of waiting, after which it is looked whether all workers live
 _LOOKS = 4  # as often before it is an error; what a worker did before it ended may still arrive
 
@@ -43,13 +46,15 @@ class Prepared:
         self._names = tempfile.TemporaryDirectory(prefix="jaxdet-workers-")
         self._blocks = f"jd{secrets.token_hex(2)}_"  # how the names of the workers' shared memory begin
         start = partial(_start, Path(self._names.name), self._blocks)
-        self._iterator: Any = iter(_by_processes(batches, data, start))
+        with _deaf():
+            self._iterator: Any = iter(_by_processes(batches, data, start))
         self._abandoned = False
         self._workers = data.workers
         self._unmet = data.workers  # that have given nothing yet, as far as one can know: they take turns
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._answer, daemon=True, name="jaxdet-batches").start()
+        with _deaf():
+            threading.Thread(target=self._answer, daemon=True, name="jaxdet-batches").start()
 
     def __next__(self) -> Any:
         self._unmet -= 1
@@ -63,7 +68,7 @@ class Prepared:
                 continue
             if not isinstance(answer, BaseException):
                 return answer
-            if isinstance(answer, RuntimeError) and self._ended():
+            if isinstance(answer, RuntimeError) and (_DEATH in str(answer) or self._ended()):
                 raise ChildProcessError(_message(str(answer))) from answer
             raise answer
         self._abandoned = True
@@ -109,12 +114,26 @@ class Prepared:
                 self._answers.put(error)
 
     def _ended(self) -> set[int]:
-        """Ids of the workers that have begun and are no more."""
+        """Ids of the workers that have begun and are no more, but for those that came to their end."""
         living = {process.pid for process in multiprocessing.active_children()}
         return self._begun() - living
 
     def _begun(self) -> set[int]:
         return {int(name) for name in os.listdir(self._names.name)}
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Threads that start inside, and the processes that these start, do not hear the signals of `_ASK_TO_END`.
+
+    It takes a worker seconds of imports to come to `_start`, where it learns to ignore them.
+    """
+    resource_tracker.ensure_running()  # a thread that has to start it hears them afterwards
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASK_TO_END)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _free(blocks: str) -> None:
@@ -167,11 +186,13 @@ def _start(names: Path, blocks: str, worker: int, workers: int) -> None:
     """First thing in a worker, of which there are several."""
     shared_memory._SHM_NAME_PREFIX = f"/{blocks}"  # type: ignore[attr-defined]  # there is no public way
     cv2.setNumThreads(1)  # else it would start a thread for every core
-    # Schedulers and terminals send these to all processes of a job; what they ask for is the main process's to do.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ASK_TO_END:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    (names / str(os.getpid())).touch()
+    name = names / str(os.getpid())
+    name.touch()
+    # A worker without further batches ends before the others, and is not missed.
+    util.Finalize(None, name.unlink, kwargs={"missing_ok": True}, exitpriority=100)
 
 
 def _end_with_parent() -> None:

@@ -126,3 +126,63 @@ def test_shared_memory_that_a_worker_left_is_freed() -> None:
     left.close()
     other.close()
     other.unlink()
+
+
+class Few:
+    """Three small arrays, of which the last takes its time."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        if position == 2:
+            time.sleep(4)
+        return {"number": np.full(3, position)}
+
+
+def test_a_worker_that_has_given_all_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_LOOK", 0.2)  # seconds: four looks are over long before the other one is ready
+    prepared = Prepared(Few(), Data(workers=2))
+    assert [next(prepared)["number"][0] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(StopIteration):
+        next(prepared)
+    prepared.close()
+
+
+SIGNALLED = """
+import os, signal, sys, threading
+from jaxdet.data import Data
+from jaxdet.data.workers import Prepared
+
+class Numbers:
+    def __len__(self):
+        return 2**40
+
+    def __getitem__(self, position):
+        return {"number": position}
+
+if __name__ == "__main__":
+    heard = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: heard.append(number))
+    prepared = Prepared(Numbers(), Data(workers=2))
+    for delay, number in ((0.2, signal.SIGTERM), (0.6, signal.SIGINT), (1.2, signal.SIGTERM)):
+        threading.Timer(delay, os.killpg, (0, number)).start()
+    numbers = [int(next(prepared)["number"]) for _ in range(4)]
+    prepared.close()
+    print(numbers, len(heard))
+"""
+
+
+def test_signals_to_all_processes_reach_the_first_alone_while_workers_start(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SIGNALLED)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    said, errors = process.communicate(timeout=120)
+    assert said == "[0, 1, 2, 3] 3\n", errors
