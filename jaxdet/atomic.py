@@ -1,5 +1,6 @@
 """Files that are whole or not there: written beside their place and renamed into it."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     If anything is raised, or the process is killed, ``path`` stays as it was.  The file lies in the same folder, made
     where it is missing, and has the same suffix, which tells writers of pictures the format.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # through links, /dev/stdout say, which stay as they are
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "expected a file or nothing there, got a device or a pipe", os.fspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.stem}.part{path.suffix}")  # one name, so that kills leave no heap of them
     try:

@@ -9,12 +9,16 @@ from jaxdet.agreement import alike
 from jaxdet.config import to_data
 from jaxdet.data import CocoFolder, Data, Source, open_source
 from jaxdet.data.fingerprint import fingerprint
+from jaxdet.data.scenes import folder_of
+from jaxdet.data.settings import Scenes
 from jaxdet.evaluation import score
 from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
 from jaxdet.inference import Progress, detect
 from jaxdet.models.detector import Detector
 from jaxdet.trained import Checkpoint, Trained, load
+
+_MOST_PIXELS = 2**30  #: of scenes that are made for a checkpoint
 
 
 def evaluate(
@@ -74,18 +78,35 @@ def open_checkpoint(
     Of several processes all open the same, or all raise.
 
     Raises:
-        ValueError: images without annotations or the other way round; whatever ``trained.load`` refuses; processes
-            that differ (`agreement.alike`).
+        ValueError: images without annotations or the other way round; whatever ``trained.load`` refuses; scenes that
+            a checkpoint should not have made here; processes that differ (`agreement.alike`).
     """
 
     def opened() -> tuple[Trained, Source]:
         trained = load(checkpoint, config=config, overrides=overrides)
         if (images is None) != (annotations is None):
             raise ValueError(f"data to evaluate: expected images and annotations, got {images=}, {annotations=}")
-        folder = CocoFolder(images, annotations) if images and annotations else None
-        return trained, open_source(folder if folder is not None else trained.experiment.data.val)
+        if images and annotations:
+            return trained, open_source(CocoFolder(images, annotations))
+        val = trained.experiment.data.val
+        if config is None and isinstance(val, Scenes):
+            _refuse_to_write(val)
+        return trained, open_source(val)
 
     return alike(opened, _described)
+
+
+def _refuse_to_write(scenes: Scenes) -> None:
+    """ValueError for scenes that are not there yet and would be many, or lie where a checkpoint's config says.
+
+    A checkpoint may be a stranger's, and to evaluate it should not fill a disk.
+    """
+    folder, pixels = folder_of(scenes), scenes.count * scenes.size**2
+    if not folder.exists() and (scenes.directory or pixels > _MOST_PIXELS):
+        raise ValueError(
+            f"the checkpoint was validated on {scenes.count} scenes of {scenes.size} pixels in {folder}, which is not "
+            "there and is not made for a checkpoint: give images and annotations, or a config of your own"
+        )
 
 
 def _described(opened: tuple[Trained, Source]) -> dict[str, Any]:

@@ -32,6 +32,19 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.txt", tmp_path / "link"
+    link.symlink_to(path)
+    for text in ("new", "newer"):
+        write_text(link, text)
+        assert link.is_symlink()
+        assert path.read_text() == text
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"expected a file or nothing there, got a device or a pipe: .*pipe"):
+        write_text(tmp_path / "pipe", "x")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 KILLED = """
 import os, sys
 from jaxdet.atomic import replacing

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from jaxdet.checkpoints.from_mmdet import to_mmdet
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import to_data
 from jaxdet.data import Category, CocoFolder, Data, load_image, single_batch, write_scenes
+from jaxdet.data.scenes import cached_scenes
+from jaxdet.data.settings import Scenes
+from jaxdet.eval_lib import open_checkpoint
 from jaxdet.experiment import Experiment, Run
 from jaxdet.models.branches import Head
 from jaxdet.models.proposals import RPN
@@ -221,6 +225,20 @@ class TestCheckpoint:
         monkeypatch.setattr(jax.distributed, "initialize", joined)
         assert eval_script.main(["--checkpoint", str(run / "none"), "--distributed"]) == 1
         assert "joined" in capsys.readouterr().err
+
+    def test_scenes_that_a_stranger_would_have_made_are_refused(self, run: Path, tmp_path: Path) -> None:
+        own, elsewhere = load(run), Scenes("val", 2, 64, directory=str(tmp_path / "elsewhere"))
+
+        def validated_on(scenes: Scenes) -> Trained:
+            data = dataclasses.replace(own.experiment.data, val=scenes)
+            return dataclasses.replace(own, experiment=dataclasses.replace(own.experiment, data=data))
+
+        for scenes in (elsewhere, Scenes("val", 10**9, 64)):
+            with pytest.raises(ValueError, match="is not there and is not made for a checkpoint: give images"):
+                open_checkpoint(validated_on(scenes))
+        assert not (tmp_path / "elsewhere").exists()
+        cached_scenes(elsewhere)
+        assert len(open_checkpoint(validated_on(elsewhere))[1]) == 2
 
     def test_broken_input_ends_with_1(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "a.png").write_bytes(b"x")

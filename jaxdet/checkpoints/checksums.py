@@ -16,16 +16,21 @@ _PIECE = 2**20  # bytes read at a time
 
 def write_checksums(folder: Path) -> None:
     """Writes ``checksums.json``: the CRC-32 of every file of every item, by its path in the folder."""
-    # What lies beside the items is orbax's own record of when it began and ended, which it still changes.
-    files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
-    write_json(folder / CHECKSUMS, {str(path.relative_to(folder)): _crc(path) for path in files})
+    write_json(folder / CHECKSUMS, {name: _crc(path) for name, path in _files(folder).items()})
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of the items; what lies beside these is orbax's own record of its saving, which it still changes."""
+    found = sorted(path for path in folder.glob("*/**/*") if path.is_file())
+    return {str(path.relative_to(folder)): path for path in found}
 
 
 def damages(folder: Path) -> list[str]:
     """What happened to the files since, a line for each; empty too where nobody wrote checksums."""
     try:
         expected = json.loads((folder / CHECKSUMS).read_text())
-        lines = [_damage(folder / name, str(crc)) for name, crc in expected.items()]
+        files = _files(folder)  # and no others: a stranger may have listed what is not his to read
+        lines = [_damage(folder, name, files.get(name), str(crc)) for name, crc in expected.items()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, AttributeError, RecursionError) as error:  # it may be a stranger's
@@ -33,9 +38,9 @@ def damages(folder: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def _damage(path: Path, crc: str) -> str:
-    if not path.is_file():
-        return f"{path} is missing"
+def _damage(folder: Path, name: str, path: Path | None, crc: str) -> str:
+    if path is None:
+        return f"{folder}/{ascii(name)[1:-1]:.200} is missing"
     return "" if _crc(path) == crc else f"{path} has another content than was written"
 
 

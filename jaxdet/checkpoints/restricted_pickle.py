@@ -71,6 +71,24 @@ class _Call:
         return self._function(*args)
 
 
+class _Copies:
+    """What the calls of one pickle may copy, in elements: it can give the same argument again and again."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def counted(self, function: Callable[..., Any]) -> _Call:
+        """A function that takes its arguments' lengths off.  ValueError where nothing is left."""
+
+        def call(*args: Any) -> Any:
+            self._left -= sum(len(arg) for arg in args if hasattr(arg, "__len__"))
+            if self._left < 0:
+                raise ValueError("calls that copy more than the pickle holds")
+            return function(*args)
+
+        return _Call(call)
+
+
 class _Dict(dict[Any, Any]):
     """An OrderedDict of the file; its attributes (torch's ``_metadata`` of module versions) are not kept."""
 
@@ -155,9 +173,9 @@ def _device(*parts: Any) -> str:
     return ":".join(str(part) for part in parts)
 
 
-def _allowed() -> dict[tuple[str, str], Any]:
+def _allowed(copies: _Copies) -> dict[tuple[str, str], Any]:
     allowed: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): _Call(_ordered_dict),
+        ("collections", "OrderedDict"): copies.counted(_ordered_dict),
         ("torch._utils", "_rebuild_tensor"): _Call(rebuild_tensor),
         ("torch._utils", "_rebuild_tensor_v2"): _Call(rebuild_tensor),
         ("torch._utils", "_rebuild_tensor_v3"): _Call(_rebuild_tensor_v3),
@@ -166,9 +184,9 @@ def _allowed() -> dict[tuple[str, str], Any]:
         ("torch._tensor", "_rebuild_from_type_v2"): _Call(_rebuild_from_type),
         ("torch", "Tensor"): "torch.Tensor",
         ("torch.nn.parameter", "Parameter"): "torch.nn.Parameter",
-        ("torch", "Size"): _Call(lambda sizes=(): tuple(sizes)),
-        ("torch", "device"): _Call(_device),
-        ("_codecs", "encode"): _Call(_encode),
+        ("torch", "Size"): copies.counted(lambda sizes=(): tuple(sizes)),
+        ("torch", "device"): copies.counted(_device),
+        ("_codecs", "encode"): copies.counted(_encode),
     }
     for name, dtype in _STORAGE_DTYPES.items():
         allowed |= {(module, name): Dtype(dtype) for module in ("torch", "torch.cuda", "torch.storage")}
@@ -177,9 +195,10 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], storage: Callable[[tuple[Any, ...]], Array]) -> None:
+    def __init__(self, file: IO[bytes], size: int, storage: Callable[[tuple[Any, ...]], Array]) -> None:
         super().__init__(file, encoding="utf-8")
-        self._storage, self._allowed = storage, _allowed()
+        # A call with arguments takes six bytes or more, so that short ones may come again.
+        self._storage, self._allowed = storage, _allowed(_Copies(4 * size))
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -212,8 +231,9 @@ def load(file: IO[bytes], storage: Callable[[tuple[Any, ...]], Array] = no_stora
     start = file.tell()
     try:
         check_opcodes(file)
+        size = file.tell() - start
         file.seek(start)
-        return _Unpickler(file, storage).load()
+        return _Unpickler(file, size, storage).load()
     except ValueError:
         raise
     except Exception as error:  # whatever a broken program of opcodes runs into

@@ -63,15 +63,17 @@ def write_scenes(
             _write_split(Path(folder), Scenes(split, count, size, seed, tuple(aspects), semantic=semantic))
 
 
-def cached_scenes(settings: Scenes) -> Path:
-    """The folder with the scenes of these settings, written at the first call.
-
-    It lies in ``settings.directory`` or, where that is empty, in the user's cache folder.
-    """
+def folder_of(settings: Scenes) -> Path:
+    """Where the scenes of these settings are kept: in ``settings.directory``, or else in the user's cache folder."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdet"
     aspects = "-".join(f"{aspect:.17g}" for aspect in settings.aspects)  # 17 digits: no two numbers look the same
     name = f"scenes-v{_VERSION}-{settings.split}-{settings.count}-{settings.size}-{settings.seed}-{aspects}"
-    folder = Path(settings.directory or home) / (f"{name}-semantic" if settings.semantic else name)
+    return Path(settings.directory or home) / (f"{name}-semantic" if settings.semantic else name)
+
+
+def cached_scenes(settings: Scenes) -> Path:
+    """`folder_of` these settings, written where it is not there yet."""
+    folder = folder_of(settings)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".scenes-", dir=folder.parent) as scratch:

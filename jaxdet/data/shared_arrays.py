@@ -1,14 +1,13 @@
 """Arrays that several processes read without each holding a copy."""
 
-import shutil
-import tempfile
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from jaxdet.data.scratch import Scratch
 
 
 class SharedArrays(Mapping[str, NDArray[Any]]):
@@ -19,12 +18,11 @@ class SharedArrays(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        folder = tempfile.mkdtemp(prefix="jaxdet-")
+        self._scratch: Scratch | None = Scratch()
+        self._folder = str(self._scratch.path)
         for name, array in arrays.items():
-            np.save(Path(folder) / f"{name}.npy", array)
-        self._folder = folder
-        self._arrays = _mapped(folder)
-        self._remove: Callable[[], Any] = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            np.save(Path(self._folder) / f"{name}.npy", array)
+        self._arrays = _mapped(self._folder)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._arrays[name]
@@ -39,6 +37,7 @@ class SharedArrays(Mapping[str, NDArray[Any]]):
         return self._folder
 
     def __setstate__(self, folder: str) -> None:
+        self._scratch = None  # it is another's
         self._folder = folder
         self._arrays = _mapped(folder)
 

@@ -9,7 +9,6 @@ import queue
 import secrets
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +21,7 @@ import grain
 from absl import flags
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
+from jaxdet.data.scratch import Scratch
 from jaxdet.data.settings import Data
 
 # bytes.  What is smaller goes through a pipe of 64 KB, and a worker whose last batch does not fit into it can not end
@@ -43,9 +43,9 @@ class Prepared:
     """
 
     def __init__(self, batches: Any, data: Data) -> None:
-        self._names = tempfile.TemporaryDirectory(prefix="jaxdet-workers-")
+        self._names = Scratch()
         self._blocks = f"jd{secrets.token_hex(2)}_"  # how the names of the workers' shared memory begin
-        start = partial(_start, Path(self._names.name), self._blocks)
+        start = partial(_start, self._names.path, self._blocks)
         with _deaf():
             self._iterator: Any = iter(_by_processes(batches, data, start))
         self._abandoned = False
@@ -85,7 +85,7 @@ class Prepared:
             self._iterator = None
             _wait_for_grain()
         _free(self._blocks)
-        self._names.cleanup()
+        self._names.remove()
 
     def _meet_all(self) -> None:
         """Take a batch of each worker, once there was one of any.
@@ -119,7 +119,7 @@ class Prepared:
         return self._begun() - living
 
     def _begun(self) -> set[int]:
-        return {int(name) for name in os.listdir(self._names.name)}
+        return {int(name) for name in os.listdir(self._names.path) if name.isdigit()}
 
 
 @contextlib.contextmanager

@@ -62,7 +62,10 @@ class FiniteCheck:
         path = self.workdir / f"nonfinite-{step}{part}.npz"
         if len(list(self.workdir.glob(f"nonfinite-*{part}.npz"))) >= _KEPT:
             return images
-        save_batch(path, batch, ids, step)
+        try:
+            save_batch(path, batch, ids, step)
+        except OSError as error:  # what was not finite must be said all the same
+            return f"{images}, which could not be kept: {error}"
         return f"{images}; numpy.load({str(path)!r}) has it, see its .files"
 
 

@@ -28,12 +28,13 @@ class RecordFile:
         self._file = path.open("ab", buffering=0)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line by a single write.  OSError if it can not be written whole; then none of it is."""
+        """Add a line.  OSError if it can not be written whole; then none of it is."""
         line, end = _line(record).encode(), self._file.seek(0, os.SEEK_END)
         try:
             with naming(self._path):
-                if self._file.write(line) != len(line):
-                    self._file.write(line)  # the disk filled up in the middle: the error that says so
+                rest = memoryview(line)
+                while rest:  # a write that falls short: the next one has room, or the error that says why
+                    rest = rest[self._file.write(rest) :]
         except OSError:
             self._file.truncate(end)
             raise

@@ -19,6 +19,7 @@ from jaxdet.data.fingerprint import fingerprint
 from jaxdet.evaluation.categories import match_categories
 from jaxdet.experiment import Experiment, as_experiment
 from jaxdet.mesh import check_batch_size, data_mesh, replicated_key
+from jaxdet.train_lib.lock import alone_in
 from jaxdet.train_lib.log import RunLog
 from jaxdet.train_lib.loop import run_steps
 from jaxdet.train_lib.meter import Meter
@@ -57,7 +58,11 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     job = _prepare(experiment, Path(workdir), accept_changes)
     run = experiment.run
     direction = update_direction(experiment.optimizer, experiment.model.is_frozen)
-    with stop_on_signal() as stop, CheckpointStore(workdir, keep=run.keep_checkpoints) as store:
+    with (
+        alone_in(job.workdir),
+        stop_on_signal() as stop,
+        CheckpointStore(workdir, keep=run.keep_checkpoints) as store,
+    ):
         state = start_state(experiment.model, direction, run, store, job.mesh)
         start = int(state.step)
         with job.batches(start) as batches, RunLog(job.workdir, start, writes=job.writes) as log:

@@ -1,5 +1,6 @@
 """Checkpoints that are not what was written: noticed, named, set aside, and the one before is used."""
 
+import json
 import logging
 import os
 import shutil
@@ -81,6 +82,17 @@ def test_broken_checksums_are_damage_too(run, content):
     (run / "checkpoints" / "3" / "checksums.json").write_text(content)
     with pytest.raises(DamagedCheckpoint):
         load(run)
+
+
+def test_checksums_of_other_files_are_not_looked_at(run):
+    """A stranger may have written them: `/proc/self/pagemap`, say, is a file without an end."""
+    folder = run / "checkpoints" / "3"
+    (run / "secret").write_text("x")
+    names = ["../../secret", str(run / "secret"), "/proc/self/pagemap", "a\x1b[2J\n"]
+    (folder / "checksums.json").write_text(json.dumps(dict.fromkeys(names, "00000000")))
+    found = damages(folder)
+    assert [line.endswith(" is missing") for line in found] == [True] * len(names)
+    assert all(line.isprintable() for line in found)
 
 
 def test_the_newest_whole_one_counts_and_the_others_are_set_aside(run, caplog):

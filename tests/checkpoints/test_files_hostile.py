@@ -18,7 +18,7 @@ from jaxdet.checkpoints.reading import load
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.checkpoints.table import plain_state
 from jaxdet.trained import load as load_trained
-from tests.checkpoints.pickles import FLOATS, ORDERED_DICT, archive, program
+from tests.checkpoints.pickles import FLOATS, ORDERED_DICT, archive, program, tensor, unicode
 
 
 def refused(path, reason, read=read_weights):
@@ -164,6 +164,28 @@ def test_ordered_dicts_as_python_2_wrote_them(path):
     for key in (("a",), 2**70):
         path.write_bytes(content([[key, 1]]))
         refused(path, "a key that is neither a number of 64 bits nor a string")
+
+
+def test_many_tensors_of_one_small_storage(path, monkeypatch):
+    """Each of them may be torch's ``expand``, all of them become arrays of their own."""
+    monkeypatch.setattr(bounds, "SMALL", 1 << 16)
+    items = b"".join(unicode(f"w{i}") + tensor(size=(1000, 4), stride=(0, 1)) for i in range(20))
+    path.write_bytes(archive(program(b"}(" + items + b"u"), FLOATS))
+    refused(path, r"its arrays have 320000 bytes as float32, expected at most \d+ in \d+")
+
+
+@pytest.mark.parametrize(("function", "argument"), [
+    (b"ctorch\nSize\n", b"](" + b"K\x01" * 3000 + b"e"),
+    (b"ctorch\ndevice\n", unicode("a" * 3000)),
+    (b"c_codecs\nencode\n", unicode("a" * 3000)),
+    (ORDERED_DICT, b"](" + b"K\x01K\x02\x86" * 3000 + b"e"),
+])  # fmt: skip
+def test_calls_that_copy_one_argument_again_and_again(path, function, argument):
+    more = unicode("latin1") if b"codecs" in function else b""
+    call = function + b"h\x01" + (more + b"\x86" if more else b"\x85") + b"R"
+    body = argument + b"q\x010}(" + b"".join(unicode(f"x{i}") + call for i in range(100)) + b"u"
+    path.write_bytes(archive(program(body), FLOATS))
+    refused(path, "calls that copy more than the pickle holds", read_pth)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """What a run writes into its folder: the log, the curves and the config, by which the folder is its own."""
 
+import io
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -51,6 +53,20 @@ def test_a_line_that_does_not_fit_on_the_disk_is_not_begun(tmp_path: Path, reque
     written = (tmp_path / "log.jsonl").read_text()
     assert written.endswith("}\n")
     assert [json.loads(line)["step"] for line in written.splitlines()] == list(range(8))
+
+
+def test_writes_that_fall_short_are_continued(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    class Short(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(bytes(data)[:5])
+
+    file = RecordFile(tmp_path, [])
+    file.close()
+    file._file = Short(tmp_path / "log.jsonl", "ab")
+    request.addfinalizer(file.close)
+    for step in (1, 2):
+        file.append({"step": step})
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_only_the_writing_process_writes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from jaxdet.train_lib.meter import Meter
 from jaxdet.train_lib.nonfinite import FiniteCheck, not_finite
+from tests.disk import files_of_at_most
 from tests.train.stub import BatchesFrom, batch_of, fresh, run_to
 
 IDS = np.arange(8) * 10 + 100  # of the images at positions 0..7
@@ -35,6 +36,15 @@ def test_a_nan_stops_the_run_with_its_terms_its_images_and_its_batch(tmp_path: P
         assert np.isnan(kept["image"]).all()
         np.testing.assert_array_equal(kept["scale"], batch_of(2).scale)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_on_a_full_disk_it_says_what_was_not_finite_all_the_same(tmp_path: Path) -> None:
+    with (
+        files_of_at_most(100),
+        pytest.raises(FloatingPointError, match=r"loss/a = nan\. .* 160, 170, which could not be kept: .*too large"),
+    ):
+        FiniteCheck(tmp_path, IDS, skip=0)(1, {"loss/a": np.nan}, batch_of(0))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_slots_that_only_fill_the_batch_are_not_named(tmp_path: Path) -> None:
