@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import time
 from typing import Any
 
 import jax
@@ -195,12 +196,49 @@ print(json.dumps(detect(DarkSquare(), VARIABLES, Squares(7), DATA, batch_size=3)
 
 
 class OneBroken(Squares):
-    """One of its images cannot be read."""
+    """One of its images cannot be read, and it takes a while to see that."""
+
+    broken = 3
 
     def __getitem__(self, index: int) -> Record:
-        if index == 3:
-            raise ValueError("3.png is broken")
+        if index == self.broken:
+            time.sleep(0.5)
+            raise ValueError(f"{index}.png is broken")
         return super().__getitem__(index)
+
+
+SHARDED = """
+import sys, jax, numpy as np
+from jaxdet.hosts import explained, run_main
+from tests.test_eval_lib import DATA, DarkSquare, OneBroken, detect
+
+def main():
+    jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+    source, variables = OneBroken(24), {"confidence": np.ones(2**15, np.float32)}
+    source.broken = 11  # when the first batches are on their way
+    try:
+        detect(DarkSquare(), variables, source, DATA, batch_size=4, shard_parameters=True)
+    except ValueError as error:
+        print("stopped by", explained(error), file=sys.stderr)
+        return 1
+    return 0
+
+run_main(main)
+"""
+
+
+def test_a_broken_image_is_named_and_ends_all_where_predictions_need_all() -> None:
+    """With shared variables a process cannot tell the others, who wait for its part of the next prediction."""
+    address = free_address()
+    processes = [start(["-c", SHARDED, address, str(process)], 2) for process in (0, 1)]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert sum("stopped by 11.png is broken" in errors for errors in said) == 1
+    assert all(process.returncode for process in processes)
 
 
 def test_any_number_of_devices_and_processes() -> None:

@@ -104,7 +104,12 @@ def test_one_process_that_fails_ends_all(failing: int, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     command = [str(tmp_path / "failing.py"), str(failing)]
     processes = [start([*command, *flags], devices=1) for flags in host_flags(2)]
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     assert "OSError: the disk is full" in said[failing]
     assert "look for what that one says" in said[1 - failing]
     assert [process.returncode for process in processes] == [1, 1]
