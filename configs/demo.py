@@ -1,4 +1,4 @@
-"""A small SBR-CNN that learns generated scenes from scratch on two CPU cores in less than ten minutes (``make demo``).
+"""A small SBR-CNN that learns generated scenes from scratch on two CPU cores in about ten minutes (``make demo``).
 
 The paper's network with fewer channels: GRoIE in place of both extractors, an FCC box head in a loop, linked mask
 passes, mask IoU.  What costs most is left out: the non-local blocks, the third step in training, GRoIE's 7x7 kernels.
@@ -68,6 +68,14 @@ def get_config() -> Experiment:
     schedule = Schedule(
         length=1500, drops=(480, 870, 1230, 1400), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
     )
-    optimizer = Optimizer(rule="muon", lr=4e-3, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
+    optimizer = Optimizer(
+        rule="muon",
+        lr=4e-3,
+        base_batch=4,
+        weight_decay=1e-2,
+        muon_steps=4,
+        clip_norm=10.0,
+        schedule=schedule,
+    )
     run = Run(log_every=50, checkpoint_every=500, eval_every=0, eval_batch=10, pictures=8)
     return Experiment(model, data, optimizer, run)

@@ -59,6 +59,7 @@ class Optimizer:
     base_batch: int | None = 16
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    muon_steps: int = 5  #: of Newton-Schulz, by which Muon evens out the directions
     clip_norm: float | None = None  #: the gradient is scaled down to this global L2 norm where it is longer
     schedule: Schedule = Schedule()
 
@@ -67,6 +68,8 @@ class Optimizer:
         for name, value in positive.items():
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"Optimizer.{name}: expected a positive number, got {value}")
+        if self.muon_steps < 1:
+            raise ValueError(f"Optimizer.muon_steps: expected 1 or more, got {self.muon_steps}")
         if not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise ValueError(
                 "Optimizer: expected 0 <= momentum < 1 and weight_decay >= 0, "

@@ -50,19 +50,20 @@ def update_direction(optimizer: Optimizer, is_frozen: Frozen) -> optax.GradientT
     rules = {
         "sgd": (decay, optax.trace(optimizer.momentum)),
         "adamw": (optax.scale_by_adam(), decay),
-        "muon": (_muon(optimizer.weight_decay),),
+        "muon": (_muon(optimizer),),
     }
     transforms = {"trained": optax.chain(clip, *rules[optimizer.rule]), "frozen": optax.set_to_zero()}
     return optax.partition(transforms, lambda params: _labels(params, is_frozen))
 
 
-def _muon(weight_decay: float) -> optax.GradientTransformation:
+def _muon(optimizer: Optimizer) -> optax.GradientTransformation:
     """Muon for kernels, Adam for the rest; updates are as long as AdamW's: root mean square 0.2 (Liu et al. 2025)."""
     return optax.contrib.muon(
         -1.0,  # optax's sign: its updates are added
         consistent_rms=0.2,
-        weight_decay=weight_decay,
-        adam_weight_decay=weight_decay,
+        ns_steps=optimizer.muon_steps,
+        weight_decay=optimizer.weight_decay,
+        adam_weight_decay=optimizer.weight_decay,
         muon_weight_dimension_numbers=_as_matrices,
     )
 

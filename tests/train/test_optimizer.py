@@ -98,6 +98,21 @@ def test_muon_evens_out_the_directions_of_a_kernel() -> None:
     np.testing.assert_array_equal(decayed["stem"], 0)
 
 
+def test_fewer_steps_of_muon_even_out_less() -> None:
+    gradient = np.random.default_rng(2).normal(size=(45, 8)) * np.geomspace(1, 1e-2, 8)
+    params = {"head": {"kernel": jnp.zeros((45, 8))}}
+
+    def ratio(steps: int) -> float:
+        direction = update_direction(Optimizer(rule="muon", muon_steps=steps), is_frozen)
+        given = {"head": {"kernel": jnp.asarray(gradient, jnp.float32)}}
+        lengths = np.linalg.svd(direction.update(given, direction.init(params), params)[0]["head"]["kernel"])[1]
+        return float(lengths.max() / lengths.min())
+
+    assert 50 > ratio(1) > 2 * ratio(3) > 2 * ratio(5)
+    with pytest.raises(ValueError, match=r"Optimizer.muon_steps: expected 1 or more, got 0"):
+        Optimizer(muon_steps=0)
+
+
 def test_frozen_parameters_have_no_momentum_and_count_in_no_norm() -> None:
     params = {"head": {"w": jnp.ones(2)}, "stem": {"w": jnp.ones(5)}}
     direction = update_direction(Optimizer(), is_frozen)
