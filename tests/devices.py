@@ -24,15 +24,20 @@ def start(arguments: Sequence[str], devices: int) -> subprocess.Popen[str]:
     )
 
 
-def outputs(processes: Sequence[subprocess.Popen[str]], timeout: float = 900) -> list[str]:
-    """What each wrote to standard output; all must end well."""
+def wait(processes: Sequence[subprocess.Popen[str]], timeout: float) -> list[tuple[str, str]]:
+    """What each wrote to standard output and to standard error; none is left behind."""
     try:
         with ThreadPoolExecutor(len(processes)) as pool:  # all are read at once: a full pipe would stop its writer
-            said = list(pool.map(lambda process: process.communicate(timeout=timeout), processes))
+            return list(pool.map(lambda process: process.communicate(timeout=timeout), processes))
     finally:
         for process in processes:  # one may wait for another that failed
             process.kill()
             process.communicate()
+
+
+def outputs(processes: Sequence[subprocess.Popen[str]], timeout: float = 900) -> list[str]:
+    """What each wrote to standard output; all must end well."""
+    said = wait(processes, timeout)
     failed = [errors[-3000:] for process, (_, errors) in zip(processes, said, strict=True) if process.returncode]
     assert not failed, "\n".join(failed)
     return [out for out, _ in said]

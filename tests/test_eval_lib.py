@@ -14,7 +14,7 @@ from jaxdet.evaluation import match_categories
 from jaxdet.inference import detect
 from jaxdet.mesh import data_mesh
 from jaxdet.structures import Batch, Detections
-from tests.devices import free_address, outputs, start
+from tests.devices import free_address, outputs, start, wait
 
 # pycocotools 2.0.11 decodes with a call that NumPy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -231,12 +231,7 @@ def test_a_broken_image_is_named_and_ends_all_where_predictions_need_all() -> No
     """With shared variables a process cannot tell the others, who wait for its part of the next prediction."""
     address = free_address()
     processes = [start(["-c", SHARDED, address, str(process)], 2) for process in (0, 1)]
-    try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    said = [errors for _, errors in wait(processes, timeout=120)]
     assert sum("stopped by 11.png is broken" in errors for errors in said) == 1
     assert all(process.returncode for process in processes)
 

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from jaxdet.hosts import add_host_flags, join_hosts
-from tests.devices import host_flags, start
+from tests.devices import host_flags, start, wait
 
 FULL = ["--coordinator", "10.0.0.1:1234", "--num-processes", "4", "--process-id", "3"]
 
@@ -104,12 +104,7 @@ def test_one_process_that_fails_ends_all(failing: int, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     command = [str(tmp_path / "failing.py"), str(failing)]
     processes = [start([*command, *flags], devices=1) for flags in host_flags(2)]
-    try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    said = [errors for _, errors in wait(processes, timeout=120)]
     assert "OSError: the disk is full" in said[failing]
     assert "look for what that one says" in said[1 - failing]
     assert [process.returncode for process in processes] == [1, 1]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 EXPANSION = 16
 """How many times larger than its files the arrays of a checkpoint may be.  Trained weights hardly compress."""
@@ -33,10 +34,15 @@ def check_files(folder: Path) -> int:
     return total
 
 
-def check_size(tree: Any, stored: int) -> None:
-    """ValueError if arrays of these shapes are larger than files of ``stored`` bytes make plausible."""
-    total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def check_size(tree: Any, stored: int, dtype: str | None = None) -> None:
+    """ValueError if arrays of these shapes are larger than files of ``stored`` bytes make plausible.
+
+    They are of their own dtypes, or will all be of that one.
+    """
+    sizes = [(math.prod(leaf.shape), np.dtype(dtype or leaf.dtype).itemsize) for leaf in jax.tree.leaves(tree)]
+    total = sum(number * size for number, size in sizes)
     if total > largest(stored):
         raise ValueError(
-            f"its arrays have {total} bytes, expected at most {largest(stored)} in {stored} bytes of files"
+            f"its arrays have {total} bytes{f' as {dtype}' if dtype else ''}, expected at most {largest(stored)} "
+            f"in {stored} bytes of files"
         )

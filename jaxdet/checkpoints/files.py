@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from jaxdet.atomic import replacing
-from jaxdet.checkpoints.bounds import largest
+from jaxdet.checkpoints.bounds import check_size
 from jaxdet.checkpoints.npz import read_npz
 from jaxdet.checkpoints.pth import open_weights, read_pth
 from jaxdet.checkpoints.table import plain_state
@@ -27,7 +27,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
     path = Path(path)
     try:
         state = plain_state(_read(path))
-        _check_size(state, path.stat().st_size)
+        check_size(state, path.stat().st_size, "float32")  # many arrays can show the same stored bytes
         return state
     except ValueError as error:
         text = str(error)
@@ -38,13 +38,6 @@ def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, Array]) 
     """Writes named arrays, as ``to_mmdet`` gives them, for torch's or anyone's safetensors reader."""
     with replacing(path) as scratch:
         save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, scratch)
-
-
-def _check_size(state: Mapping[str, Array], stored: int) -> None:
-    """ValueError where so many arrays show the same stored bytes that, as float32, they are too much to hold."""
-    total = sum(4 * array.size for array in state.values())
-    if total > largest(stored):
-        raise ValueError(f"its arrays have {total} bytes as float32, expected at most {largest(stored)} in {stored}")
 
 
 def _read(path: Path) -> dict[str, Array]:

@@ -46,14 +46,13 @@ class Prepared:
         self._names = Scratch()
         self._blocks = f"jd{secrets.token_hex(2)}_"  # how the names of the workers' shared memory begin
         start = partial(_start, self._names.path, self._blocks)
-        with _deaf():
-            self._iterator: Any = iter(_by_processes(batches, data, start))
         self._abandoned = False
         self._workers = data.workers
         self._unmet = data.workers  # that have given nothing yet, as far as one can know: they take turns
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with _deaf():
+            self._iterator: Any = iter(_by_processes(batches, data, start))
             threading.Thread(target=self._answer, daemon=True, name="jaxdet-batches").start()
 
     def __next__(self) -> Any:
