@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.nn.layers import Method, convolve, fastest_method
-from jaxdet.ops.spectral import multiplications, predicted_gain, products
+from jaxdet.ops.overlap_save import best_tiles, in_tiles, predicted_gain
+from jaxdet.ops.spectral import multiplications, products
 
 METHODS: tuple[Method, Method] = ("direct", "spectral")
 
@@ -129,17 +130,18 @@ def row(case: Case, dtype: str, gradients: bool, repeats: int, clock: Callable[[
     """One line of the table."""
     x, kernel = arrays(case, dtype)
     times = fastest([work(case, method, x, kernel, gradients) for method in METHODS], repeats, clock)
-    flops = [
-        2e-9 * count * (3 if gradients else 1) for count in multiplications(case.crops, case.weights, case.padding)
-    ]
+    setting = case.crops, case.weights, case.padding
+    maps, padding = in_tiles(*setting, best_tiles(*setting))
+    counts = multiplications(*setting)[0], multiplications(maps, case.weights, padding)[1]
+    flops = [2e-9 * count * (3 if gradients else 1) for count in counts]
     outputs = np.prod([n + 2 * p - k + 1 for n, p, k in zip(case.crops[1:3], case.padding, case.kernel, strict=True)])
     values = x.size + case.crops[0] * outputs * case.features
-    values += products(case.crops[1:3], case.padding) * case.crops[3] * case.features
+    values += products(maps[1:3], padding) * case.crops[3] * case.features
     rates = [flop / ms * 1e3 for flop, ms in zip(flops, times, strict=True)]
     return (
         f"{case.name:24s}{case.crops[0]:6d} x {case.crops[1]:2d}x{case.crops[2]:<2d} "
         f"{flops[0]:8.1f} {flops[1]:8.1f} {values * x.dtype.itemsize / 1e6:6.0f} {times[0]:9.2f} {times[1]:9.2f} "
-        f"{times[0] / times[1]:7.2f} {predicted_gain(case.crops, case.weights, case.padding):9.2f} "
+        f"{times[0] / times[1]:7.2f} {predicted_gain(*setting):9.2f} "
         f"{rates[0]:9.0f} {rates[1]:9.0f} "
         f"{error(case, 'direct', x, kernel):8.0e} {error(case, 'spectral', x, kernel):8.0e}  "
         f"{fastest_method(x, kernel, 1, case.padding)}"

@@ -64,8 +64,7 @@ class Head(nn.Module):
     @rematerialized
     def mask_logits(self, features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
         """Logits ``[B, N, m, m]``, float32, of the bitmap of class ``labels [B, N]`` inside each box."""
-        logits = self.mask_head.classify(features, num_classes)  # type: ignore[union-attr]
-        own = jnp.take_along_axis(logits, labels.reshape(-1, 1, 1, 1), axis=3)[..., 0]
+        own = self.mask_head.classify(features, num_classes, labels.reshape(-1))  # type: ignore[union-attr]
         return own.reshape(*labels.shape, *own.shape[1:]).astype(jnp.float32)
 
     def use_all_parts(self, features: Features, num_classes: int) -> None:

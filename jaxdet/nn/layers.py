@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-from jaxdet.ops.spectral import predicted_gain, spectral_conv
+from jaxdet.ops.overlap_save import fourier_conv, predicted_gain
 
 NormKind: TypeAlias = Literal["batch", "sync_batch", "group"]
 Method: TypeAlias = Literal["direct", "spectral"]
@@ -41,7 +41,7 @@ def convolve(
     if (method or fastest_method(x, kernel, stride, pads)) == "spectral":
         if stride != 1:
             raise ValueError(f"the spectral method needs stride 1, got {stride}; use method None or 'direct'")
-        return spectral_conv(x, kernel, pads)
+        return fourier_conv(x, kernel, pads)
     padding = tuple((pad, pad) for pad in pads)
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=CHANNELS_LAST)
 
@@ -97,9 +97,10 @@ class Linear(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Transposed convolution with a 2x2 kernel and stride 2: ``[N, h, w, C] -> [N, 2h, 2w, features]``.
+    """Transposed convolution with a 2x2 kernel and stride 2, as blocks: ``[N, h, w, C] -> [N, h, w, 2, 2, features]``.
 
     Strides equal to the kernel never overlap, so each input pixel becomes its own 2x2 block: one matrix product.
+    :func:`interleave` makes a map of the blocks; what looks at each pixel alone is cheaper before that.
     """
 
     features: int
@@ -107,9 +108,14 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", kaiming_fan_out, (2, 2, x.shape[-1], self.features)).astype(x.dtype)
-        n, h, w, _ = x.shape
-        blocks = jnp.einsum("nijc,abcd->niajbd", x, kernel).reshape(n, 2 * h, 2 * w, self.features)
+        blocks = jnp.einsum("nijc,abcd->nijabd", x, kernel)
         return blocks + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+
+
+def interleave(blocks: jax.Array) -> jax.Array:
+    """Blocks ``[N, h, w, 2, 2, ...]``, one for each pixel, as a map ``[N, 2h, 2w, ...]``."""
+    n, h, w, *_ = blocks.shape
+    return blocks.swapaxes(2, 3).reshape(n, 2 * h, 2 * w, *blocks.shape[5:])
 
 
 class BatchNorm(nn.Module):

@@ -1,10 +1,12 @@
 """Mask heads: a bitmap for each class of a crop."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import Conv, Upsample
+from jaxdet.nn.layers import Conv, Upsample, interleave, kaiming_fan_out
 
 
 class Link(nn.Module):
@@ -18,6 +20,25 @@ class Link(nn.Module):
         conv = Conv(crops.shape[-1], 1)
         nn.share_scope(self, conv)  # the tree reads link/kernel, not link/Conv_0/kernel
         return crops + nn.relu(conv(previous))
+
+
+class ByClass(nn.Module):
+    """A logit for each of K classes and each pixel: ``[N, ..., C] -> [N, ..., K]``, a 1x1 convolution.
+
+    With ``labels [N]``, that of one class alone, ``[N, ...]``: a Kth of the products, and no array of all classes.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        kernel = self.param("kernel", kaiming_fan_out, (1, 1, x.shape[-1], self.num_classes)).astype(x.dtype)[0, 0]
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,)).astype(x.dtype)
+        if labels is None:
+            return x @ kernel + bias
+        pixels = x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
+        own = jnp.einsum("npc,nc->np", pixels, kernel.T[labels]) + bias[labels, None]
+        return own.reshape(x.shape[:-1])
 
 
 class FCN(nn.Module):
@@ -52,7 +73,7 @@ class FCN(nn.Module):
         return x
 
     @nn.compact
-    def classify(self, features: jax.Array, num_classes: int) -> jax.Array:
-        """Logits ``[N, 28, 28, K]`` of features ``[N, 14, 14, channels]``."""
+    def classify(self, features: jax.Array, num_classes: int, labels: jax.Array | None = None) -> jax.Array:
+        """Logits of features ``[N, 14, 14, channels]``: ``[N, 28, 28, K]``, or of classes ``labels [N]`` alone."""
         x = nn.relu(Upsample(self.channels, name="upsample")(features))
-        return Conv(num_classes, 1, name="logits")(x)
+        return interleave(ByClass(num_classes, name="logits")(x, labels))

@@ -1,5 +1,7 @@
 """Pyramid, heads and extractor: shapes, layouts and what goes where."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,29 @@ def test_mask_head_doubles_the_crop() -> None:
     logits, variables = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((3, 14, 14, 8)), 5))
     assert logits.shape == (3, 28, 28, 5)
     assert set(variables["params"]) == {"conv1", "conv2", "upsample", "logits"}
+
+
+def test_mask_head_of_one_class_is_that_channel() -> None:
+    """Value and gradients, also of no crop at all."""
+    head, labels = FCN(channels=8, convs=1), jnp.array([4, 0, 4])
+    crops = jax.random.normal(KEY, (3, 6, 6, 8))
+    variables = head.init(KEY, crops, 5)
+    biases = variables["params"]["logits"] | {"bias": jnp.arange(5.0)}
+    variables = {"params": variables["params"] | {"logits": biases}}
+
+    def picked(variables: Any) -> jax.Array:
+        every = head.apply(variables, crops, 5, method="classify")
+        return jnp.take_along_axis(every, labels[:, None, None, None], axis=3)[..., 0]
+
+    def alone(variables: Any) -> jax.Array:
+        return head.apply(variables, crops, 5, labels, method="classify")
+
+    (first, back), (second, own_back) = jax.vjp(picked, variables), jax.vjp(alone, variables)
+    assert second.shape == (3, 12, 12)
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+    weights = jax.random.normal(KEY, first.shape)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), back(weights), own_back(weights))
+    assert head.apply(variables, crops[:0], 5, labels[:0], method="classify").shape == (0, 12, 12)
 
 
 def test_level_by_the_size_of_the_box() -> None:

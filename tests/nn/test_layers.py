@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.layers import BatchNorm, Conv, GroupNorm, Linear, Upsample
+from jaxdet.nn.layers import BatchNorm, Conv, GroupNorm, Linear, Upsample, interleave
 from tests.nn.blocks import KEY, slow_conv
 
 
@@ -81,7 +81,7 @@ def test_methods_agree_and_spectral_needs_stride_one() -> None:
 def test_upsample_puts_each_pixel_into_its_block() -> None:
     layer, x = Upsample(2), jax.random.normal(KEY, (1, 2, 3, 4))
     variables = layer.init(KEY, x)
-    kernel, out = variables["params"]["kernel"], layer.apply(variables, x)
+    kernel, out = variables["params"]["kernel"], interleave(layer.apply(variables, x))
     assert out.shape == (1, 4, 6, 2)
     for i, j, a, b in np.ndindex(2, 3, 2, 2):
         np.testing.assert_allclose(out[0, 2 * i + a, 2 * j + b], x[0, i, j] @ kernel[a, b], rtol=1e-5, atol=1e-6)
