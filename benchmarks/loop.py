@@ -18,6 +18,7 @@ from benchmarks.inputs import make_targets
 from benchmarks.table import markdown
 from benchmarks.timing import compiled, machine, milliseconds
 from jaxdet.config import load_config
+from jaxdet.large_pages import ask_for_large_pages
 from jaxdet.models.schedule import make_schedule
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.ops.sampling import Sampler
@@ -83,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()

@@ -17,6 +17,7 @@ from benchmarks.programs import Inputs, OnGiven, make_inputs, make_weights, opti
 from benchmarks.table import markdown
 from benchmarks.timing import machine, milliseconds
 from jaxdet.config import load_config, override
+from jaxdet.large_pages import ask_for_large_pages
 
 
 def kept_bytes(net: Any, weights: Any, inputs: Inputs) -> int:
@@ -53,4 +54,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()

@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.boxes import HW, random_boxes
 from benchmarks.floor import Cost, Row, floor_table, measured_peak
 from benchmarks.torch_twins import apart, in_turn, torch_twin
+from jaxdet.large_pages import ask_for_large_pages
 from jaxdet.nn.extractor import OneLevel
 from jaxdet.ops.roi_align import roi_align
 
@@ -80,4 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()

@@ -1,26 +1,27 @@
 """Convolutions of many small crops: the direct and the spectral method, on the shapes of R3-CNN, GRoIE and SBR-CNN.
 
     python -m benchmarks.small_convs                              # float32, forward, and with gradients
-    python -m benchmarks.small_convs --types float32 bfloat16 --only inference
+    python -m benchmarks.small_convs --dtype bfloat16 --only inference
 
-GFLOP are 2 times :func:`jaxdet.ops.spectral.multiplications`; MB are the least traffic of the spectral method: crops,
-outputs and the spectra of the weights, once each.  Milliseconds are the fastest of several runs, methods in turn;
-"factor" is direct / spectral, "predicted" what the rule of Conv expects of it; errors are the root mean square against
-float64, relative to the outputs' spread.
+GFLOP are 2 times :func:`jaxdet.ops.spectral.multiplications`.  "factor" is direct / spectral, "predicted" what the rule
+of Conv expects of it; errors are the root mean square against float64, relative to the outputs' spread.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.table import markdown
+from benchmarks.timing import machine, milliseconds
+from jaxdet.large_pages import ask_for_large_pages
 from jaxdet.nn.layers import Method, convolve, fastest_method
 from jaxdet.ops.overlap_save import best_tiles, in_tiles, predicted_gain
-from jaxdet.ops.spectral import multiplications, products
+from jaxdet.ops.spectral import multiplications
 
 METHODS: tuple[Method, Method] = ("direct", "spectral")
 
@@ -113,65 +114,48 @@ def work(case: Case, method: Method, x: jax.Array, kernel: jax.Array, gradients:
     return lambda: run_both(x, kernel, output_gradient)
 
 
-def fastest(works: list[Callable[[], object]], repeats: int, clock: Callable[[], float]) -> list[float]:
-    """Milliseconds a call, the least of ``repeats`` bursts, after one call that does not count."""
-    calls = 1 if jax.default_backend() == "cpu" else 10
-    best = [float("inf")] * len(works)
-    for repeat in range(repeats + 1):
-        for index, run in enumerate(works):
-            start = clock()
-            jax.block_until_ready([run() for _ in range(calls if repeat else 1)])
-            if repeat:
-                best[index] = min(best[index], (clock() - start) / calls * 1e3)
-    return best
+HEAD = (
+    "convolution", "crops", "GFLOP direct", "spectral", "ms direct", "spectral", "factor", "predicted",
+    "error direct", "spectral", "chosen",
+)  # fmt: skip
 
 
-def row(case: Case, dtype: str, gradients: bool, repeats: int, clock: Callable[[], float]) -> str:
+def row(case: Case, dtype: str, gradients: bool, repeats: int) -> list[Any]:
     """One line of the table."""
     x, kernel = arrays(case, dtype)
-    times = fastest([work(case, method, x, kernel, gradients) for method in METHODS], repeats, clock)
+    ms = milliseconds(*(work(case, method, x, kernel, gradients) for method in METHODS), repeats=repeats)
     setting = case.crops, case.weights, case.padding
     maps, padding = in_tiles(*setting, best_tiles(*setting))
     counts = multiplications(*setting)[0], multiplications(maps, case.weights, padding)[1]
-    flops = [2e-9 * count * (3 if gradients else 1) for count in counts]
-    outputs = np.prod([n + 2 * p - k + 1 for n, p, k in zip(case.crops[1:3], case.padding, case.kernel, strict=True)])
-    values = x.size + case.crops[0] * outputs * case.features
-    values += products(maps[1:3], padding) * case.crops[3] * case.features
-    rates = [flop / ms * 1e3 for flop, ms in zip(flops, times, strict=True)]
-    return (
-        f"{case.name:24s}{case.crops[0]:6d} x {case.crops[1]:2d}x{case.crops[2]:<2d} "
-        f"{flops[0]:8.1f} {flops[1]:8.1f} {values * x.dtype.itemsize / 1e6:6.0f} {times[0]:9.2f} {times[1]:9.2f} "
-        f"{times[0] / times[1]:7.2f} {predicted_gain(*setting):9.2f} "
-        f"{rates[0]:9.0f} {rates[1]:9.0f} "
-        f"{error(case, 'direct', x, kernel):8.0e} {error(case, 'spectral', x, kernel):8.0e}  "
-        f"{fastest_method(x, kernel, 1, case.padding)}"
-    )
-
-
-HEADER = (
-    f"{'convolution':24s}{'crops':>14s}   GFLOP: d        s     MB     ms: d         s  factor predicted "
-    " GFLOP/s: d        s error: d        s  chosen"
-)
+    gflop = [2e-9 * count * (3 if gradients else 1) for count in counts]
+    return [
+        case.name + ", with gradient" * gradients,
+        "{} of {}x{}".format(*case.crops),
+        *gflop,
+        *ms,
+        ms[0] / ms[1],
+        predicted_gain(*setting),
+        *(f"{error(case, method, x, kernel):.0e}" for method in METHODS),
+        fastest_method(x, kernel, 1, case.padding),
+    ]
 
 
 def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description="Direct and spectral convolutions of small crops")
-    parser.add_argument("--types", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--only", choices=["inference", "training"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--processor_time", action="store_true", help="not wall time: for a machine with other work")
-    options = parser.parse_args()
-    clock = time.process_time if options.processor_time else time.perf_counter
-    for dtype in options.types:
-        for kind, cases, gradients in (("inference", INFERENCE, False), ("training", TRAINING, True)):
-            if options.only not in (None, kind):
-                continue
-            print(f"\n{kind}{', forward and backward' if gradients else ''}, {dtype}, {jax.devices()[0].device_kind}")
-            print(HEADER)
-            for case in cases:
-                print(row(case, dtype, gradients, options.repeats, clock), flush=True)
+    args = parser.parse_args()
+    rows = [
+        row(case, args.dtype, gradients, args.repeats)
+        for kind, cases, gradients in (("inference", INFERENCE, False), ("training", TRAINING, True))
+        if args.only in (None, kind)
+        for case in cases
+    ]
+    print(f"{machine()}; {args.dtype}\n\n{markdown(HEAD, rows)}")
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()

@@ -79,9 +79,7 @@ def _set(settings: dict[str, Any]) -> None:
     reset_cache()  # jax decides once whether it has a cache
 
 
-def milliseconds(
-    *works: Callable[[], Any], repeats: int = 5, clock: Callable[[], float] = time.perf_counter
-) -> list[float]:
+def milliseconds(*works: Callable[[], Any], repeats: int = 5) -> list[float]:
     """Median milliseconds of each of the works, run in turn so that whatever else goes on hits all of them.
 
     A turn is two runs, of which the second counts: as in a loop over images, memory and caches are its own by then.
@@ -92,9 +90,9 @@ def milliseconds(
     for _ in range(repeats):
         for work, found in zip(works, times, strict=True):
             jax.block_until_ready(work())
-            start = clock()
+            start = time.perf_counter()
             jax.block_until_ready(work())
-            found.append(1000 * (clock() - start))
+            found.append(1000 * (time.perf_counter() - start))
     return [statistics.median(found) for found in times]
 
 

@@ -6,10 +6,12 @@ a 3x3 kernel on a 14x14 map it has 15x15 points and 337 products.  Cut into four
 products for four times as many maps.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from jaxdet.ops.spectral import multiplications, output_size, products, spectral_conv
+from jaxdet.ops.spectral import checked_output_hw, multiplications, output_hw, products, spectral_conv
 
 Shape4 = tuple[int, int, int, int]
 
@@ -21,7 +23,6 @@ COPY_COST = 150
 
 def fourier_conv(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> jax.Array:
     """:func:`~jaxdet.ops.spectral.spectral_conv`, same arguments, result and errors, of the :func:`best_tiles`."""
-    output_size(x, kernel, padding)  # refuses what cannot be convolved
     (n, h, w, c), (kh, kw, _, f) = x.shape, kernel.shape
     return overlap_save(x, kernel, padding, best_tiles((n, h, w, c), (kh, kw, c, f), padding))
 
@@ -32,7 +33,7 @@ def overlap_save(x: jax.Array, kernel: jax.Array, padding: tuple[int, int], tile
     Raises:
         ValueError: ``tiles`` do not divide the output, or what `spectral_conv` raises.
     """
-    n, (rows, columns) = len(x), output_size(x, kernel, padding)
+    n, (rows, columns) = len(x), checked_output_hw(x, kernel, padding)
     if rows % tiles[0] or columns % tiles[1]:
         raise ValueError(f"{rows}x{columns} outputs cannot be cut into {tiles[0]}x{tiles[1]} equal tiles")
     if tiles == (1, 1):
@@ -49,8 +50,7 @@ def overlap_save(x: jax.Array, kernel: jax.Array, padding: tuple[int, int], tile
 
 def best_tiles(shape: Shape4, kernel: Shape4, padding: tuple[int, int]) -> tuple[int, int]:
     """The whole, (1, 1), or quarters, (2, 2), of maps of ``shape`` [N, h, w, C] and ``kernel`` [kh, kw, C, F]."""
-    sides = [size + 2 * pad - k + 1 for size, pad, k in zip(shape[1:3], padding, kernel[:2], strict=True)]
-    if any(side % 2 for side in sides):
+    if any(side % 2 for side in output_hw(shape, kernel, padding)):
         return (1, 1)
     return min((1, 1), (2, 2), key=lambda tiles: _cost(shape, kernel, padding, tiles))
 
@@ -59,8 +59,8 @@ def predicted_gain(shape: Shape4, kernel: Shape4, padding: tuple[int, int]) -> f
     """Time of the direct convolution by that of :func:`fourier_conv` on a CPU, arguments as :func:`best_tiles`.
 
     Both run at about the same rate but for what is traffic: the spectra of the weights, which few crops do not pay
-    for, and cutting.  Measured gains are within a third of the prediction wherever that is above 1, see
-    ``benchmarks/small_convs.py``.
+    for, and cutting.  On one core gains are as predicted for many crops, half of it for kernels of 3x7 on 3x7 maps, and
+    up to twice as much for few crops (``benchmarks/small_convs.py``).
     """
     direct, _ = multiplications(shape, kernel, padding)
     return direct / _cost(shape, kernel, padding, best_tiles(shape, kernel, padding))
@@ -72,17 +72,16 @@ def in_tiles(
     """Shape of the maps, and the padding, that the spectral convolution gets for these tiles."""
     if tiles == (1, 1):
         return shape, padding
-    n, h, w, channels = shape
-    high = (h + 2 * padding[0] - kernel[0] + 1) // tiles[0] + kernel[0] - 1
-    wide = (w + 2 * padding[1] - kernel[1] + 1) // tiles[1] + kernel[1] - 1
-    return (n * tiles[0] * tiles[1], high, wide, channels), (0, 0)
+    rows, columns = output_hw(shape, kernel, padding)
+    high, wide = rows // tiles[0] + kernel[0] - 1, columns // tiles[1] + kernel[1] - 1
+    return (shape[0] * tiles[0] * tiles[1], high, wide, shape[3]), (0, 0)
 
 
 def _cost(shape: Shape4, kernel: Shape4, padding: tuple[int, int], tiles: tuple[int, int]) -> int:
     """Time in multiplications."""
-    (n, h, w, channels), padding = in_tiles(shape, kernel, padding, tiles)
-    outputs = (h + 2 * padding[0] - kernel[0] + 1) * (w + 2 * padding[1] - kernel[1] + 1)
-    _, spectral = multiplications((n, h, w, channels), kernel, padding)
-    spectra = products((h, w), padding) * channels * kernel[3]
-    copied = 0 if tiles == (1, 1) else n * (h * w * channels + outputs * kernel[3])
+    maps, padding = in_tiles(shape, kernel, padding, tiles)
+    _, spectral = multiplications(maps, kernel, padding)
+    spectra = products(maps[1:3], padding) * kernel[2] * kernel[3]
+    values = math.prod(maps) + maps[0] * math.prod(output_hw(maps, kernel, padding)) * kernel[3]
+    copied = 0 if tiles == (1, 1) else values
     return spectral + SPECTRUM_COST * spectra + COPY_COST * copied

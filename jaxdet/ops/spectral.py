@@ -13,7 +13,8 @@ three-product rule are folded, an output is ``outputs @ ((maps @ x) * (kernels @
 all channels the product in the middle is a batch of matrix products, one for each of the 148.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -47,6 +48,11 @@ def products(hw: tuple[int, int], padding: tuple[int, int]) -> int:
     return real + 3 * (int(np.prod(lengths)) - real) // 2
 
 
+def output_hw(shape: Sequence[int], kernel: Sequence[int], padding: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the output for shapes [N, h, w, C] and [kh, kw, C, F]; not above 0 where nothing is left."""
+    return shape[1] + 2 * padding[0] - kernel[0] + 1, shape[2] + 2 * padding[1] - kernel[1] + 1
+
+
 def multiplications(
     shape: tuple[int, int, int, int], kernel: tuple[int, int, int, int], padding: tuple[int, int]
 ) -> tuple[int, int]:
@@ -56,7 +62,7 @@ def multiplications(
     """
     n, h, w, _ = shape
     kh, kw, channels, features = kernel
-    outputs = (h + 2 * padding[0] - kh + 1) * (w + 2 * padding[1] - kw + 1)
+    outputs = math.prod(output_hw(shape, kernel, padding))
     pairs = channels * features
     transforms = n * (h * w * channels + outputs * features) + kh * kw * pairs
     return n * outputs * kh * kw * pairs, products((h, w), padding) * (n * pairs + transforms)
@@ -122,19 +128,19 @@ spectral_conv.defvjp(_forward, _backward)
 
 def _transforms_for(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> tuple[Transforms, tuple[int, int]]:
     """The matrices, and the output's rows and columns."""
-    rows_columns = output_size(x, kernel, padding)
+    rows_columns = checked_output_hw(x, kernel, padding)
     return _transforms(x.shape[1:3], kernel.shape[:2], rows_columns, padding), rows_columns
 
 
-def output_size(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns; ValueError as in :func:`spectral_conv`."""
+def checked_output_hw(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> tuple[int, int]:
+    """:func:`output_hw`; ValueError as in :func:`spectral_conv`."""
     if x.shape[-1] != kernel.shape[2]:
         raise ValueError(f"expected a kernel [kh, kw, {x.shape[-1]}, F] for a map {x.shape}, got {kernel.shape}")
     (h, w), (kh, kw) = x.shape[1:3], kernel.shape[:2]
-    rows, columns = h + 2 * padding[0] - kh + 1, w + 2 * padding[1] - kw + 1
-    if min(rows, columns) < 1:
+    outputs = output_hw(x.shape, kernel.shape, padding)
+    if min(outputs) < 1:
         raise ValueError(f"a {kh}x{kw} kernel with padding {padding} on a {h}x{w} map leaves no output; pad more")
-    return rows, columns
+    return outputs
 
 
 @lru_cache

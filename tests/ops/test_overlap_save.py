@@ -47,17 +47,25 @@ def test_chosen_convolution_is_the_direct_one(n: int) -> None:
 
 
 def test_predicted_gain() -> None:
-    """Ratios of processor time, measured with the benchmark on one core, and how near the prediction is."""
+    """Ratios measured with the benchmark on one core, and how near the prediction is."""
     for shape, kernel, padding, measured in (
-        ((4000, 7, 7, 256), (7, 7, 256, 256), (3, 3), 11.4),
-        ((1000, 7, 7, 256), (7, 7, 256, 384), (3, 3), 10.7),
-        ((1000, 7, 7, 256), (7, 3, 256, 128), (1, 1), 4.0),
-        ((4000, 7, 7, 256), (3, 3, 256, 256), (1, 1), 3.2),
-        ((100, 14, 14, 256), (3, 3, 256, 256), (1, 1), 1.25),  # in quarters
-        ((20, 7, 7, 256), (7, 7, 256, 256), (3, 3), 1.7),
-        ((16, 5, 5, 512), (3, 3, 512, 512), (1, 1), 0.4),
+        ((4000, 7, 7, 256), (7, 7, 256, 256), (3, 3), 11.7),
+        ((1000, 7, 7, 256), (7, 7, 256, 384), (3, 3), 11.2),
+        ((1000, 7, 7, 256), (7, 3, 256, 128), (1, 1), 3.1),
+        ((4000, 7, 7, 256), (3, 3, 256, 256), (1, 1), 3.0),
+        ((400, 14, 14, 256), (7, 7, 256, 256), (3, 3), 6.7),
+        ((100, 14, 14, 256), (3, 3, 256, 256), (1, 1), 1.6),  # in quarters
     ):
-        assert predicted_gain(shape, kernel, padding) == pytest.approx(measured, rel=0.34)
+        assert predicted_gain(shape, kernel, padding) == pytest.approx(measured, rel=0.12)
+
+
+def test_predicted_gain_of_few_crops_is_careful() -> None:
+    """Their share of the weights' spectra costs less where memory comes in large pages, which not every machine has."""
+    for shape, kernel, padding, measured in (
+        ((20, 7, 7, 256), (7, 7, 256, 256), (3, 3), 3.4),
+        ((16, 5, 5, 512), (3, 3, 512, 512), (1, 1), 0.9),
+    ):
+        assert 0.4 * measured < predicted_gain(shape, kernel, padding) < measured
     assert predicted_gain((1, 200, 272, 256), (3, 3, 256, 256), (1, 1)) < 0.1
 
 
