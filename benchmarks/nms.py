@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.boxes import random_boxes
 from benchmarks.floor import Cost, Row, floor_table, measured_peak
 from benchmarks.torch_twins import in_turn, torch_twin
+from jaxdet.large_pages import ask_for_large_pages
 from jaxdet.ops.nms import nms
 
 # Of an overlap: 4 extrema, 2 differences, 2 clamps, a product, a sum and a difference of areas, a comparison.
@@ -52,4 +53,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.boxes import HW, random_boxes
 from benchmarks.floor import Cost, Row, floor_table, measured_peak
 from benchmarks.torch_twins import in_turn, torch_twin
+from jaxdet.large_pages import ask_for_large_pages
 from jaxdet.ops.paste import paste_masks
 
 FLOPS = 6
@@ -48,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_large_pages()
     main()
