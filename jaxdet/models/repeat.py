@@ -103,7 +103,10 @@ class Rolled:
     def _head(self, index: jax.Array) -> Head:
         stds: Any = self.stds[index]
         head = self.template.clone(coder=dataclasses.replace(self.template.coder, stds=stds))
-        return head.bind(jax.tree.map(lambda leaf: leaf[index], self.variables))
+        # Where there is one for all steps, picking it by the step's number would keep its weights for the gradient once
+        # a step.
+        pick = 0 if len(self.heads) == 1 else index
+        return head.bind(jax.tree.map(lambda leaf: leaf[pick], self.variables))
 
 
 def why_not_rolled(heads: Sequence[Head], schedule: Sequence[Step]) -> str | None:

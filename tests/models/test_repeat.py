@@ -156,6 +156,19 @@ def test_the_program_does_not_grow_with_steps() -> None:
     assert size(3, unroll=True) > 1.3 * size(1, unroll=True)
 
 
+def test_rolled_keeps_weights_of_a_single_head_once() -> None:
+    """For the gradient; those of several heads are kept once a step."""
+
+    def kept(name: str) -> bool:
+        model, weights = make_loop(name, unroll=False), variables(name)
+        program = str(jax.make_jaxpr(jax.grad(lambda w: sum(model.apply(w, method=train)[0].values())))(weights))
+        rows, columns = weights["params"]["heads_0"]["box_head"]["trunk"]["fc2"]["kernel"].shape
+        return f"f32[3,{rows},{columns}]" in program
+
+    assert not kept("r3")
+    assert kept("deeper")
+
+
 def test_rolled_keeps_the_masks_of_the_last_step_alone() -> None:
     """Large crops take most of the memory, which without gradients does not depend on the number of steps."""
 
