@@ -57,6 +57,7 @@ def test_predicted_gain() -> None:
         ((100, 14, 14, 256), (3, 3, 256, 256), (1, 1), 1.6),  # in quarters
     ):
         assert predicted_gain(shape, kernel, padding) == pytest.approx(measured, rel=0.12)
+    assert predicted_gain((1, 200, 272, 256), (3, 3, 256, 256), (1, 1)) < 0.1
 
 
 def test_predicted_gain_of_few_crops_is_careful() -> None:
@@ -66,7 +67,6 @@ def test_predicted_gain_of_few_crops_is_careful() -> None:
         ((16, 5, 5, 512), (3, 3, 512, 512), (1, 1), 0.9),
     ):
         assert 0.4 * measured < predicted_gain(shape, kernel, padding) < measured
-    assert predicted_gain((1, 200, 272, 256), (3, 3, 256, 256), (1, 1)) < 0.1
 
 
 def test_errors() -> None:
