@@ -1,6 +1,6 @@
 """Looking into traced programs."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from jax.extend.core import jaxprs_in_params
@@ -12,3 +12,14 @@ def equations(jaxpr: Any, outer: tuple[str, ...] = ()) -> Iterator[tuple[Any, tu
         yield equation, outer
         for inner in jaxprs_in_params(equation.params):
             yield from equations(inner, (*outer, equation.primitive.name))
+
+
+def executions(jaxpr: Any, names: Container[str]) -> int:
+    """How many equations of these names run, those of a scan as often as it turns.  ValueError for a branch."""
+    found = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "cond":
+            raise ValueError("a branch may run or not")
+        inside = sum(executions(inner, names) for inner in jaxprs_in_params(equation.params))
+        found += (equation.primitive.name in names) + inside * equation.params.get("length", 1)
+    return found

@@ -12,19 +12,17 @@ from typing import Any, Protocol, TypeAlias
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxdet.models.branches import Head
-from jaxdet.models.schedule import Step
+from jaxdet.models.branches import Head, Losses
+from jaxdet.models.schedule import Step, heads_of_passes
 
-Body: TypeAlias = Callable[[Head, Step, Any, Any], tuple[Any, Any, Any]]
-"""``body(head, step, t, carry) -> (carry, out, last)``, whose shapes are those of every step.
-
-``out`` is wanted of every step, ``last`` of the last one alone: rolled, it takes no memory for the others.
-"""
+EachStep: TypeAlias = Any
+"""What all steps put out: for a member of `Repeat` to take, and for ``listed`` to take apart."""
 
 
 class Repeat(Protocol):
-    """Runs steps."""
+    """Runs steps.  What a body puts out is a tuple, of whose members each comes back as that of all steps."""
 
     @property
     def heads(self) -> Sequence[Head]: ...
@@ -32,11 +30,17 @@ class Repeat(Protocol):
     @property
     def schedule(self) -> Sequence[Step]: ...
 
-    def fold(self, body: Body, carry: Any) -> tuple[list[Any], Any]:
-        """What each step put out, and what the last one added."""
+    def fold(self, body: Callable[[Head, Step, Any, Any], tuple[Any, tuple[Any, ...]]], carry: Any) -> EachStep:
+        """Steps of which each begins where the one before ended: ``body(head, step, t, carry) -> (carry, out)``."""
 
-    def chain(self, crops: jax.Array, passes: Any, nothing: jax.Array) -> jax.Array:
-        """Mask features after the first ``passes`` steps' heads have looked at the crops; ``nothing`` if it is 0."""
+    def each(self, body: Callable[..., tuple[Any, ...]], *given: EachStep) -> EachStep:
+        """Steps that do not depend on each other: ``body(head, step, *given) -> out``, ``given`` being the step's."""
+
+    def mask_passes(self, crops: EachStep) -> EachStep:
+        """Mask features of the crops of each step: those of its own pass, after the passes that come before it."""
+
+    def listed(self, values: EachStep) -> list[Any]:
+        """Those of each step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +50,28 @@ class Unrolled:
     heads: Sequence[Head]
     schedule: Sequence[Step]
 
-    def fold(self, body: Body, carry: Any) -> tuple[list[Any], Any]:
-        outs, last = [], None
+    def fold(self, body: Callable[..., Any], carry: Any) -> EachStep:
+        outs = []
         for t, step in enumerate(self.schedule):
-            carry, out, last = body(self.heads[step.head], step, t, carry)
+            carry, out = body(self.heads[step.head], step, t, carry)
             outs.append(out)
-        return outs, last
+        return tuple(zip(*outs, strict=True))
 
-    def chain(self, crops: jax.Array, passes: Any, nothing: jax.Array) -> jax.Array:
-        for step in self.schedule[:passes]:
-            nothing = self.heads[step.head].mask_features(crops, nothing)
-        return nothing
+    def each(self, body: Callable[..., tuple[Any, ...]], *given: EachStep) -> EachStep:
+        outs = [body(self.heads[step.head], step, *its) for step, *its in zip(self.schedule, *given, strict=True)]
+        return tuple(zip(*outs, strict=True))
+
+    def mask_passes(self, crops: EachStep) -> EachStep:
+        seen = []
+        for t, its in enumerate(crops):
+            before = self.heads[0].no_mask_features(its)
+            for head in heads_of_passes(self.schedule, t):
+                before = self.heads[head].mask_features(its, before)
+            seen.append(before)
+        return seen
+
+    def listed(self, values: EachStep) -> list[Any]:
+        return list(values)
 
 
 class Rolled:
@@ -71,34 +86,41 @@ class Rolled:
         self.template = next((module for module, _ in unbound if module.linked), unbound[0][0])
         self.variables = stack([dict(variables) for _, variables in unbound])
         self.stds = jnp.asarray([head.coder.stds for head in heads], jnp.float32)
-        self.steps = jax.tree.map(lambda *values: jnp.asarray(values), *[_numbers(step) for step in schedule])
+        self.steps = _stacked([_numbers(step) for step in schedule])
 
-    def fold(self, body: Body, carry: Any) -> tuple[list[Any], Any]:
-        def one(before: Any, now: Any) -> tuple[Any, Any]:
+    def fold(self, body: Callable[..., Any], carry: Any) -> EachStep:
+        def one(carry: Any, now: Any) -> tuple[Any, Any]:
             t, numbers = now
-            head, step = self._head(numbers["head"]), _with_numbers(self.schedule[0], numbers)
-            carry, out, last = body(head, step, t, before[0])
-            return (carry, last), out
+            return body(self._head(numbers["head"]), self._step(numbers), t, carry)
 
-        count = len(self.schedule)
-        steps = (jnp.arange(count), self.steps)
-        (_, last), _ = jax.eval_shape(one, (carry, None), jax.tree.map(lambda a: a[0], steps))
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), last)
-        (_, last), outs = jax.lax.scan(one, (carry, nothing), steps)
-        return [jax.tree.map(lambda a, t=t: a[t], outs) for t in range(count)], last
+        return jax.lax.scan(one, carry, (jnp.arange(len(self.schedule)), self.steps))[1]
 
-    def chain(self, crops: jax.Array, passes: Any, nothing: jax.Array) -> jax.Array:
-        """A pass that does not run costs nothing: the branch around it is a real one."""
+    def each(self, body: Callable[..., tuple[Any, ...]], *given: EachStep) -> EachStep:
+        def one(_: None, now: Any) -> tuple[None, Any]:
+            numbers, its = now
+            return None, body(self._head(numbers["head"]), self._step(numbers), *its)
 
-        def one(before: jax.Array, now: Any) -> tuple[jax.Array, None]:
-            j, index = now
-            return jax.lax.cond(j < passes, run, lambda _, f: f, index, before), None
+        return jax.lax.scan(one, None, (self.steps, given))[1]
 
-        def run(index: jax.Array, before: jax.Array) -> jax.Array:
-            return self._head(index).mask_features(crops, before)
+    def mask_passes(self, crops: EachStep) -> EachStep:
+        """All passes of all steps in one scan, so that none is there that does not run."""
+        order = [heads_of_passes(self.schedule, t) for t in range(len(self.schedule))]
+        passes = [{"t": t, "head": h, "first": j == 0} for t, heads in enumerate(order) for j, h in enumerate(heads)]
+        nothing = self.template.no_mask_features(crops[0])
 
-        before = len(self.schedule) - 1
-        return jax.lax.scan(one, nothing, (jnp.arange(before), self.steps["head"][:before]))[0]
+        def one(before: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
+            before = jnp.where(now["first"], nothing, before)
+            seen = self._head(now["head"]).mask_features(crops[now["t"]], before)
+            return seen, seen
+
+        seen = jax.lax.scan(one, nothing, _stacked(passes))[1]
+        return seen[np.cumsum([len(heads) for heads in order]) - 1]
+
+    def listed(self, values: EachStep) -> list[Any]:
+        return [jax.tree.map(lambda a, t=t: a[t], values) for t in range(len(self.schedule))]
+
+    def _step(self, numbers: Mapping[str, Any]) -> Step:
+        return _with_numbers(self.schedule[0], numbers)
 
     def _head(self, index: jax.Array) -> Head:
         stds: Any = self.stds[index]
@@ -107,6 +129,14 @@ class Rolled:
         # a step.
         pick = 0 if len(self.heads) == 1 else index
         return head.bind(jax.tree.map(lambda leaf: leaf[pick], self.variables))
+
+
+def by_name(repeat: Repeat, terms: EachStep) -> Losses:
+    """Terms of all steps in one dictionary, told apart by a prefix where there are several steps."""
+    steps = repeat.listed(terms)
+    if len(steps) == 1:
+        return dict(steps[0])
+    return {f"s{t}.{name}": value for t, its in enumerate(steps) for name, value in its.items()}
 
 
 def why_not_rolled(heads: Sequence[Head], schedule: Sequence[Step]) -> str | None:
@@ -138,6 +168,10 @@ def stack(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{'/'.join(path)} is not in all heads; steps with them cannot be rolled, set unroll=True")
         stacked[path] = jnp.stack([leaves.get(path, jnp.zeros_like(some)) for leaves in flat])
     return dict(flax.traverse_util.unflatten_dict(stacked))
+
+
+def _stacked(numbers: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *values: jnp.asarray(values), *numbers)
 
 
 def _numberless(head: Head) -> Head:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import flax.linen as nn
 
-from jaxdet.models.branches import Head
+from jaxdet.models.branches import Head, Losses
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler
 
@@ -26,6 +26,10 @@ class Step:
     weight: float = 1.0
     interleaved: bool = False
     mask_passes: int = 0
+
+    def weigh(self, terms: Losses) -> Losses:
+        """Loss terms of this step times its weight."""
+        return {name: value * self.weight for name, value in terms.items()}
 
 
 def make_schedule(
@@ -57,6 +61,12 @@ def make_schedule(
         Step(head, Matcher(iou, iou, iou, low_quality=low_quality), sampler, weight, interleaved, before)
         for head, iou, weight, before in zip(heads, ious, weights, passes, strict=True)
     )
+
+
+def heads_of_passes(schedule: Sequence[Step], t: int) -> list[int]:
+    """The heads whose mask branches look at the crops of step ``t``, one after the other; the last is the step's."""
+    before = schedule[: schedule[t].mask_passes]
+    return [step.head for step in (*before, schedule[t])]
 
 
 def check_schedule(schedule: Sequence[Step], heads: Sequence[Head]) -> None:

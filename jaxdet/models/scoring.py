@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.models.branches import Losses
-from jaxdet.models.loop import MaskPass
+from jaxdet.models.mask_loop import MaskPass
 from jaxdet.nn.score_head import MaskIoUHead
 from jaxdet.ops import losses
 from jaxdet.ops.boxes import safe
@@ -12,12 +12,11 @@ from jaxdet.ops.masks import mask_iou_targets
 from jaxdet.structures import Targets
 
 
-def mask_iou_losses(head: MaskIoUHead, last: MaskPass | None, targets: Targets, num_classes: int) -> Losses:
+def mask_iou_losses(head: MaskIoUHead, last: MaskPass, targets: Targets, num_classes: int) -> Losses:
     """How far the predicted IoU of each positive's mask is from the true one (Huang et al. 2019, section 3.3).
 
     Gradients flow on into mask head and features, as in the reference; the weight of the step has no part in it.
     """
-    assert last is not None, "checked in setup"
     samples = last.samples
     boxes, labels = safe(samples.boxes, samples.positive), jnp.where(samples.positive, samples.labels, 0)
     truth = mask_iou_targets(

@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.models import loop
 from jaxdet.models.branches import Head, Losses
 from jaxdet.models.finish import Finish
+from jaxdet.models.loop import test_boxes, train_boxes
+from jaxdet.models.mask_loop import test_masks, train_masks
 from jaxdet.models.proposals import RPN
 from jaxdet.models.repeat import Repeat, Rolled, Unrolled, is_faster_unrolled, why_not_rolled
 from jaxdet.models.samples import without_fillers
@@ -90,19 +91,22 @@ class TwoStage(nn.Module):
     ) -> tuple[Losses, Losses]:
         """Losses and metrics of the heads on given proposals."""
         repeat = self.repeat(self.schedule, features)
-        terms, metrics, last = loop.train_steps(repeat, features, proposals, targets, true_hw, self.num_classes, key)
-        if self.mask_iou is not None:
-            terms |= mask_iou_losses(self.mask_iou, last, targets, self.num_classes)
+        terms, metrics, samples = train_boxes(repeat, features, proposals, targets, true_hw, self.num_classes, key)
+        if self.heads[0].mask_head is not None:
+            mask_terms, last = train_masks(repeat, features, samples, targets, self.num_classes)
+            terms |= mask_terms
+            if self.mask_iou is not None:
+                terms |= mask_iou_losses(self.mask_iou, last, targets, self.num_classes)
         return terms, metrics
 
     def detect(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> Detections:
         """Detections from given proposals."""
         repeat = self.repeat(self.test_schedule(), features)
-        logits, boxes = loop.test_steps(repeat, features, proposals, true_hw, self.num_classes)
+        logits, boxes = test_boxes(repeat, features, proposals, true_hw, self.num_classes)
         found = jax.vmap(self.finish)(boxes, jax.nn.softmax(logits)[..., :-1], proposals.valid)
         masks, mask_scores = None, found.scores
         if self.heads[0].mask_head is not None:
-            seen = loop.test_masks(repeat, features, found, self.num_classes)
+            seen = test_masks(repeat, features, found, self.num_classes)
             masks = seen.probabilities
             if self.mask_iou is not None:
                 mask_scores *= rate_masks(self.mask_iou, seen.crops, seen.logits, found.labels, self.num_classes)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.models.branches import Head, box_losses, mask_loss, of_class
+from jaxdet.models.branches import Head, box_losses, of_class
 from jaxdet.models.finish import Finished
-from jaxdet.models.loop import mask_pass, refine, test_masks, test_steps, train_steps
+from jaxdet.models.loop import refine, test_boxes, train_boxes
+from jaxdet.models.mask_loop import test_masks, train_masks
 from jaxdet.models.repeat import Unrolled
 from jaxdet.models.samples import sample
 from jaxdet.models.schedule import Step
@@ -21,7 +22,7 @@ from tests.models.small import make_head
 
 # Not tests, though pytest would take them for such by their names.
 test_masks.__test__ = False
-test_steps.__test__ = False
+test_boxes.__test__ = False
 
 K = 2
 HW = jnp.array([[100.0, 100.0]])
@@ -117,8 +118,7 @@ def test_mask_loss_reads_the_bitmap_of_the_class() -> None:
     samples = sample(STEP, make_proposals(), targets, K, KEY)
 
     def loss(samples: Samples) -> jax.Array:
-        found = mask_pass(Unrolled([Told()], (STEP,)), Told(), STEP, {}, samples, targets, K)
-        return mask_loss(found.logits, found.truth, found.samples.positive)
+        return train_masks(Unrolled([Told()], (STEP,)), {}, [samples], targets, K)[0]["loss_mask"]
 
     np.testing.assert_allclose(loss(samples), (np.log1p(np.exp(-1)) + 2 * np.log(2)) / 3, rtol=1e-5)
     assert loss(samples.replace(positive=jnp.zeros_like(samples.positive))) == 0
@@ -161,10 +161,10 @@ def test_refine_moves_by_the_likeliest_class_that_is_not_background() -> None:
     np.testing.assert_allclose(moved[0], [[15, 10, 25, 20], [95, 90, 100, 100]])
 
 
-def test_test_steps_average_logits_and_decode_the_last_step() -> None:
+def test_test_boxes_average_logits_and_decode_the_last_step() -> None:
     heads = [Told((0.0, 3.0, 0.0), ((1.0, 0, 0, 0),) * 2), Told((3.0, 0.0, 0.0), ((0.0, 1, 0, 0), (0.0, 2, 0, 0)))]
     proposals = Proposals(jnp.array([[[0.0, 0, 10, 10]]]), jnp.ones((1, 1)), jnp.ones((1, 1), bool))
-    logits, boxes = test_steps(Unrolled(heads, (Step(0), Step(0), Step(1))), {}, proposals, HW, K)
+    logits, boxes = test_boxes(Unrolled(heads, (Step(0), Step(0), Step(1))), {}, proposals, HW, K)
     np.testing.assert_allclose(logits[0, 0], [1, 2, 0])
     np.testing.assert_allclose(boxes[0, 0], [[20, 10, 30, 20], [20, 20, 30, 30]])
 
@@ -175,12 +175,12 @@ def test_test_masks_average_probabilities() -> None:
     np.testing.assert_allclose(masks[0, :, 0, 0], [0.5, (1 / (1 + np.exp(-1)) + 1 / (1 + np.exp(-2))) / 2], rtol=1e-6)
 
 
-def test_train_steps_weigh_and_hand_on_the_moved_boxes() -> None:
+def test_train_boxes_weigh_and_hand_on_the_moved_boxes() -> None:
     """The first step moves boxes out of every object's reach, so the second has only the objects themselves."""
     away = Told(deltas=((9.0, 0, 0, 0),) * 2)
     schedule = (dataclasses.replace(STEP, head=0), dataclasses.replace(STEP, head=1, weight=0.5))
     targets, proposals = jax.tree.map(jnp.asarray, (make_targets(), make_proposals()))
-    terms, metrics, _ = train_steps(Unrolled([away, Told()], schedule), {}, proposals, targets, HW, K, KEY)
+    terms, metrics, _ = train_boxes(Unrolled([away, Told()], schedule), {}, proposals, targets, HW, K, KEY)
     assert set(terms) == {f"s{t}.loss_{name}" for t in range(2) for name in ("cls", "bbox")}
     np.testing.assert_allclose(terms["s0.loss_cls"], np.log(3), rtol=1e-6)
     np.testing.assert_allclose(terms["s1.loss_cls"], np.log(3) / 2, rtol=1e-6)
@@ -193,14 +193,14 @@ def test_metrics_count_positives_by_overlap() -> None:
     boxes = np.float32([[[0, 0, 10, 9.5], [20, 20, 40, 31], [0, 0, 10, 4], [np.nan] * 4]])
     proposals = Proposals(jnp.asarray(boxes), jnp.ones((1, 4)), jnp.arange(4)[None] < 3)
     targets = jax.tree.map(jnp.asarray, make_targets())
-    _, metrics, _ = train_steps(Unrolled([Told()], (STEP,)), {}, proposals, targets, HW, K, KEY)
+    _, metrics, _ = train_boxes(Unrolled([Told()], (STEP,)), {}, proposals, targets, HW, K, KEY)
     assert metrics["positives"] == 4
     assert [metrics[f"positives_iou{t}"] for t in (50, 60, 70, 80, 90)] == [1, 0, 0, 0, 1]
 
 
-def test_train_steps_of_one_have_no_prefix() -> None:
+def test_train_boxes_of_one_have_no_prefix() -> None:
     targets, proposals = jax.tree.map(jnp.asarray, (make_targets(), make_proposals()))
-    terms, _, _ = train_steps(Unrolled([Told()], (STEP,)), {}, proposals, targets, HW, K, KEY)
+    terms, _, _ = train_boxes(Unrolled([Told()], (STEP,)), {}, proposals, targets, HW, K, KEY)
     assert set(terms) == {"loss_cls", "loss_bbox"}
 
 

@@ -7,21 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from jaxdet.models.repeat import stack, why_not_rolled
 from jaxdet.models.schedule import Step, make_schedule
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.extractor import OneLevel
 from jaxdet.nn.groie import ConvReLU, GRoIE
 from jaxdet.nn.mask_head import FCN
-from jaxdet.nn.score_head import MaskIoUHead
 from jaxdet.nn.trunk import FC2
 from jaxdet.ops.boxes import DeltaCoder
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler
 from jaxdet.structures import Detections, Proposals
 from tests.models.small import FIRST, make_head, make_model, make_targets
+from tests.programs import executions
 
 KEY = jax.random.key(1)
 HW = jnp.array([[60.0, 56.0], [60.0, 56.0]])
@@ -157,30 +157,31 @@ def test_the_program_does_not_grow_with_steps() -> None:
 
 
 def test_rolled_keeps_weights_of_a_single_head_once() -> None:
-    """For the gradient; those of several heads are kept once a step."""
+    """For the gradient; those of several heads are kept once a step, and once a mask pass."""
 
-    def kept(name: str) -> bool:
+    def kept(name: str, times: int) -> set[str]:
         model, weights = make_loop(name, unroll=False), variables(name)
         program = str(jax.make_jaxpr(jax.grad(lambda w: sum(model.apply(w, method=train)[0].values())))(weights))
-        rows, columns = weights["params"]["heads_0"]["box_head"]["trunk"]["fc2"]["kernel"].shape
-        return f"f32[3,{rows},{columns}]" in program
+        leaves = flatten_dict(weights["params"]["heads_0"], sep="/")
+        shapes = {path: ",".join(map(str, (times, *leaf.shape))) for path, leaf in leaves.items() if leaf.ndim > 1}
+        return {path for path, shape in shapes.items() if f"f32[{shape}]" in program}
 
-    assert not kept("r3")
-    assert kept("deeper")
+    assert kept("r3", 3) == kept("r3", 6) == set()
+    assert "box_head/trunk/fc2/kernel" in kept("deeper", 3)
+    assert "mask_head/conv1/kernel" in kept("deeper", 6)
 
 
-def test_rolled_keeps_the_masks_of_the_last_step_alone() -> None:
-    """Large crops take most of the memory, which without gradients does not depend on the number of steps."""
+@pytest.mark.parametrize("mask_passes", ["step", "head", "none"])
+def test_mask_passes_that_do_not_run_are_not_there(mask_passes: Any) -> None:
+    """Rolled and written out, the same number of products and convolutions runs, whichever loop they stand in."""
 
-    def memory(steps: int) -> int:
-        schedule = make_schedule((0,) * steps, (0.5,) * steps, (1.0,) * steps, sampler=FIRST)
-        head = make_loop_head(0).clone(mask_extractor=OneLevel(size=24))
-        scores = MaskIoUHead(FC2(channels=8), channels=8)
-        model = make_model(heads=(head,), schedule=schedule, unroll=False, mask_iou=scores)
-        weights = jax.eval_shape(lambda: model.init(KEY, method=train))
-        return losses_of(model).lower(weights).compile().memory_analysis().temp_size_in_bytes
+    def run(unroll: bool) -> int:
+        schedule = make_schedule((0, 0, 1), (0.3, 0.5, 0.6), mask_passes=mask_passes, sampler=FIRST)
+        model = make_loop("deeper", unroll=unroll).clone(schedule=schedule)
+        program = jax.make_jaxpr(lambda w: model.apply(w, method=train))(variables("deeper"))
+        return executions(program.jaxpr, ("conv_general_dilated", "dot_general"))
 
-    assert memory(4) < 1.1 * memory(2)
+    assert run(unroll=False) == run(unroll=True)
 
 
 def test_test_steps_may_be_fewer_or_more_than_training_steps() -> None:
