@@ -3,11 +3,13 @@
     python -m benchmarks.loop                          # small enough for two CPU cores
     python -m benchmarks.loop --samples 512 --image 832 1344 --batch 4      # an accelerator, full size
 
-Only the heads run, on random features: forward (losses) and forward with gradient.
+Only the heads run, on random features: forward (losses) and forward with gradient.  How compiling grows with the
+steps: ``benchmarks.loop_compile``.
 """
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 
 from benchmarks.inputs import make_targets
 from benchmarks.table import markdown
-from benchmarks.timing import compiled, machine, milliseconds
+from benchmarks.timing import compiled, compiled_in_turns, machine, milliseconds
 from jaxdet.config import load_config
 from jaxdet.large_pages import ask_for_large_pages
 from jaxdet.models.schedule import make_schedule
@@ -43,30 +45,29 @@ def make_model(steps: int, samples: int, unroll: bool) -> TwoStage:
     return dataclasses.replace(load_config("configs/r3_cnn.py").model, schedule=schedule, unroll=unroll)
 
 
-def lines(args: argparse.Namespace, steps: int, unroll: bool) -> list[Any]:
-    """A line of the table."""
-    inputs = make_inputs(args.batch, tuple(args.image))
-    model = make_model(steps, args.samples, unroll)
+def loss_of(model: TwoStage, inputs: tuple[Any, ...]) -> tuple[Callable[[Any], jax.Array], Any]:
+    """The sum of the losses of the heads as a function of their weights, and weights."""
     weights = jax.jit(lambda: model.init(jax.random.key(0), *inputs, method="head_losses"))()
 
     def loss(weights: Any) -> jax.Array:
         return sum(model.apply(weights, *inputs, method="head_losses")[0].values())
 
-    programs = [compiled(f, weights, repeats=args.compilations) for f in (loss, jax.value_and_grad(loss))]
-    times = milliseconds(*(partial(program.call, weights) for program in programs), repeats=args.repeats)
-    measured = [(program.lines, program.seconds, ms) for program, ms in zip(programs, times, strict=True)]
-    return [steps, "written out" if unroll else "rolled", *measured[0], *measured[1]]
+    return loss, weights
 
 
-def against_one(table: list[list[Any]]) -> str:
-    """Program and compile time of the most steps by those of one."""
-    found = []
-    for way in ("rolled", "written out"):
-        its = [line for line in table if line[1] == way]
-        first, last = its[0], its[-1]
-        ratios = [f"{what} {last[i] / first[i]:.2f}" for i, what in {5: "lines", 6: "compile time"}.items()]
-        found.append(f"{way} {', '.join(ratios)}")
-    return f"With gradient, {last[0]} steps by {first[0]}: {'; '.join(found)}."
+def lines(args: argparse.Namespace) -> list[list[Any]]:
+    """The lines of the table, whose programs are compiled in turns."""
+    inputs = make_inputs(args.batch, tuple(args.image))
+    ways = [(steps, unroll) for steps in args.steps for unroll in (False, True)]
+    losses = [loss_of(make_model(steps, args.samples, unroll), inputs) for steps, unroll in ways]
+    makers = [partial(compiled, f, weights) for loss, weights in losses for f in (loss, jax.value_and_grad(loss))]
+    programs, table = compiled_in_turns(*makers, repeats=args.compilations), []
+    for i, ((steps, unroll), (_, weights)) in enumerate(zip(ways, losses, strict=True)):
+        pair = programs[2 * i : 2 * i + 2]
+        times = milliseconds(*(partial(program.call, weights) for program in pair), repeats=args.repeats)
+        cells = [(program.lines, program.seconds, ms) for program, ms in zip(pair, times, strict=True)]
+        table.append([steps, "written out" if unroll else "rolled", *cells[0], *cells[1]])
+    return table
 
 
 def main() -> None:
@@ -78,9 +79,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compilations", type=int, default=3, help="of which the median is shown")
     args = parser.parse_args()
-    table = [lines(args, steps, unroll) for steps in args.steps for unroll in (False, True)]
     head = ["steps", "", "lines", "compile s", "forward ms", "lines with gradient", "compile s", "with gradient ms"]
-    print(f"{machine()}; {args.batch} x {args.samples} boxes a step\n\n{markdown(head, table)}\n\n{against_one(table)}")
+    print(f"{machine()}; {args.batch} x {args.samples} boxes a step\n\n{markdown(head, lines(args))}")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,28 @@ def compiled(
     return Compiled(program, traced, statistics.median(tracing), statistics.median(compiling))
 
 
+def compiled_in_turns(*makers: Callable[[], Compiled], repeats: int) -> list[Compiled]:
+    """Programs, each with medians of ``repeats`` compilations from nothing, made in turns.
+
+    A turn before these does not count: the first program of a process takes longer.  Turns, because the speed of a
+    machine changes within minutes.
+    """
+    programs: list[Compiled] = []
+    tracing: list[list[float]] = [[] for _ in makers]
+    compiling: list[list[float]] = [[] for _ in makers]
+    for _ in range(1 + repeats):
+        programs.clear()
+        for make, traced, built in zip(makers, tracing, compiling, strict=True):
+            jax.clear_caches()
+            programs.append(make())
+            traced.append(programs[-1].trace_seconds)
+            built.append(programs[-1].compile_seconds)
+    return [
+        program._replace(trace_seconds=statistics.median(traced[1:]), compile_seconds=statistics.median(built[1:]))
+        for program, traced, built in zip(programs, tracing, compiling, strict=True)
+    ]
+
+
 @contextmanager
 def _compilation_cache(folder: str | None) -> Iterator[None]:
     """Inside, compiled programs are kept in the folder and read from it; None: there is no such folder."""

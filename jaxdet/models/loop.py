@@ -3,7 +3,7 @@
 What varies by *head* (extractors, layers, delta scale) lives in ``Head``; what varies by *step* (matching, sampling,
 loss weight, mask passes) lives in ``Step``, together with the index of the head that the step uses.  Cascade R-CNN
 (Cai and Vasconcelos 2018) has as many heads as steps, R3-CNN (Rossi et al. 2021, section III) one head for all.
-Boxes go from step to step; masks (`mask_loop`) are looked for in the boxes that come out.
+Boxes go from step to step; masks never come back to them, and so have a loop of their own (`mask_loop`).
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""The loop over mask heads: each step's looks at crops of what the box loop found, after those of earlier steps.
+"""The mask branch, behind the box loop: each step's pass over its crops, after the passes of earlier steps.
 
 Where heads are linked, a pass gets what the one before it saw: HTC's mask information flow (Chen et al. 2019, eq. 5)
 and the inner loop of R3-CNN (Rossi et al. 2021, eq. 6).
@@ -58,8 +58,8 @@ def train_masks(
 
     (crops,) = repeat.each(look, samples)
     terms, logits, truth = repeat.each(judge, samples, repeat.mask_passes(crops))
-    last = MaskPass(*(repeat.listed(values)[-1] for values in (samples, crops, logits, truth)))
-    return by_name(repeat, terms), last
+    last = {"samples": samples, "crops": crops, "logits": logits, "truth": truth}
+    return by_name(repeat, terms), MaskPass(**{name: repeat.listed(values)[-1] for name, values in last.items()})
 
 
 def test_masks(repeat: Repeat, features: Features, found: Finished, num_classes: int) -> FoundMasks:
@@ -78,5 +78,5 @@ def test_masks(repeat: Repeat, features: Features, found: Finished, num_classes:
         return seen, (head.mask_logits(seen, found.labels, num_classes),)
 
     (logits,) = repeat.fold(body, last.no_mask_features(shared))
-    each = repeat.listed(logits)
-    return FoundMasks(jax.nn.sigmoid(jnp.stack(each)).mean(0), shared, each[-1])
+    by_step = repeat.listed(logits)
+    return FoundMasks(jax.nn.sigmoid(jnp.stack(by_step)).mean(0), shared, by_step[-1])

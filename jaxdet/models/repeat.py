@@ -22,7 +22,10 @@ EachStep: TypeAlias = Any
 
 
 class Repeat(Protocol):
-    """Runs steps.  What a body puts out is a tuple, of whose members each comes back as that of all steps."""
+    """Runs steps.
+
+    What a body puts out for a step is a tuple.  A tuple of as many members comes back, each that of all steps.
+    """
 
     @property
     def heads(self) -> Sequence[Head]: ...
@@ -31,7 +34,7 @@ class Repeat(Protocol):
     def schedule(self) -> Sequence[Step]: ...
 
     def fold(self, body: Callable[[Head, Step, Any, Any], tuple[Any, tuple[Any, ...]]], carry: Any) -> EachStep:
-        """Steps of which each begins where the one before ended: ``body(head, step, t, carry) -> (carry, out)``."""
+        """Steps that begin where the one before ended: ``body(head, step, t, carry) -> (carry, out)``."""
 
     def each(self, body: Callable[..., tuple[Any, ...]], *given: EachStep) -> EachStep:
         """Steps that do not depend on each other: ``body(head, step, *given) -> out``, ``given`` being the step's."""
@@ -64,9 +67,10 @@ class Unrolled:
     def mask_passes(self, crops: EachStep) -> EachStep:
         seen = []
         for t, its in enumerate(crops):
-            before = self.heads[0].no_mask_features(its)
-            for head in heads_of_passes(self.schedule, t):
-                before = self.heads[head].mask_features(its, before)
+            order = [self.heads[head] for head in heads_of_passes(self.schedule, t)]
+            before = order[0].no_mask_features(its)
+            for head in order:
+                before = head.mask_features(its, before)
             seen.append(before)
         return seen
 
@@ -86,7 +90,7 @@ class Rolled:
         self.template = next((module for module, _ in unbound if module.linked), unbound[0][0])
         self.variables = stack([dict(variables) for _, variables in unbound])
         self.stds = jnp.asarray([head.coder.stds for head in heads], jnp.float32)
-        self.steps = _stacked([_numbers(step) for step in schedule])
+        self.steps = jax.tree.map(lambda *values: jnp.asarray(values), *[_numbers(step) for step in schedule])
 
     def fold(self, body: Callable[..., Any], carry: Any) -> EachStep:
         def one(carry: Any, now: Any) -> tuple[Any, Any]:
@@ -105,15 +109,17 @@ class Rolled:
     def mask_passes(self, crops: EachStep) -> EachStep:
         """All passes of all steps in one scan, so that none is there that does not run."""
         order = [heads_of_passes(self.schedule, t) for t in range(len(self.schedule))]
-        passes = [{"t": t, "head": h, "first": j == 0} for t, heads in enumerate(order) for j, h in enumerate(heads)]
+        passes = [(t, head, j == 0) for t, heads in enumerate(order) for j, head in enumerate(heads)]
+        steps, heads, first = (np.asarray(values) for values in zip(*passes, strict=True))
         nothing = self.template.no_mask_features(crops[0])
 
         def one(before: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
-            before = jnp.where(now["first"], nothing, before)
-            seen = self._head(now["head"]).mask_features(crops[now["t"]], before)
+            its, head, is_first = now
+            seen = self._head(head).mask_features(its, jnp.where(is_first, nothing, before))
             return seen, seen
 
-        seen = jax.lax.scan(one, nothing, _stacked(passes))[1]
+        # Picked here, crops cost a copy; picked in the loop, its backward pass would add to those of all steps in each.
+        seen = jax.lax.scan(one, nothing, (crops[steps], heads, first))[1]
         return seen[np.cumsum([len(heads) for heads in order]) - 1]
 
     def listed(self, values: EachStep) -> list[Any]:
@@ -170,10 +176,6 @@ def stack(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return dict(flax.traverse_util.unflatten_dict(stacked))
 
 
-def _stacked(numbers: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *values: jnp.asarray(values), *numbers)
-
-
 def _numberless(head: Head) -> Head:
     """The head without what may differ between heads that are rolled together."""
     mask_head = None if head.mask_head is None else head.mask_head.clone(linked=False)
@@ -185,7 +187,6 @@ def _numbers(step: Step) -> dict[str, Any]:
     return {
         "head": step.head,
         "weight": float(step.weight),
-        "mask_passes": step.mask_passes,
         "matcher": {
             name: float(getattr(matcher, name)) for name in ("positive_iou", "negative_iou", "min_positive_iou")
         },
@@ -197,4 +198,5 @@ def _with_numbers(step: Step, numbers: Mapping[str, Any]) -> Step:
 
 
 def _constant(step: Step) -> Step:
-    return _with_numbers(step, jax.tree.map(lambda _: 0, _numbers(step)))
+    """The step without what may differ between steps that are rolled together; mask passes have a scan of their own."""
+    return dataclasses.replace(_with_numbers(step, jax.tree.map(lambda _: 0, _numbers(step))), mask_passes=0)

@@ -124,6 +124,17 @@ def test_mask_loss_reads_the_bitmap_of_the_class() -> None:
     assert loss(samples.replace(positive=jnp.zeros_like(samples.positive))) == 0
 
 
+def test_mask_losses_weigh_by_step() -> None:
+    """The second step has one pass before its own, so its logits are twice the label."""
+    targets = jax.tree.map(jnp.asarray, make_targets())
+    samples = sample(STEP, make_proposals(), targets, K, KEY)
+    schedule = (STEP, dataclasses.replace(STEP, weight=0.5, mask_passes=1))
+    terms, last = train_masks(Unrolled([Told()], schedule), {}, [samples, samples], targets, K)
+    np.testing.assert_allclose(terms["s0.loss_mask"], (np.log1p(np.exp(-1)) + 2 * np.log(2)) / 3, rtol=1e-5)
+    np.testing.assert_allclose(terms["s1.loss_mask"], (np.log1p(np.exp(-2)) + 2 * np.log(2)) / 6, rtol=1e-5)
+    np.testing.assert_array_equal(last.logits[0, :3, 0, 0], [2, 0, 0])
+
+
 def test_a_real_mask_branch_returns_the_channel_of_the_label() -> None:
     head = make_head()
     features = {level: jnp.ones((1, 64 >> level, 64 >> level, 4)) for level in (2, 3, 4, 5)}

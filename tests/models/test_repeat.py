@@ -15,6 +15,7 @@ from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.box_head import BoxHead
 from jaxdet.nn.groie import ConvReLU, GRoIE
 from jaxdet.nn.mask_head import FCN
+from jaxdet.nn.score_head import MaskIoUHead
 from jaxdet.nn.trunk import FC2
 from jaxdet.ops.boxes import DeltaCoder
 from jaxdet.ops.matching import Matcher
@@ -50,11 +51,12 @@ def make_loop_head(index: int, linked: bool = True) -> Any:
     )
 
 
-def make_loop(name: str, **changes: Any) -> TwoStage:
+def make_loop(name: str, mask_passes: Any = "step", **changes: Any) -> TwoStage:
     order = SCHEDULES[name]
     ious, weights = (0.3, 0.5, 0.6), (1.0, 0.75, 0.5)
     heads = tuple(make_loop_head(h, linked=(name, h) != ("htc", 0)) for h in range(max(order) + 1))
-    return make_model(heads=heads, schedule=make_schedule(order, ious, weights, sampler=FIRST), **changes)
+    schedule = make_schedule(order, ious, weights, mask_passes=mask_passes, sampler=FIRST)
+    return make_model(heads=heads, schedule=schedule, **changes)
 
 
 def train(model: TwoStage) -> Any:
@@ -68,11 +70,15 @@ def test(model: TwoStage) -> Detections:
 test.__test__ = False  # type: ignore[attr-defined]
 
 
+def random_weights(model: TwoStage) -> Any:
+    """Weights with which the heads say something: the reference's initial outputs are all but 0."""
+    shapes = jax.eval_shape(lambda: model.init(KEY, method=train))
+    return jax.tree.map(lambda s: 0.2 * jax.random.normal(jax.random.key(s.size), s.shape), shapes)
+
+
 @cache
 def variables(name: str) -> Any:
-    """Weights with which the heads say something: the reference's initial outputs are all but 0."""
-    shapes = jax.eval_shape(lambda: make_loop(name).init(KEY, method=train))
-    return jax.tree.map(lambda s: 0.2 * jax.random.normal(jax.random.key(s.size), s.shape), shapes)
+    return random_weights(make_loop(name))
 
 
 def losses_of(model: TwoStage) -> Any:
@@ -96,20 +102,22 @@ def detections(model: TwoStage, weights: Any) -> Detections:
     return jax.jit(lambda w: model.apply(w, method=test))(weights)
 
 
-@pytest.mark.parametrize("name", ["deeper", "htc"])
-def test_rolled_equals_written_out(name: str) -> None:
-    weights = variables(name)
-    (terms, metrics), grads = losses_and_gradients(make_loop(name, unroll=True), weights)
-    (rolled_terms, rolled_metrics), rolled_grads = losses_and_gradients(make_loop(name, unroll=False), weights)
-    assert terms.keys() == rolled_terms.keys()
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
-        (terms, metrics),
-        (
-            rolled_terms,
-            rolled_metrics,
-        ),
-    )
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("r3", {"mask_iou": MaskIoUHead(FC2(channels=8), channels=8)}),
+        ("deeper", {}),
+        ("deeper", {"mask_passes": "head"}),
+        ("htc", {}),
+    ],
+    ids=["r3-mask_iou", "deeper", "deeper-head", "htc"],
+)
+def test_rolled_equals_written_out(name: str, changes: dict[str, Any]) -> None:
+    models = [make_loop(name, unroll=unroll, **changes) for unroll in (True, False)]
+    weights = random_weights(models[0])
+    (found, grads), (rolled, rolled_grads) = (losses_and_gradients(model, weights) for model in models)
+    assert found[0].keys() == rolled[0].keys()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, rolled)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), grads, rolled_grads)
     assert max(float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(grads)) > 0.01
 
@@ -176,8 +184,7 @@ def test_mask_passes_that_do_not_run_are_not_there(mask_passes: Any) -> None:
     """Rolled and written out, the same number of products and convolutions runs, whichever loop they stand in."""
 
     def run(unroll: bool) -> int:
-        schedule = make_schedule((0, 0, 1), (0.3, 0.5, 0.6), mask_passes=mask_passes, sampler=FIRST)
-        model = make_loop("deeper", unroll=unroll).clone(schedule=schedule)
+        model = make_loop("deeper", mask_passes, unroll=unroll)
         program = jax.make_jaxpr(lambda w: model.apply(w, method=train))(variables("deeper"))
         return executions(program.jaxpr, ("conv_general_dilated", "dot_general"))
 
