@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
+from jaxdet.ops.direct_conv import direct_conv
 from jaxdet.ops.overlap_save import fourier_conv, predicted_gain
 
 NormKind: TypeAlias = Literal["batch", "sync_batch", "group"]
 Method: TypeAlias = Literal["direct", "spectral"]
-CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
 kaiming_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 xavier_uniform: Initializer = nn.initializers.xavier_uniform()
@@ -42,8 +42,7 @@ def convolve(
         if stride != 1:
             raise ValueError(f"the spectral method needs stride 1, got {stride}; use method None or 'direct'")
         return fourier_conv(x, kernel, pads)
-    padding = tuple((pad, pad) for pad in pads)
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=CHANNELS_LAST)
+    return direct_conv(x, kernel, stride, pads)
 
 
 def fastest_method(x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int]) -> Method:

@@ -1,0 +1,85 @@
+"""Weight gradients of convolutions: XLA's own beside one product for each tap, alone and inside a loop.
+
+    python -m benchmarks.weight_gradients --repeats 3
+
+A loop is a `jax.lax.scan` of two turns; its times are those of one.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.table import markdown
+from benchmarks.timing import compiled, machine, milliseconds
+from jaxdet.large_pages import ask_for_large_pages
+from jaxdet.ops.direct_conv import CHANNELS_LAST, weight_gradient
+
+SHAPES = {  # of the input, and the number of filters
+    "FPN, stride 4": ((1, 200, 336, 256), 256),
+    "FPN, stride 8": ((1, 100, 168, 256), 256),
+    "ResNet-50, second stage": ((1, 200, 336, 64), 64),
+    "ResNet-50, third stage": ((1, 100, 168, 128), 128),
+    "ResNet-50, fourth stage": ((1, 50, 84, 256), 256),
+    "ResNet-50, fifth stage": ((1, 25, 42, 512), 512),
+    "mask head, 128 crops": ((128, 14, 14, 256), 256),
+    "demo, mask IoU": ((64, 14, 14, 48), 48),
+}
+TURNS = 2
+
+
+def by_xla(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """As `jax.grad` of the convolution has it."""
+
+    def convolve(kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=CHANNELS_LAST)
+
+    return jax.linear_transpose(convolve, jnp.zeros((3, 3, x.shape[-1], dy.shape[-1])))(dy)[0]
+
+
+def by_products(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """A product for each tap."""
+    return weight_gradient(x, dy, (3, 3), 1, (1, 1))
+
+
+def in_loop(gradient: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Several, added up, each of another input."""
+
+    def one(found: jax.Array, scale: jax.Array) -> tuple[jax.Array, None]:
+        return found + gradient(scale * x, dy), None
+
+    return jax.lax.scan(one, jnp.zeros((3, 3, x.shape[-1], dy.shape[-1])), jnp.arange(1.0, 1.0 + TURNS))[0]
+
+
+def line(name: str, shape: tuple[int, int, int, int], filters: int, args: argparse.Namespace) -> list[Any]:
+    """A line of the table."""
+    x = jax.random.normal(jax.random.key(0), shape)
+    dy = jax.random.normal(jax.random.key(1), (*shape[:3], filters))
+    gradients = [by_xla, by_products]
+    if args.loops:
+        gradients += [partial(in_loop, by_xla), partial(in_loop, by_products)]
+    programs = [compiled(gradient, x, dy) for gradient in gradients]
+    times = milliseconds(*(partial(program.call, x, dy) for program in programs), repeats=args.repeats)
+    alone, loops = times[:2], [ms / TURNS for ms in times[2:]]
+    gflop = 2 * 9 * dy.size * shape[-1] / 1e9
+    return [name, gflop, *alone, alone[0] / alone[1], *((*loops, loops[0] / loops[1]) if loops else ())]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--loops", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--only", nargs="+", choices=SHAPES, default=list(SHAPES))
+    args = parser.parse_args()
+    head = ["3x3", "GFLOP", "by XLA ms", "by products", "factor"]
+    head += ["by XLA, in a loop", "by products", "factor"] if args.loops else []
+    rows = [line(name, *SHAPES[name], args) for name in args.only]
+    print(f"{machine()}; float32\n\n{markdown(head, rows)}")
+
+
+if __name__ == "__main__":
+    ask_for_large_pages()
+    main()
