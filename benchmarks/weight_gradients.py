@@ -2,7 +2,8 @@
 
     python -m benchmarks.weight_gradients --repeats 3
 
-A loop is a `jax.lax.scan` of two turns; its times are those of one.
+A loop is a `jax.lax.scan` of two turns; its times are those of one turn, and only for small maps: XLA takes minutes for
+a large one.
 """
 
 import argparse
@@ -28,6 +29,7 @@ SHAPES = {  # of the input, and the number of filters
     "mask head, 128 crops": ((128, 14, 14, 256), 256),
     "demo, mask IoU": ((64, 14, 14, 48), 48),
 }
+IN_LOOPS = ("ResNet-50, fifth stage", "demo, mask IoU")
 TURNS = 2
 
 
@@ -54,30 +56,33 @@ def in_loop(gradient: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array,
     return jax.lax.scan(one, jnp.zeros((3, 3, x.shape[-1], dy.shape[-1])), jnp.arange(1.0, 1.0 + TURNS))[0]
 
 
-def line(name: str, shape: tuple[int, int, int, int], filters: int, args: argparse.Namespace) -> list[Any]:
+def line(name: str, repeats: int) -> list[Any]:
     """A line of the table."""
+    shape, filters = SHAPES[name]
     x = jax.random.normal(jax.random.key(0), shape)
     dy = jax.random.normal(jax.random.key(1), (*shape[:3], filters))
     gradients = [by_xla, by_products]
-    if args.loops:
+    if name in IN_LOOPS:
         gradients += [partial(in_loop, by_xla), partial(in_loop, by_products)]
     programs = [compiled(gradient, x, dy) for gradient in gradients]
-    times = milliseconds(*(partial(program.call, x, dy) for program in programs), repeats=args.repeats)
-    alone, loops = times[:2], [ms / TURNS for ms in times[2:]]
+    alone, loops = _pairs(milliseconds(*(partial(program.call, x, dy) for program in programs), repeats=repeats))
     gflop = 2 * 9 * dy.size * shape[-1] / 1e9
-    return [name, gflop, *alone, alone[0] / alone[1], *((*loops, loops[0] / loops[1]) if loops else ())]
+    return [name, gflop, *alone, *loops]
+
+
+def _pairs(times: list[float]) -> tuple[list[Any], list[Any]]:
+    """Both ways and the factor between them, alone and in a turn of a loop."""
+    xla, products, *loops = times
+    in_turn = [ms / TURNS for ms in loops]
+    return [xla, products, xla / products], [*in_turn, in_turn[0] / in_turn[1]] if loops else [None] * 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--loops", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--only", nargs="+", choices=SHAPES, default=list(SHAPES))
     args = parser.parse_args()
-    head = ["3x3", "GFLOP", "by XLA ms", "by products", "factor"]
-    head += ["by XLA, in a loop", "by products", "factor"] if args.loops else []
-    rows = [line(name, *SHAPES[name], args) for name in args.only]
-    print(f"{machine()}; float32\n\n{markdown(head, rows)}")
+    head = ["3x3", "GFLOP", "by XLA ms", "by products", "factor", "by XLA, in a loop", "by products", "factor"]
+    print(f"{machine()}; float32\n\n{markdown(head, [line(name, args.repeats) for name in SHAPES])}")
 
 
 if __name__ == "__main__":
