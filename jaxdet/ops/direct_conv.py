@@ -1,9 +1,9 @@
 """Convolutions whose weight gradient is a matrix product for each tap of the kernel.
 
 The gradient of a kernel is itself a convolution, whose window is the whole map.  XLA:CPU computes that at a third of
-the speed of the forward pass, and inside a loop at a seventieth (jax 0.10.2; ``benchmarks/weight_gradients.py``).  As
-products, one for each place of the kernel, of the map moved there with the gradient of the output, it is as fast as the
-forward pass, in a loop too.
+the speed of the forward pass, and inside a loop tens of times slower still (jax 0.10.2).  As products, one for each
+place of the kernel, of the map moved there with the gradient of the output, it is nearly as fast as the forward pass,
+in a loop too (``benchmarks/weight_gradients.py``).
 """
 
 from functools import partial
