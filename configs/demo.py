@@ -66,7 +66,7 @@ def get_config() -> Experiment:
         workers=0,
     )
     schedule = Schedule(
-        length=1500, drops=(480, 870, 1230, 1400), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
+        length=1700, drops=(544, 986, 1394, 1587), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
     )
     optimizer = Optimizer(
         rule="muon",
