@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.programs import inference, make_inputs, make_weights, options, setting, training
 from benchmarks.table import markdown
-from benchmarks.timing import machine
+from benchmarks.timing import Compiled, compiled_in_turns, machine
 from jaxdet.config import load_config
 
 
@@ -21,11 +21,14 @@ def lines(name: str, args: argparse.Namespace) -> list[list[Any]]:
     net = load_config(f"configs/{name}.py").model.clone(dtype=args.dtype)
     inputs = make_inputs(tuple(args.image), args.batch)
     weights, found = make_weights(net), []
+
+    def timed(make: Any, **options: Any) -> Compiled:
+        return compiled_in_turns(lambda: make(net, weights, inputs, **options)[0], repeats=args.repeats)[0]
+
     for kind, make in {"inference": inference, "training step": training}.items():
-        program, _ = make(net, weights, inputs, repeats=args.repeats)
-        with tempfile.TemporaryDirectory() as folder:
-            make(net, weights, inputs, cache=folder)
-            cached = make(net, weights, inputs, cache=folder, repeats=args.repeats)[0].compile_seconds
+        program = timed(make)
+        with tempfile.TemporaryDirectory() as folder:  # filled by the turn that does not count
+            cached = timed(make, cache=folder).compile_seconds
         seconds = [program.trace_seconds, program.compile_seconds, cached]
         found.append([f"{name}, {kind}", program.lines, *seconds, f"{cached / program.compile_seconds:.1%}"])
     return found

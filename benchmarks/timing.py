@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 
 class Compiled(NamedTuple):
-    """A compiled function and what compiling it took: medians."""
+    """A compiled function and what compiling it took."""
 
     call: Any
     traced: Any
@@ -35,29 +35,23 @@ class Compiled(NamedTuple):
 def compiled(
     function: Callable[..., Any],
     *args: Any,
-    repeats: int = 1,
     donate: tuple[int, ...] = (),
     options: dict[str, str] | None = None,
     cache: str | None = None,
 ) -> Compiled:
-    """Traces and compiles a function, from nothing each time unless ``cache`` is a folder of compiled programs."""
-    tracing, compiling = [], []
+    """Traces and compiles a function, from nothing unless ``cache`` is a folder of compiled programs."""
     with _compilation_cache(cache):
-        for repeat in range(repeats):
-            if repeat:
-                jax.clear_caches()
-            start = time.perf_counter()
-            traced = jax.jit(function, donate_argnums=donate, compiler_options=options).trace(*args)
-            lowered = traced.lower()
-            middle = time.perf_counter()
-            program = lowered.compile()
-            tracing.append(middle - start)
-            compiling.append(time.perf_counter() - middle)
-    return Compiled(program, traced, statistics.median(tracing), statistics.median(compiling))
+        start = time.perf_counter()
+        traced = jax.jit(function, donate_argnums=donate, compiler_options=options).trace(*args)
+        lowered = traced.lower()
+        middle = time.perf_counter()
+        program = lowered.compile()
+        end = time.perf_counter()
+    return Compiled(program, traced, middle - start, end - middle)
 
 
 def compiled_in_turns(*makers: Callable[[], Compiled], repeats: int) -> list[Compiled]:
-    """Programs, each with medians of ``repeats`` compilations from nothing, made in turns.
+    """Programs, each with medians of ``repeats`` compilations, made in turns, with nothing of them left in memory.
 
     A turn before these does not count: the first program of a process takes longer.  Turns, because the speed of a
     machine changes within minutes.
