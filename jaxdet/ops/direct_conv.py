@@ -18,9 +18,6 @@ CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 # Below these XLA's own way is as fast.
 MIN_CHANNELS = 16
 MIN_FLOPS = 2e8
-# XLA copies the map for each tap, for all at once if it can.  In a loop there is one copy, which takes half as long
-# again.
-LARGEST_AT_ONCE = 32_000_000
 
 
 def direct_conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
@@ -37,18 +34,17 @@ def conv_with_products(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads)
 
 def weight_gradient(x: jax.Array, dy: jax.Array, size: tuple[int, ...], stride: int, pads: Pads) -> jax.Array:
     """Gradient ``[kh, kw, C, F]`` of a kernel of ``size``, from the input and the gradient ``dy [B, H', W', F]``."""
-    (ph, pw), (_, height, width, features) = pads, dy.shape
+    (ph, pw), (_, height, width, _) = pads, dy.shape
     x = jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
-    rows, columns = (stride * (length - 1) + 1 for length in (height, width))
+    rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
 
-    def product(tap: jax.Array) -> jax.Array:
-        seen = jax.lax.dynamic_slice(x, (0, tap[0], tap[1], 0), (x.shape[0], rows, columns, x.shape[3]))
-        return jnp.tensordot(seen[:, ::stride, ::stride], dy, axes=((0, 1, 2), (0, 1, 2)))
+    def product(i: int, j: int) -> jax.Array:
+        seen = x[:, i : i + rows : stride, j : j + columns : stride]
+        # XLA:CPU transposes the first factor: that is the same one for all taps.
+        return jnp.tensordot(dy, seen, axes=((0, 1, 2), (0, 1, 2))).T
 
-    taps = np.array(list(np.ndindex(*size)))
-    in_turn = x.nbytes > LARGEST_AT_ONCE
-    products = jax.lax.map(product, jnp.asarray(taps)) if in_turn else jnp.stack([product(tap) for tap in taps])
-    return products.reshape(*size, x.shape[-1], features)
+    taps = [product(i, j) for i, j in np.ndindex(*size)]
+    return jnp.stack(taps).reshape(*size, *taps[0].shape)
 
 
 def _conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
