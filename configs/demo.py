@@ -50,9 +50,9 @@ def get_config() -> Experiment:
         neck=FPN(channels=CHANNELS),
         rpn=rpn,
         heads=(head,),
-        schedule=make_schedule((0, 0), (0.5, 0.6), (1.0, 0.75), sampler=Sampler(number=32, positive_fraction=0.5)),
+        schedule=make_schedule((0, 0), (0.5, 0.6), (1.0, 0.75), sampler=Sampler(number=32, positive_fraction=0.25)),
         test_heads=(0, 0, 0),  # a step more than in training; worth a point of mask AP
-        mask_iou=MaskIoUHead(FCC((32, 16)), channels=CHANNELS),
+        mask_iou=MaskIoUHead(FCC((32, 16)), channels=32),
         finish=Finish(score_threshold=0.001, max_detections=50),
     )
     data = Data(
@@ -66,14 +66,15 @@ def get_config() -> Experiment:
         workers=0,
     )
     schedule = Schedule(
-        length=1700, drops=(544, 986, 1394, 1587), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
+        length=2000, drops=(640, 1160, 1640, 1867), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
     )
     optimizer = Optimizer(
         rule="muon",
         lr=4e-3,
         base_batch=4,
         weight_decay=1e-2,
-        muon_steps=4,
+        muon_steps=3,
+        muon_norm="schatten",
         clip_norm=10.0,
         schedule=schedule,
     )

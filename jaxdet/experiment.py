@@ -47,7 +47,9 @@ class Optimizer:
     ``rule="adamw"`` (Loshchilov and Hutter 2019) is for short runs from scratch; it needs a rate some 20 times lower
     and has no use for ``momentum``.  ``rule="muon"`` (Jordan et al. 2024; optax's) makes the directions of a kernel's
     update equally long; from scratch it learned in far fewer steps than AdamW here (docs/RESULTS.md), at a rate two to
-    three times higher.
+    three times higher.  It divides a kernel's gradient by ``muon_norm`` and evens it out in ``muon_steps``.  The fourth
+    Schatten norm is nearer to the longest direction than the Frobenius norm and saves up to a step, but kernels whose
+    gradient is shorter than 1e-4 hardly move with it.
 
     ``lr`` belongs to a global batch of ``base_batch`` images and is scaled in proportion to the batch in use
     (Goyal et al. 2017), so that another number of devices needs no other setting; ``base_batch=none`` switches
@@ -59,7 +61,8 @@ class Optimizer:
     base_batch: int | None = 16
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    muon_steps: int = 5  #: of Newton-Schulz, by which Muon evens out the directions
+    muon_steps: int = 5  #: of Newton-Schulz
+    muon_norm: Literal["frobenius", "schatten"] = "frobenius"
     clip_norm: float | None = None  #: the gradient is scaled down to this global L2 norm where it is longer
     schedule: Schedule = Schedule()
 

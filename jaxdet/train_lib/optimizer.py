@@ -62,6 +62,7 @@ def _muon(optimizer: Optimizer) -> optax.GradientTransformation:
         -1.0,  # optax's sign: its updates are added
         consistent_rms=0.2,
         ns_steps=optimizer.muon_steps,
+        preconditioning=optimizer.muon_norm,
         weight_decay=optimizer.weight_decay,
         adam_weight_decay=optimizer.weight_decay,
         muon_weight_dimension_numbers=_as_matrices,

@@ -98,17 +98,27 @@ def test_muon_evens_out_the_directions_of_a_kernel() -> None:
     np.testing.assert_array_equal(decayed["stem"], 0)
 
 
+def unevenness(inputs: int, outputs: int, longest: float, steps: int, norm: Any = "frobenius") -> float:
+    """The longest direction of Muon's update by its shortest; the gradient's is ``longest`` times the shortest."""
+    draw = np.random.default_rng(2).normal(size=(inputs, outputs)) * np.geomspace(longest, 1, outputs)
+    direction = update_direction(Optimizer(rule="muon", muon_steps=steps, muon_norm=norm), is_frozen)
+    gradient = {"head": {"kernel": jnp.asarray(draw, jnp.float32)}}
+    lengths = np.linalg.svd(direction.update(gradient, direction.init(gradient), gradient)[0]["head"]["kernel"])[1]
+    return float(lengths.max() / lengths.min())
+
+
 def test_fewer_steps_of_muon_even_out_less() -> None:
-    gradient = np.random.default_rng(2).normal(size=(45, 8)) * np.geomspace(1, 1e-2, 8)
-    params = {"head": {"kernel": jnp.zeros((45, 8))}}
+    one, three, five = (unevenness(45, 8, 100.0, steps) for steps in (1, 3, 5))
+    assert 50 > one > 2 * three > 2 * five
 
-    def ratio(steps: int) -> float:
-        direction = update_direction(Optimizer(rule="muon", muon_steps=steps), is_frozen)
-        given = {"head": {"kernel": jnp.asarray(gradient, jnp.float32)}}
-        lengths = np.linalg.svd(direction.update(given, direction.init(params), params)[0]["head"]["kernel"])[1]
-        return float(lengths.max() / lengths.min())
 
-    assert 50 > ratio(1) > 2 * ratio(3) > 2 * ratio(5)
+def test_the_schatten_norm_saves_a_step_of_muon() -> None:
+    three, four = unevenness(450, 256, 10.0, 3), unevenness(450, 256, 10.0, 4)
+    assert unevenness(450, 256, 10.0, 3, "schatten") == pytest.approx(four, rel=0.1)
+    assert three > 2 * four
+
+
+def test_muon_needs_a_step() -> None:
     with pytest.raises(ValueError, match=r"Optimizer.muon_steps: expected 1 or more, got 0"):
         Optimizer(muon_steps=0)
 
