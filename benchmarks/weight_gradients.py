@@ -27,9 +27,9 @@ SHAPES = {  # of the input, and the number of filters
     "ResNet-50, fourth stage": ((1, 50, 84, 256), 256),
     "ResNet-50, fifth stage": ((1, 25, 42, 512), 512),
     "mask head, 128 crops": ((128, 14, 14, 256), 256),
-    "demo, mask IoU": ((64, 14, 14, 48), 48),
+    "mask IoU, 64 small crops": ((64, 14, 14, 48), 48),
 }
-IN_LOOPS = ("ResNet-50, fifth stage", "demo, mask IoU")
+IN_LOOPS = ("ResNet-50, fifth stage", "mask IoU, 64 small crops")
 TURNS = 2
 
 
