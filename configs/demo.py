@@ -1,4 +1,4 @@
-"""A small SBR-CNN that learns generated scenes from scratch on two CPU cores in about ten minutes (``make demo``).
+"""A small SBR-CNN that learns generated scenes from scratch on two CPU cores in minutes (``make demo``).
 
 The paper's network with fewer channels: GRoIE in place of both extractors, an FCC box head in a loop, linked mask
 passes, mask IoU.  What costs most is left out: the non-local blocks, the third step in training, GRoIE's 7x7 kernels.
