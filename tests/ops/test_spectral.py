@@ -33,12 +33,11 @@ def arrays(hw: tuple[int, int], kernel: tuple[int, int], n: int = 3) -> tuple[ja
     return jnp.asarray(x, jnp.float32), jnp.asarray(k, jnp.float32)
 
 
-def assert_close(got: jax.Array, expected: jax.Array) -> None:
+def assert_close(got: jax.Array, expected: jax.Array, rounding: float = 1e-6) -> None:
     assert got.shape == expected.shape
     assert got.dtype == expected.dtype
     error, spread = np.asarray(got - expected, np.float64), np.std(expected)
-    # Rounding is relative to all that is transformed; gradients that only padding sees are much of it in some cases.
-    assert np.sqrt(np.mean(error**2)) < 2e-6 * spread
+    assert np.sqrt(np.mean(error**2)) < rounding * spread
     assert np.abs(error).max() < 1e-5 * spread
 
 
@@ -55,8 +54,10 @@ def test_gradients_equal_those_of_the_direct_convolution(
     x, k = arrays(hw, kernel)
     y, pull = jax.vjp(lambda x, k: spectral_conv(x, k, padding), x, k)
     _, expected = jax.vjp(lambda x, k: direct(x, k, padding), x, k)
+    # Rounding is relative to all that is transformed, gradients of outputs that see nothing but padding included.
+    seeing = np.mean(np.asarray(direct(jnp.abs(x), jnp.abs(k), padding)) > 0)
     for got, wanted in zip(pull(jnp.cos(y)), expected(jnp.cos(y)), strict=True):
-        assert_close(got, wanted)
+        assert_close(got, wanted, rounding=1e-6 / np.sqrt(seeing))
 
 
 @pytest.mark.parametrize("n", [0, 1, 4, 6, 7])
