@@ -1,8 +1,8 @@
 """A small SBR-CNN that learns generated scenes from scratch on two CPU cores in minutes (``make demo``).
 
 The paper's network with fewer channels: GRoIE in place of both extractors, an FCC box head in a loop, linked mask
-passes, mask IoU.  What costs most is left out: the non-local blocks, the third step in training, GRoIE's 7x7 kernels.
-Muon and no pretrained weights, because there is no time for SGD and nothing to fetch.
+passes, mask IoU.  What costs most is left out: the non-local blocks, the third step in training, GRoIE's 7x7 kernels,
+the backbone's last stage.  Muon and no pretrained weights, because there is no time for SGD and nothing to fetch.
 """
 
 from jaxdet.data.settings import Data, Scenes
@@ -24,20 +24,21 @@ from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.sampling import Sampler
 
 SIZE = 128  # pixels
-CHANNELS = 48  # of the pyramid
+CHANNELS = 32  # of the pyramid
 LEVELS = (2, 3)  # objects are some tens of pixels large
 
 
 def get_config() -> Experiment:
     head = Head(
-        box_extractor=GRoIE(size=7, pre=ConvReLU(3), levels=LEVELS),
+        box_extractor=GRoIE(size=7, pre=ConvReLU(3), sampling_ratio=1, levels=LEVELS),
         box_head=BoxHead(FCC((32, 16), kernel="7x3", reduce="first"), class_agnostic=True),
-        mask_extractor=GRoIE(size=14, pre=ConvReLU(1), levels=LEVELS),
+        mask_extractor=GRoIE(size=14, pre=ConvReLU(1), sampling_ratio=1, levels=LEVELS),
         mask_head=FCN(channels=32, convs=2, linked=True),
     )
     rpn = RPN(
-        head=RPNHead(channels=64),
-        anchors=Anchors(scales=(6.0,)),  # the smallest has a side of 24 pixels; half the objects are below 35
+        head=RPNHead(channels=CHANNELS),
+        # Of 24 to 192 pixels; half the objects are smaller than 35.
+        anchors=Anchors(levels=(2, 3, 4, 5), scales=(6.0,)),
         sampler=Sampler(number=128, positive_fraction=0.5),
         pre_nms_train=300,
         post_nms_train=200,
@@ -46,7 +47,7 @@ def get_config() -> Experiment:
     )
     model = TwoStage(
         num_classes=8,
-        backbone=ResNet(depth=18, width=32, frozen_stages=-1, norm="group"),
+        backbone=ResNet(depth=18, width=32, stages=3, frozen_stages=-1, norm="group"),
         neck=FPN(channels=CHANNELS),
         rpn=rpn,
         heads=(head,),
@@ -66,11 +67,16 @@ def get_config() -> Experiment:
         workers=0,
     )
     schedule = Schedule(
-        length=2000, drops=(640, 1160, 1640, 1867), unit="steps", drop_factor=0.4, warmup_steps=100, warmup_ratio=0.01
+        length=1300,
+        drops=(380, 840, 1070, 1180, 1245),  # close to a straight line down to 0
+        unit="steps",
+        drop_factor=0.5,
+        warmup_steps=100,
+        warmup_ratio=0.01,
     )
     optimizer = Optimizer(
         rule="muon",
-        lr=4e-3,
+        lr=3e-3,
         base_batch=4,
         weight_decay=1e-2,
         muon_steps=3,

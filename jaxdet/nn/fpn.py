@@ -16,7 +16,8 @@ def upsample_to(x: jax.Array, like: jax.Array) -> jax.Array:
 class FPN(nn.Module):
     """Backbone maps ``{2..5}`` -> pyramid ``{2..6}`` of ``channels`` channels.
 
-    Level 6 is every second pixel of level 5 and serves the RPN only.
+    Level 6 is every second pixel of level 5 and serves the RPN only.  A backbone of three stages, ``{2..4}``, makes a
+    pyramid ``{2..5}`` in the same way.
     """
 
     channels: int = 256

@@ -53,7 +53,8 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Image ``[B, H, W, 3]`` -> ``{2: C2, .., 5: C5}``; H and W are multiples of 32.
 
-    ``width`` is the number of channels of the first stage (64 in the paper).  The stem and the first
+    ``width`` is the number of channels of the first stage (64 in the paper).  With fewer than four ``stages`` the last
+    maps are left out: three end with C4, which for small images is coarse enough.  The stem and the first
     ``frozen_stages`` stages are not trained, and no gradient is computed for them; 0 trains all but the stem, -1
     everything.  ``norm="sync_batch"`` takes the statistics of the batch in the stages that are trained.  ``remat``: in
     training, what is inside blocks is not kept but computed again for their gradients.
@@ -64,18 +65,21 @@ class ResNet(nn.Module):
     frozen_stages: int = 1
     norm: NormKind = "batch"
     remat: bool = False
+    stages: int = 4
 
     @nn.compact
     def __call__(self, image: jax.Array) -> Features:
         if self.depth not in BLOCKS:
             raise ValueError(f"ResNet depth must be one of {sorted(BLOCKS)}, got {self.depth}")
+        if not 1 <= self.stages <= 4:
+            raise ValueError(f"ResNet stages must be 1 to 4, got {self.stages}")
         x = Conv(self.width, 7, 2, bias=False, name="conv1")(image)
         x = nn.relu(make_norm(self._norm(0), "bn1")(x))
         x = max_pool(x)
         x = self._freeze(x, 0)
         block_type = nn.remat(Block) if self.remat else Block
         features = {}
-        for stage, blocks in enumerate(BLOCKS[self.depth], 1):
+        for stage, blocks in enumerate(BLOCKS[self.depth][: self.stages], 1):
             for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
                 channels = self.width * 2 ** (stage - 1)

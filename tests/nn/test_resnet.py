@@ -34,9 +34,29 @@ def test_group_norm_has_the_same_parameters_and_no_statistics() -> None:
     assert "batch_stats" not in group
 
 
+@pytest.mark.parametrize("stages", [1, 3])
+def test_fewer_stages_are_the_first_ones(stages: int) -> None:
+    net, fewer = ResNet(depth=18, width=4), ResNet(depth=18, width=4, stages=stages)
+    image = jax.random.normal(jax.random.key(1), IMAGE.shape)
+    variables = net.init(jax.random.key(0), image)
+    names = fewer.init(jax.random.key(0), image)["params"]
+    assert len(names) == 2 + 2 * stages  # conv1, bn1, two blocks a stage
+    kept = {kind: {name: tree[name] for name in names if name in tree} for kind, tree in variables.items()}
+    features, whole = fewer.apply(kept, image), net.apply(variables, image)
+    assert list(features) == list(range(2, 2 + stages))
+    for level, found in features.items():
+        np.testing.assert_array_equal(found, whole[level])
+
+
 def test_unknown_depth_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"one of \[18, 34, 50, 101\], got 20"):
         shapes_of(ResNet(depth=20))
+
+
+@pytest.mark.parametrize("stages", [0, 5])
+def test_unknown_number_of_stages_is_an_error(stages: int) -> None:
+    with pytest.raises(ValueError, match=f"1 to 4, got {stages}"):
+        shapes_of(ResNet(depth=18, stages=stages))
 
 
 @pytest.mark.parametrize("frozen", [-1, 0, 2])
