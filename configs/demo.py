@@ -67,8 +67,8 @@ def get_config() -> Experiment:
         workers=0,
     )
     schedule = Schedule(
-        length=1300,
-        drops=(380, 840, 1070, 1180, 1245),  # close to a straight line down to 0
+        length=1400,
+        drops=(410, 905, 1150, 1275, 1340),  # close to a straight line down to 0
         unit="steps",
         drop_factor=0.5,
         warmup_steps=100,
