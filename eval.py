@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from jaxdet.atomic import write_json
-from jaxdet.data.coco import read_json
+from jaxdet.data.sources.coco import read_json
 from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
-from jaxdet.hosts import add_host_flags, explained, join_hosts, run_main
-from jaxdet.large_pages import ask_for_large_pages
+from jaxdet.runtime.atomic import write_json
+from jaxdet.runtime.hosts import add_host_flags, explained, join_hosts, run_main
+from jaxdet.runtime.large_pages import ask_for_large_pages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
     import jax  # here, because scoring a file must not need it
 
     from jaxdet.config import load_config
-    from jaxdet.eval_lib import detect_all, open_checkpoint
+    from jaxdet.evaluation.evaluate import detect_all, open_checkpoint
 
     config = load_config(options.config) if options.config else None
     join_hosts(options)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdet.large_pages import ask_for_large_pages
+from jaxdet.runtime.large_pages import ask_for_large_pages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Here and not above: the program may start twice (`ask_for_large_pages`), and jax takes a second to import.
     from jaxdet.config import load_config
-    from jaxdet.predict_lib import RESULTS, predict_files
+    from jaxdet.prediction import RESULTS, predict_files
     from jaxdet.trained import load
 
     try:

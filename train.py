@@ -10,8 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
-from jaxdet.hosts import add_host_flags, explained, join_hosts, run_main
-from jaxdet.large_pages import ask_for_large_pages
+from jaxdet.runtime.hosts import add_host_flags, explained, join_hosts, run_main
+from jaxdet.runtime.large_pages import ask_for_large_pages
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     import jax
 
     from jaxdet.config import config_name, load_config, override, print_config
-    from jaxdet.train_lib import train
+    from jaxdet.training import train
 
     try:
         experiment = override(load_config(arguments.config), arguments.overrides)

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 
 from benchmarks.inputs import make_batch, make_targets
 from benchmarks.timing import Compiled, compiled
-from jaxdet.compiling import compiler_options
 from jaxdet.experiment import Optimizer
-from jaxdet.mesh import data_mesh
+from jaxdet.runtime.compiling import compiler_options
+from jaxdet.runtime.mesh import data_mesh
 from jaxdet.structures import Batch, Proposals
-from jaxdet.train_lib.optimizer import learning_rate, update_direction
-from jaxdet.train_lib.step import init_state, make_train_step
+from jaxdet.training.optimizer import learning_rate, update_direction
+from jaxdet.training.step import init_state, make_train_step
 
 
 class Inputs(NamedTuple):

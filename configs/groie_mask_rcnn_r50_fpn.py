@@ -10,14 +10,14 @@ from jaxdet.experiment import Experiment
 from jaxdet.models.branches import Head
 from jaxdet.models.proposals import RPN
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.attention import Attention
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.fpn import FPN
-from jaxdet.nn.groie import ConvReLU, GRoIE
-from jaxdet.nn.mask_head import FCN
-from jaxdet.nn.resnet import ResNet
-from jaxdet.nn.rpn_head import RPNHead
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.backbones.resnet import ResNet
+from jaxdet.nn.blocks.attention import Attention
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.mask import FCN
+from jaxdet.nn.heads.rpn import RPNHead
+from jaxdet.nn.heads.trunk import FC2
+from jaxdet.nn.necks import FPN
 
 
 def get_config() -> Experiment:

@@ -10,13 +10,13 @@ from jaxdet.models.branches import Head
 from jaxdet.models.proposals import RPN
 from jaxdet.models.schedule import Step
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.context import NonLocal
-from jaxdet.nn.fpn import FPN
-from jaxdet.nn.groie import ConvReLU, GRoIE
-from jaxdet.nn.resnet import ResNet
-from jaxdet.nn.rpn_head import RPNHead
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.backbones.resnet import ResNet
+from jaxdet.nn.blocks.context import NonLocal
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.rpn import RPNHead
+from jaxdet.nn.heads.trunk import FC2
+from jaxdet.nn.necks import FPN
 from jaxdet.ops.matching import Matcher
 
 

@@ -12,14 +12,14 @@ from jaxdet.models.finish import Finish
 from jaxdet.models.proposals import RPN
 from jaxdet.models.schedule import make_schedule
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.extractor import OneLevel
-from jaxdet.nn.fpn import FPN
-from jaxdet.nn.mask_head import FCN
-from jaxdet.nn.resnet import ResNet
-from jaxdet.nn.rpn_head import RPNHead
-from jaxdet.nn.semantic_head import PlusSemantic, SemanticHead
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.backbones.resnet import ResNet
+from jaxdet.nn.extractors.single_level import OneLevel
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.mask import FCN
+from jaxdet.nn.heads.rpn import RPNHead
+from jaxdet.nn.heads.semantic import PlusSemantic, SemanticHead
+from jaxdet.nn.heads.trunk import FC2
+from jaxdet.nn.necks import FPN
 from jaxdet.ops.boxes import DeltaCoder
 
 

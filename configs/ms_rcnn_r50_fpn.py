@@ -10,14 +10,14 @@ from jaxdet.experiment import Experiment
 from jaxdet.models.branches import Head
 from jaxdet.models.proposals import RPN
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.extractor import OneLevel
-from jaxdet.nn.fpn import FPN
-from jaxdet.nn.mask_head import FCN
-from jaxdet.nn.resnet import ResNet
-from jaxdet.nn.rpn_head import RPNHead
-from jaxdet.nn.score_head import MaskIoUHead
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.backbones.resnet import ResNet
+from jaxdet.nn.extractors.single_level import OneLevel
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.mask import FCN
+from jaxdet.nn.heads.rpn import RPNHead
+from jaxdet.nn.heads.score import MaskIoUHead
+from jaxdet.nn.heads.trunk import FC2
+from jaxdet.nn.necks import FPN
 
 
 def get_config() -> Experiment:

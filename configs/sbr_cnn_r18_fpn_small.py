@@ -12,14 +12,14 @@ from jaxdet.models.finish import Finish
 from jaxdet.models.proposals import RPN
 from jaxdet.models.schedule import make_schedule
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.fpn import FPN
-from jaxdet.nn.groie import ConvReLU, GRoIE
-from jaxdet.nn.mask_head import FCN
-from jaxdet.nn.resnet import ResNet
-from jaxdet.nn.rpn_head import RPNHead
-from jaxdet.nn.score_head import MaskIoUHead
-from jaxdet.nn.trunk import FCC
+from jaxdet.nn.backbones.resnet import ResNet
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.mask import FCN
+from jaxdet.nn.heads.rpn import RPNHead
+from jaxdet.nn.heads.score import MaskIoUHead
+from jaxdet.nn.heads.trunk import FCC
+from jaxdet.nn.necks import FPN
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.sampling import Sampler
 

@@ -14,18 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxdet.eval_lib import evaluate_checkpoint as evaluate
-    from jaxdet.predict_lib import predict
-    from jaxdet.train_lib import train
+    from jaxdet.evaluation.evaluate import evaluate_checkpoint as evaluate
+    from jaxdet.prediction import predict
     from jaxdet.trained import load
+    from jaxdet.training import train
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "evaluate": ("jaxdet.eval_lib", "evaluate_checkpoint"),
+    "evaluate": ("jaxdet.evaluation.evaluate", "evaluate_checkpoint"),
     "load": ("jaxdet.trained", "load"),
-    "predict": ("jaxdet.predict_lib", "predict"),
-    "train": ("jaxdet.train_lib", "train"),
+    "predict": ("jaxdet.prediction", "predict"),
+    "train": ("jaxdet.training", "train"),
 }
 
 __all__ = ["__version__", "evaluate", "load", "predict", "train"]

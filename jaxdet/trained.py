@@ -11,14 +11,14 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from jaxdet.checkpoints.from_torchvision import Imported
 from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.merge import merge
+from jaxdet.checkpoints.names.torchvision import Imported
 from jaxdet.checkpoints.reading import load as load_checkpoint
 from jaxdet.config import from_data, override, to_data
 from jaxdet.data import Category, Data, single_batch
-from jaxdet.data.entries import category_of, each
-from jaxdet.data.values import short, whole
+from jaxdet.data.validation.entries import category_of, each
+from jaxdet.data.validation.values import short, whole
 from jaxdet.experiment import Experiment, as_experiment
 
 _log = logging.getLogger(__name__)

@@ -56,6 +56,6 @@ def free_address() -> str:
 
 
 def host_flags(number: int) -> list[list[str]]:
-    """For each of that many processes the flags by which it joins the others (`jaxdet.hosts`)."""
+    """For each of that many processes the flags by which it joins the others (`jaxdet.runtime.hosts`)."""
     common = ["--coordinator", free_address(), "--num-processes", str(number)]
     return [[*common, "--process-id", str(index)] for index in range(number)]

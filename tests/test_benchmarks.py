@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import renew
 from benchmarks.floor import Cost, Peak, Row, floor_table, later_rounds
 from benchmarks.table import markdown
+from tools import renew
 
 TEXT = """Before.
 
@@ -37,7 +37,9 @@ After.
 
 def test_every_command_of_the_document_names_a_module() -> None:
     commands = [shlex.split(part["command"])[0] for part in renew.PART.finditer(renew.DOCUMENT.read_text())]
-    assert {"roi_align", "nms", "paste", "model_speed", "pipeline", "compile_time"} <= set(commands)
+    assert {"ops.roi_align", "ops.nms", "ops.paste", "models.speed", "peers.pipeline", "models.compile_time"} <= set(
+        commands
+    )
     for name in commands:
         assert importlib.util.find_spec(f"benchmarks.{name}"), name
     assert renew.DOCUMENT.read_text().count("<!-- end -->") == len(commands)

@@ -12,9 +12,9 @@ import pytest
 from jaxdet.config import check, differences, from_data, load_config, override, to_data, to_text
 from jaxdet.data.settings import CocoFolder, Data, Scenes
 from jaxdet.models.finish import Finish
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.resnet import ResNet
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.backbones.resnet import ResNet
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.trunk import FC2
 
 
 class Part(nn.Module):
@@ -195,19 +195,19 @@ HOSTILE = [
     {"class": "jaxdet.config.data.importlib.import_module", "name": "this"},
     {"class": "jaxdet.config.data.to_data"},
     {"class": "jaxdet.config.load.load_config", "path": "x.py"},
-    {"class": "jaxdet.nn.resnet.nn.Module"},
-    {"class": "jaxdet.nn.resnet.Features"},
+    {"class": "jaxdet.nn.backbones.resnet.nn.Module"},
+    {"class": "jaxdet.nn.backbones.resnet.Features"},
     {"class": "jaxdet..nn"},
     {"class": "jaxdet.nothing.Here"},
     {"class": ".os.system"},
     {"class": ""},
     {"class": "jaxdet"},
     {"class": ["jaxdet"]},
-    {"class": "jaxdet.nn.resnet.ResNet", "depth": "18"},
-    {"class": "jaxdet.nn.resnet.ResNet", "depht": 18},
-    {"class": "jaxdet.nn.resnet.ResNet", "parent": 1},
-    {"class": "jaxdet.nn.resnet.ResNet", "name": "x"},
-    {"class": "jaxdet.nn.resnet.ResNet", "depth": {"class": "jaxdet.models.finish.Finish"}},
+    {"class": "jaxdet.nn.backbones.resnet.ResNet", "depth": "18"},
+    {"class": "jaxdet.nn.backbones.resnet.ResNet", "depht": 18},
+    {"class": "jaxdet.nn.backbones.resnet.ResNet", "parent": 1},
+    {"class": "jaxdet.nn.backbones.resnet.ResNet", "name": "x"},
+    {"class": "jaxdet.nn.backbones.resnet.ResNet", "depth": {"class": "jaxdet.models.finish.Finish"}},
     {"class": "jaxdet.data.settings.CocoFolder"},
     {"class": "jaxdet.data.settings.Data", "batch_size": 0},
     {"class": "jaxdet.data.settings.Data", "train": {"class": "jaxdet.models.finish.Finish"}},

@@ -10,10 +10,10 @@ import pytest
 from jaxdet.config import check, from_data, load_config, override, to_data
 from jaxdet.data import Data
 from jaxdet.experiment import Experiment, Run, Schedule
-from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.structures import Batch, Detections
-from jaxdet.train_lib import train
 from jaxdet.trained import load
+from jaxdet.training import train
 
 CONFIG = "configs/mask_rcnn_r50_fpn.py"
 

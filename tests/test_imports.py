@@ -1,4 +1,4 @@
-"""Imports go one way: entry points -> configs -> *_lib -> models -> nn -> ops -> structures, without cycles."""
+"""Imports go one way: entry points, configs, training and evaluation, models, nn, ops, structures; without cycles."""
 
 import ast
 from collections.abc import Iterator
@@ -12,28 +12,20 @@ ENTRY_POINTS = ("train", "eval", "predict")
 #: What each part may import beside itself.  Parts are the folders and files of jaxdet/.
 ALLOWED = {
     "structures": set[str](),
-    "atomic": set[str](),  # how files are written
-    "untrusted": set[str](),  # and how those of strangers are read
     "config": set[str](),
-    "agreement": {"config"},  # of the processes of a job
+    "runtime": {"structures", "config"},
     "ops": {"structures"},
     "nn": {"structures", "ops"},
     "models": {"structures", "ops", "nn"},
-    "data": {"structures", "atomic", "untrusted"},
-    "checkpoints": {"structures", "atomic", "untrusted", "agreement"},
-    "evaluation": {"structures", "ops", "data", "atomic", "untrusted"},
-    "mesh": {"structures"},
-    "hosts": set[str](),
-    "compiling": set[str](),
-    "large_pages": set[str](),
+    "data": {"structures", "runtime"},
+    "checkpoints": {"structures", "runtime"},
+    "visualize": {"data", "runtime"},
     "experiment": {"models", "data"},
 }
 ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "experiment"}  # what a checkpoint holds
-# A model over data.
-ALLOWED["inference"] = {"structures", "models", "data", "evaluation", "mesh", "agreement", "compiling"}
-ALLOWED["visualize"] = {"data", "atomic"}
+ALLOWED["evaluation"] = {*ALLOWED} - {"visualize", "nn"}  # a model over data, and its numbers
 BELOW = set(ALLOWED)
-ALLOWED |= {"train_lib": BELOW, "eval_lib": BELOW, "predict_lib": BELOW}  # none of them knows another
+ALLOWED |= {"training": BELOW, "prediction": BELOW}  # neither knows the other
 
 
 def module_name(path: Path) -> str:
@@ -65,7 +57,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def part(module: str) -> str:
-    """``jaxdet.nn.fpn`` -> ``nn``; entry points, configs and jaxdet itself -> their first name."""
+    """``jaxdet.nn.necks`` -> ``nn``; entry points, configs and jaxdet itself -> their first name."""
     parts = module.split(".")
     return parts[1] if parts[0] == "jaxdet" and len(parts) > 1 else parts[0]
 
@@ -115,16 +107,16 @@ def test_grain_workers_do_not_import_jax() -> None:
 @pytest.mark.parametrize(
     ("module", "target"),
     [
-        ("jaxdet.ops.boxes", "jaxdet.nn.fpn"),
-        ("jaxdet.nn.fpn", "jaxdet.models.two_stage"),
-        ("jaxdet.models.two_stage", "jaxdet.train_lib"),
-        ("jaxdet.data.coco", "jaxdet.ops.boxes"),
-        ("jaxdet.checkpoints.store", "jaxdet.nn.resnet"),
+        ("jaxdet.ops.boxes", "jaxdet.nn.necks"),
+        ("jaxdet.nn.necks", "jaxdet.models.two_stage"),
+        ("jaxdet.models.two_stage", "jaxdet.training"),
+        ("jaxdet.data.sources.coco", "jaxdet.ops.boxes"),
+        ("jaxdet.checkpoints.store", "jaxdet.nn.backbones.resnet"),
         ("jaxdet.config.tree", "jaxdet.experiment"),
-        ("jaxdet.eval_lib", "jaxdet.train_lib.run"),
-        ("jaxdet.train_lib.validate", "jaxdet.eval_lib"),
-        ("jaxdet.inference", "jaxdet.eval_lib"),
-        ("jaxdet.train_lib.loop", "configs.demo"),
+        ("jaxdet.evaluation.evaluate", "jaxdet.training.run"),
+        ("jaxdet.prediction", "jaxdet.training.run"),
+        ("jaxdet.evaluation.inference", "jaxdet.prediction"),
+        ("jaxdet.training.loop", "configs.demo"),
         ("configs.demo", "train"),
     ],
 )

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from jaxdet.checkpoints.from_torchvision import SETTINGS, Imported
+from jaxdet.checkpoints.names.torchvision import SETTINGS, Imported
 from jaxdet.config import load_config, override
 from jaxdet.trained import warn_of_settings
 

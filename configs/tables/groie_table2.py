@@ -1,7 +1,7 @@
 """GRoIE (Rossi et al. 2020), Table II: how levels are combined.  Faster R-CNN."""
 
 from configs.tables.parts import GROIE_FASTER, by_name, groie_row
-from jaxdet.nn.groie import ConvReLU, GRoIE
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
 
 ROWS = {
     "baseline": GROIE_FASTER,

@@ -3,9 +3,9 @@
 import flax.linen as nn
 
 from configs.tables.parts import GROIE_FASTER, Row, by_name, groie_row
-from jaxdet.nn.attention import Attention
-from jaxdet.nn.context import NonLocal
-from jaxdet.nn.groie import ConvReLU, GRoIE
+from jaxdet.nn.blocks.attention import Attention
+from jaxdet.nn.blocks.context import NonLocal
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
 
 
 def make_row(name: str, pre: nn.Module, box_ap: float, params: tuple[int, int]) -> Row:

@@ -6,9 +6,9 @@ Published AP is that of the list beside the authors' configs; of the paper's tab
 import flax.linen as nn
 
 from configs.tables.parts import GROIE_FASTER, Row, by_name, groie_row
-from jaxdet.nn.attention import Attention
-from jaxdet.nn.context import NonLocal
-from jaxdet.nn.groie import ConvReLU, GRoIE
+from jaxdet.nn.blocks.attention import Attention
+from jaxdet.nn.blocks.context import NonLocal
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
 
 
 def make_row(name: str, post: nn.Module, box_ap: float, params: tuple[int, int]) -> Row:

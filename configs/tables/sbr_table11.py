@@ -17,7 +17,7 @@ from configs.tables.parts import (
     htc,
     r3_cnn,
 )
-from jaxdet.nn.extractor import OneLevel
+from jaxdet.nn.extractors.single_level import OneLevel
 
 with_heads = functools.partial(r3_cnn, trunk=fcc("7x3", "first", before=True), score=fcc())  # Table 7 row 4
 

@@ -5,7 +5,7 @@ box head of Table 6 row 5.  Rows ``..._square`` are these; nobody has published 
 """
 
 from configs.tables.parts import HTC, R3_ADVANCED, Row, Trunk, by_name, fcc, htc, r3_cnn
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.heads.trunk import FC2
 
 SCORES: dict[str, Trunk] = {
     "fully connected": FC2,

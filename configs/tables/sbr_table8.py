@@ -3,8 +3,8 @@
 import flax.linen as nn
 
 from configs.tables.parts import FASTER_RCNN, Row, by_name, faster_rcnn
-from jaxdet.nn.context import NonLocal
-from jaxdet.nn.groie import ConvReLU, GRoIE, RectangularReLU
+from jaxdet.nn.blocks.context import NonLocal
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE, RectangularReLU
 
 
 def make_row(name: str, pre: nn.Module, box_ap: float, params: tuple[int, int]) -> Row:

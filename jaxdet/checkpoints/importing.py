@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdet.checkpoints.files import read_weights
-from jaxdet.checkpoints.from_mmdet import from_mmdet
-from jaxdet.checkpoints.from_torchvision import (
+from jaxdet.checkpoints.files.weights import read_weights
+from jaxdet.checkpoints.names.from_mmdet import from_mmdet
+from jaxdet.checkpoints.names.torchvision import (
     CLASS,
     COCO_IDS,
     Imported,

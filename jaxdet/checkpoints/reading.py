@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdet.checkpoints.bounds import check_files, check_size
-from jaxdet.checkpoints.checksums import CHECKSUMS, damages
+from jaxdet.checkpoints.files.bounds import check_files, check_size
+from jaxdet.checkpoints.files.checksums import CHECKSUMS, damages
 from jaxdet.checkpoints.tree import Variables
-from jaxdet.untrusted import read_json_file
+from jaxdet.runtime.untrusted import read_json_file
 
 FORMAT = 1
 """Raised when a checkpoint's layout changes so that older code cannot read it."""
@@ -64,7 +64,7 @@ def find_step(path: str | os.PathLike[str]) -> Path:
     what = "a file" if path.is_file() else "a folder without a finished checkpoint"
     raise ValueError(
         f"{path} is {what}; expected a run folder (with {SUBFOLDER}/<step>) or the folder of one step. "
-        "Weights in a file (.pth, .safetensors, .npz) are read by jaxdet.checkpoints.files.read_weights"
+        "Weights in a file (.pth, .safetensors, .npz) are read by jaxdet.checkpoints.files.weights.read_weights"
     )
 
 

@@ -23,8 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdet.agreement import as_the_first_says
-from jaxdet.checkpoints.checksums import damages, write_checksums
+from jaxdet.checkpoints.files.checksums import damages, write_checksums
 from jaxdet.checkpoints.reading import (
     FORMAT,
     METADATA,
@@ -36,6 +35,7 @@ from jaxdet.checkpoints.reading import (
     read_metadata,
     refuse,
 )
+from jaxdet.runtime.agreement import as_the_first_says
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 

@@ -18,7 +18,7 @@ _DEEPEST = 40  # levels; real configs have about 6
 
 
 def to_data(config: Any) -> Any:
-    """A config as what `json.dumps` takes: ``{"class": "jaxdet.nn.resnet.ResNet", "depth": 50}``, tuples as lists.
+    """A config as JSON data: ``{"class": "jaxdet.nn.backbones.resnet.ResNet", "depth": 50}``, tuples as lists.
 
     Raises:
         ValueError: `from_data` could not rebuild something in the tree: a class from elsewhere, a list, a function.

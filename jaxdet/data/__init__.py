@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxdet.data.images import load_image
-    from jaxdet.data.pipeline import BatchIterator, eval_batches, single_batch, train_batches
+    from jaxdet.data.pipeline.loaders import BatchIterator, eval_batches, single_batch, train_batches
     from jaxdet.data.records import Annotation, Category, Record, Source
-    from jaxdet.data.scenes import write_scenes
+    from jaxdet.data.scenes.write import write_scenes
     from jaxdet.data.settings import CocoFolder, Data, Scenes, SourceSettings, Tfds
-    from jaxdet.data.sources import open_source
+    from jaxdet.data.sources.open import open_source
 
 _HOME = {
     "load_image": "images",
-    "BatchIterator": "pipeline",
-    "eval_batches": "pipeline",
-    "single_batch": "pipeline",
-    "train_batches": "pipeline",
+    "BatchIterator": "pipeline.loaders",
+    "eval_batches": "pipeline.loaders",
+    "single_batch": "pipeline.loaders",
+    "train_batches": "pipeline.loaders",
     "Annotation": "records",
     "Category": "records",
     "Record": "records",
     "Source": "records",
-    "write_scenes": "scenes",
+    "write_scenes": "scenes.write",
     "CocoFolder": "settings",
     "Data": "settings",
     "Scenes": "settings",
     "SourceSettings": "settings",
     "Tfds": "settings",
-    "open_source": "sources",
+    "open_source": "sources.open",
 }
 
 __all__ = [

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from jaxdet.data.limits import FARTHEST, OUTLINE
 from jaxdet.data.records import Segmentation
-from jaxdet.data.values import is_number, short
+from jaxdet.data.validation.limits import FARTHEST, OUTLINE
+from jaxdet.data.validation.values import is_number, short
 
 Bitmap = NDArray[np.uint8]
 

@@ -15,7 +15,7 @@ class CocoFolder:
 
 @dataclass(frozen=True)
 class Tfds:
-    """A data set prepared by ``python -m jaxdet.data.tfds_builder``; it has no semantic maps."""
+    """A data set prepared by ``python -m jaxdet.data.sources.tfds_builder``; it has no semantic maps."""
 
     directory: str  #: the ``data_dir`` given to the builder, or the version folder inside it
     split: str  #: ``train`` or ``validation``

@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.atomic import write_json
-from jaxdet.data.entries import each, hw_of
-from jaxdet.data.limits import BOX
 from jaxdet.data.masks import encode_mask
-from jaxdet.data.values import is_number, short, whole
-from jaxdet.ops.paste import paste_rle
-from jaxdet.untrusted import read_json_file
+from jaxdet.data.validation.entries import each, hw_of
+from jaxdet.data.validation.limits import BOX
+from jaxdet.data.validation.values import is_number, short, whole
+from jaxdet.evaluation.paste import paste_rle
+from jaxdet.runtime.atomic import write_json
+from jaxdet.runtime.untrusted import read_json_file
 
 Result: TypeAlias = dict[str, Any]
 Truth: TypeAlias = Mapping[str, Any]

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.extractor import crops_as_batch
-from jaxdet.nn.remat import rematerialized
+from jaxdet.nn.blocks.remat import rematerialized
+from jaxdet.nn.extractors.single_level import crops_as_batch
 from jaxdet.ops import losses
 from jaxdet.ops.boxes import DeltaCoder, safe
 from jaxdet.structures import Features, Samples, Targets

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxdet.ops.nms import nms, offset_by_group
+from jaxdet.ops.suppression import nms, offset_by_group
 
 
 @struct.dataclass

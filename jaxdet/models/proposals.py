@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxdet.nn.rpn_head import RPNHead
+from jaxdet.nn.heads.rpn import RPNHead
 from jaxdet.ops import losses
 from jaxdet.ops.anchors import Anchors, inside, on_image
 from jaxdet.ops.boxes import DeltaCoder, clip, safe
 from jaxdet.ops.matching import Matcher
-from jaxdet.ops.nms import nms, offset_by_group
 from jaxdet.ops.sampling import Choice, Sampler
+from jaxdet.ops.suppression import nms, offset_by_group
 from jaxdet.ops.top_k import top_k
 from jaxdet.structures import Features, Proposals, Targets, select_levels
 

@@ -156,7 +156,7 @@ def why_not_rolled(heads: Sequence[Head], schedule: Sequence[Step]) -> str | Non
 
 
 def is_faster_unrolled(steps: int) -> bool:
-    """What ``python -m benchmarks.loop`` found on the backend in use (docs/BENCHMARKS.md).
+    """What ``python -m benchmarks.models.loop`` found on the backend in use (docs/BENCHMARKS.md).
 
     With gradients, three steps rolled take 2.6 times as long as written out on a CPU, where what is in a loop has one
     core for much of it, and took 1.3 times on an H200; forward alone there is little difference.  Elsewhere nobody has

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxdet.models.branches import Losses
 from jaxdet.models.mask_loop import MaskPass
-from jaxdet.nn.score_head import MaskIoUHead
+from jaxdet.nn.heads.score import MaskIoUHead
 from jaxdet.ops import losses
 from jaxdet.ops.boxes import safe
 from jaxdet.ops.masks import mask_iou_targets

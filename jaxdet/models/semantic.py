@@ -7,7 +7,7 @@ from jaxdet.ops import losses
 from jaxdet.structures import Targets
 
 IGNORED = 255
-"""In semantic targets: the class of this pixel is not known (`jaxdet.data.transforms.IGNORED`)."""
+"""In semantic targets: the class of this pixel is not known (`jaxdet.data.pipeline.transforms.IGNORED`)."""
 
 
 def semantic_losses(logits: jax.Array, targets: Targets, weight: float) -> dict[str, jax.Array]:

@@ -16,9 +16,9 @@ from jaxdet.models.samples import without_fillers
 from jaxdet.models.schedule import Step, check_schedule, check_test_heads, check_unshared
 from jaxdet.models.scoring import mask_iou_losses, rate_masks
 from jaxdet.models.semantic import semantic_losses
-from jaxdet.nn.resnet import normalize
-from jaxdet.nn.score_head import MaskIoUHead
-from jaxdet.nn.semantic_head import SEMANTIC_LOGITS, SemanticHead
+from jaxdet.nn.backbones.resnet import normalize
+from jaxdet.nn.heads.score import MaskIoUHead
+from jaxdet.nn.heads.semantic import SEMANTIC_LOGITS, SemanticHead
 from jaxdet.structures import Batch, Detections, Features, Proposals, Targets
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)

@@ -5,8 +5,8 @@ from os import PathLike
 
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxdet.atomic import replacing
 from jaxdet.data import Category, Source
+from jaxdet.runtime.atomic import replacing
 from jaxdet.visualize.overlay import Objects, Pixels, overlay
 
 _CELL = 420  #: long side of a picture, pixels

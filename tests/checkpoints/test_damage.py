@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.checkpoints.checksums import damages
+from jaxdet.checkpoints.files.checksums import damages
 from jaxdet.checkpoints.reading import DamagedCheckpoint, load
 from jaxdet.checkpoints.store import CheckpointStore
 

@@ -10,13 +10,13 @@ import zipfile
 import numpy as np
 import pytest
 
-from jaxdet.checkpoints import bounds
-from jaxdet.checkpoints.files import read_weights
+from jaxdet.checkpoints.files import bounds
+from jaxdet.checkpoints.files.pth import read_pth
+from jaxdet.checkpoints.files.weights import read_weights
 from jaxdet.checkpoints.importing import import_weights
-from jaxdet.checkpoints.pth import read_pth
+from jaxdet.checkpoints.names.table import plain_state
 from jaxdet.checkpoints.reading import load
 from jaxdet.checkpoints.store import CheckpointStore
-from jaxdet.checkpoints.table import plain_state
 from jaxdet.trained import load as load_trained
 from tests.checkpoints.pickles import FLOATS, ORDERED_DICT, archive, program, tensor, unicode
 

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet.checkpoints.from_mmdet import from_mmdet, mmdet_names, to_mmdet
 from jaxdet.checkpoints.merge import merge
+from jaxdet.checkpoints.names.from_mmdet import from_mmdet, mmdet_names, to_mmdet
 from jaxdet.checkpoints.tree import flatten, unflatten
 from jaxdet.structures import Batch
 

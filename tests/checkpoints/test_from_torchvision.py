@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet.checkpoints.from_torchvision import (
+from jaxdet.checkpoints.names.torchvision import (
     SETTINGS,
     from_folded_resnet,
     from_torchvision,
@@ -176,7 +176,7 @@ def test_settings_are_those_of_the_model():
 
 def test_folded_resnet18_fills_a_resnet18_up_to_the_stage_it_lacks():
     from jaxdet.checkpoints.merge import merge
-    from jaxdet.nn.resnet import ResNet
+    from jaxdet.nn.backbones.resnet import ResNet
 
     path = DATA / "resnet18_imagenet_c4" / "resnet18_imagenet_c1_c4_bnfolded.npz"
     if not path.exists():

@@ -41,8 +41,8 @@ from pathlib import Path
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 import jax
 from jaxdet.checkpoints.store import CheckpointStore
-from jaxdet.train_lib.log import RunLog
-from jaxdet.train_lib.records import JSONL, read_log
+from jaxdet.training.log import RunLog
+from jaxdet.training.records import JSONL, read_log
 folder = Path(sys.argv[1])
 
 def weights(size):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxdet.checkpoints.files import read_weights, write_safetensors
-from jaxdet.checkpoints.from_mmdet import from_mmdet, to_mmdet
+from jaxdet.checkpoints.files.weights import read_weights, write_safetensors
 from jaxdet.checkpoints.importing import import_weights, recognise
+from jaxdet.checkpoints.names.from_mmdet import from_mmdet, to_mmdet
 from jaxdet.checkpoints.store import CheckpointStore
 
 

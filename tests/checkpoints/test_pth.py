@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxdet.checkpoints.files import read_weights
-from jaxdet.checkpoints.pth import read_pth
+from jaxdet.checkpoints.files.pth import read_pth
+from jaxdet.checkpoints.files.weights import read_weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
 KINDS = ("zip", "stream")

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdet.checkpoints import restricted_pickle
-from jaxdet.checkpoints.pth import MAGIC, PROTOCOL, read_pth
+from jaxdet.checkpoints.files import restricted_pickle
+from jaxdet.checkpoints.files.pth import MAGIC, PROTOCOL, read_pth
 from tests.checkpoints.pickles import FLOATS, ORDERED_DICT, TENSOR, archive, integers, program, storage, tensor, unicode
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -84,7 +84,7 @@ def test_calls_are_refused_and_do_not_happen(tmp_path, protocol, write):
     ("collections", "OrderedDict.__init__.__globals__"),
     ("collections", "namedtuple"),
     ("collections", "_sys.modules"),
-    ("jaxdet.checkpoints.restricted_pickle", "load"),
+    ("jaxdet.checkpoints.files.restricted_pickle", "load"),
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy", "load"),
     ("functools", "partial"),

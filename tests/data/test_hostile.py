@@ -16,8 +16,8 @@ from pycocotools import mask as coco_mask
 from jaxdet.data import load_image, open_source
 from jaxdet.data.check import check, main
 from jaxdet.data.images import decode_image
-from jaxdet.data.limits import ANNOTATIONS, OUTLINE, PIXELS
 from jaxdet.data.masks import decode_mask, encode_mask, read_counts
+from jaxdet.data.validation.limits import ANNOTATIONS, OUTLINE, PIXELS
 from jaxdet.evaluation import score
 
 HW = (20, 30)
@@ -57,7 +57,7 @@ def test_decompression_bombs(coco, one_box, sides, reason):
 
 
 def test_limits_are_raised_by_the_environment():
-    lines = "from jaxdet.data.limits import ANNOTATIONS, PIXELS; print(PIXELS, ANNOTATIONS)"
+    lines = "from jaxdet.data.validation.limits import ANNOTATIONS, PIXELS; print(PIXELS, ANNOTATIONS)"
 
     def told(**environment):
         command = [sys.executable, "-c", lines]
@@ -165,8 +165,8 @@ def test_whole_numbers_may_be_written_as_floats(coco, one_box):
 
 
 def test_a_million_annotations_on_one_image(coco, one_box, monkeypatch):
-    monkeypatch.setattr("jaxdet.data.coco.ANNOTATIONS", 3)
-    monkeypatch.setattr("jaxdet.data.findings.ANNOTATIONS", 3)
+    monkeypatch.setattr("jaxdet.data.sources.coco.ANNOTATIONS", 3)
+    monkeypatch.setattr("jaxdet.data.validation.findings.ANNOTATIONS", 3)
     first = one_box["annotations"][0]
     one_box["annotations"] += [{**first, "id": 2 + number} for number in range(2)]
     assert len(open_source(coco.write(one_box))[0].annotations) == 3
@@ -178,7 +178,7 @@ def test_thousands_of_categories(coco, one_box, monkeypatch):
     """Each takes memory in evaluation, and 30 bytes of json."""
     settings = coco.write(one_box)
     truth = open_source(settings).ground_truth()
-    monkeypatch.setattr("jaxdet.data.limits.CATEGORIES", 1)
+    monkeypatch.setattr("jaxdet.data.validation.limits.CATEGORIES", 1)
     refused(settings, "at most 1 categories, got 2; .*JAXDET_MAX_CATEGORIES=2")
     with pytest.raises(ValueError, match="ground truth: expected at most 1 categories"):
         score(truth, [])

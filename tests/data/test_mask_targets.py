@@ -8,10 +8,10 @@ import pytest
 
 from jaxdet.data import Data
 from jaxdet.data.masks import decode_mask
-from jaxdet.data.transforms import view_of
+from jaxdet.data.pipeline.transforms import view_of
 from jaxdet.ops.masks import mask_targets
 
-_PATH = Path(__file__).parents[2] / "benchmarks" / "mask_crops.py"
+_PATH = Path(__file__).parents[2] / "benchmarks" / "ops" / "mask_crops.py"
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jaxdet.data import Data
-from jaxdet.data.batches import stack
-from jaxdet.data.plans import EvalPlan, Share, TrainPlan, buckets, trainable
+from jaxdet.data.pipeline.batches import stack
+from jaxdet.data.pipeline.plans import EvalPlan, Share, TrainPlan, buckets, trainable
 
 SIZES = np.array([[10, 20], [20, 10], [10, 10], [5, 50], [50, 5]] * 5, np.int32)
 EVERYTHING = np.arange(len(SIZES))

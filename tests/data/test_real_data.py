@@ -90,7 +90,7 @@ def test_real_sets_have_no_errors(shared, name):
 
 
 def _benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "mask_crops.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "ops" / "mask_crops.py"
     spec = importlib.util.spec_from_file_location("mask_crops", path)
     assert spec is not None
     assert spec.loader is not None

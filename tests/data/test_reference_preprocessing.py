@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdet.data.masks import resize_mask
-from jaxdet.data.transforms import View, resize_image, resized_hw
+from jaxdet.data.pipeline.transforms import View, resize_image, resized_hw
 
 MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
 

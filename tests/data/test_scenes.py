@@ -10,8 +10,8 @@ import pytest
 
 from jaxdet.data import Scenes, open_source, write_scenes
 from jaxdet.data.masks import decode_mask
-from jaxdet.data.scene_shapes import KINDS
-from jaxdet.data.scenes import make_scene
+from jaxdet.data.scenes.shapes import KINDS
+from jaxdet.data.scenes.write import make_scene
 
 
 def _digest(folder: Path) -> str:
@@ -91,14 +91,14 @@ def test_files_are_what_was_drawn(scenes_folder, scenes):
 def test_scenes_are_written_once(tmp_path, monkeypatch):
     settings = Scenes("val", 2, 48, directory=str(tmp_path))
     first = open_source(settings)
-    monkeypatch.setattr("jaxdet.data.scenes._write_split", None)
+    monkeypatch.setattr("jaxdet.data.scenes.write._write_split", None)
     np.testing.assert_array_equal(open_source(settings)[1].image, first[1].image)
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path, monkeypatch):
     settings = Scenes("val", 2, 48, directory=str(tmp_path))
-    monkeypatch.setattr("jaxdet.data.scenes._annotations", None)
+    monkeypatch.setattr("jaxdet.data.scenes.write._annotations", None)
     with pytest.raises(TypeError):
         open_source(settings)
     assert list(tmp_path.iterdir()) == []

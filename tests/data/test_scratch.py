@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdet.data import scratch
-from jaxdet.data.scratch import Scratch
-from jaxdet.data.shared_arrays import SharedArrays
+from jaxdet.data.sources import scratch
+from jaxdet.data.sources.scratch import Scratch
+from jaxdet.data.sources.shared_arrays import SharedArrays
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys, time
 import numpy as np
-from jaxdet.data.shared_arrays import SharedArrays
+from jaxdet.data.sources.shared_arrays import SharedArrays
 arrays = SharedArrays({"a": np.arange(3)})
 print(arrays._folder, flush=True)
 time.sleep(600 if sys.argv[1] == "wait" else 0)

@@ -11,10 +11,10 @@ from PIL import Image
 from jaxdet.config import override
 from jaxdet.data import CocoFolder, Data, Scenes, Tfds, eval_batches, open_source, train_batches
 from jaxdet.data.check import check, main
-from jaxdet.data.scene_drawing import GROUNDS
-from jaxdet.data.scene_shapes import KINDS
-from jaxdet.data.scenes import make_scene
-from jaxdet.data.transforms import IGNORED, view_of
+from jaxdet.data.pipeline.transforms import IGNORED, view_of
+from jaxdet.data.scenes.drawing import GROUNDS
+from jaxdet.data.scenes.shapes import KINDS
+from jaxdet.data.scenes.write import make_scene
 
 
 def slow(classes: np.ndarray, data: Data, flip: bool) -> np.ndarray:

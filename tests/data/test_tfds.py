@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdet.data import CocoFolder, Tfds, eval_batches, open_source, train_batches
-from jaxdet.data.tfds_builder import FILES, find_splits, main, prepare
+from jaxdet.data.sources.tfds_builder import FILES, find_splits, main, prepare
 
 
 @pytest.fixture(scope="module")

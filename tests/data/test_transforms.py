@@ -5,7 +5,7 @@ import pytest
 
 from jaxdet.data import Annotation, Data, Record
 from jaxdet.data.masks import crop_mask, resize_mask
-from jaxdet.data.transforms import View, canvas_hw, image_arrays, resized_hw, target_arrays, view_of
+from jaxdet.data.pipeline.transforms import View, canvas_hw, image_arrays, resized_hw, target_arrays, view_of
 
 
 @pytest.mark.parametrize(

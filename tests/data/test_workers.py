@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdet.data import Data, workers
-from jaxdet.data.workers import Prepared
+from jaxdet.data import Data
+from jaxdet.data.pipeline import workers
+from jaxdet.data.pipeline.workers import Prepared
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,8 +54,9 @@ def test_a_killed_worker_is_an_error() -> None:
 
 SCRIPT = """
 import os, sys, time
-from jaxdet.data import Data, workers
-from jaxdet.data.workers import Prepared
+from jaxdet.data import Data
+from jaxdet.data.pipeline import workers
+from jaxdet.data.pipeline.workers import Prepared
 
 class Numbers:
     def __len__(self):
@@ -152,7 +154,7 @@ def test_a_worker_that_has_given_all_is_not_missed(monkeypatch: pytest.MonkeyPat
 SIGNALLED = """
 import os, signal, sys, threading
 from jaxdet.data import Data
-from jaxdet.data.workers import Prepared
+from jaxdet.data.pipeline.workers import Prepared
 
 class Numbers:
     def __len__(self):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxdet.data.check import check, main
-from jaxdet.data.coco import open_coco, read_json
+from jaxdet.data.pipeline.transforms import image_arrays, target_arrays, view_of
 from jaxdet.data.settings import Data
-from jaxdet.data.transforms import image_arrays, target_arrays, view_of
+from jaxdet.data.sources.coco import open_coco, read_json
 
 LONGEST = 5000
 """Characters of a message."""

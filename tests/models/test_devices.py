@@ -8,15 +8,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdet.mesh import data_mesh
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn import layers
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.context import NonLocal
-from jaxdet.nn.groie import ConvReLU, GRoIE
-from jaxdet.nn.score_head import MaskIoUHead
-from jaxdet.nn.trunk import FCC
-from jaxdet.ops import spectral
+from jaxdet.nn.blocks import layers
+from jaxdet.nn.blocks.context import NonLocal
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.score import MaskIoUHead
+from jaxdet.nn.heads.trunk import FCC
+from jaxdet.ops.conv import spectral
+from jaxdet.runtime.mesh import data_mesh
 from jaxdet.structures import Proposals
 from tests.devices import run_on_devices
 from tests.models.small import make_head, make_model, make_targets

@@ -11,8 +11,8 @@ import pytest
 
 from jaxdet.models.schedule import make_schedule
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.mask_head import FCN
-from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.backbones.resnet import ResNet
+from jaxdet.nn.heads.mask import FCN
 from jaxdet.structures import Proposals
 from tests.models.small import FIRST, initialize, make_batch, make_head, make_model, make_targets
 from tests.programs import equations

@@ -12,11 +12,11 @@ from flax.traverse_util import flatten_dict
 from jaxdet.models.repeat import stack, why_not_rolled
 from jaxdet.models.schedule import Step, make_schedule
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.groie import ConvReLU, GRoIE
-from jaxdet.nn.mask_head import FCN
-from jaxdet.nn.score_head import MaskIoUHead
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.mask import FCN
+from jaxdet.nn.heads.score import MaskIoUHead
+from jaxdet.nn.heads.trunk import FC2
 from jaxdet.ops.boxes import DeltaCoder
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler

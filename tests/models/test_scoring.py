@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.score_head import MaskIoUHead
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.heads.score import MaskIoUHead
+from jaxdet.nn.heads.trunk import FC2
 from tests.models.small import initialize, make_batch, make_head, make_model, make_targets
 
 BATCH = make_batch([make_targets(0), make_targets(1, "nothing")])

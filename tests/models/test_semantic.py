@@ -9,8 +9,8 @@ import pytest
 
 from jaxdet.models.semantic import semantic_losses
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.extractor import OneLevel
-from jaxdet.nn.semantic_head import PlusSemantic, SemanticHead
+from jaxdet.nn.extractors.single_level import OneLevel
+from jaxdet.nn.heads.semantic import PlusSemantic, SemanticHead
 from jaxdet.structures import Targets
 from tests.models.small import initialize, make_batch, make_head, make_model, make_targets
 

@@ -12,9 +12,9 @@ from jaxdet.models.finish import Finish
 from jaxdet.models.proposals import RPN
 from jaxdet.models.schedule import Step
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.rpn_head import RPNHead
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.rpn import RPNHead
+from jaxdet.nn.heads.trunk import FC2
 from jaxdet.ops.anchors import Anchors
 from jaxdet.structures import Batch, Detections
 from tests.models.small import CLASSES, FIRST, initialize, make_batch, make_head, make_model, make_targets

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.attention import Attention, position_embedding
+from jaxdet.nn.blocks.attention import Attention, position_embedding
 from tests.ops.golden import compare, normal
 from tests.parity.weights import named_weight
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxdet.nn.context import NonLocal
+from jaxdet.nn.blocks.context import NonLocal
 from tests.nn.blocks import KEY, count, random_variables, slow_layer, torch_conv
 from tests.ops.golden import compare, normal
 

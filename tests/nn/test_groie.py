@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.attention import Attention
-from jaxdet.nn.context import NonLocal
-from jaxdet.nn.extractor import OneLevel
-from jaxdet.nn.groie import ConvReLU, GRoIE, RectangularReLU, hashed
+from jaxdet.nn.blocks.attention import Attention
+from jaxdet.nn.blocks.context import NonLocal
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE, RectangularReLU, hashed
+from jaxdet.nn.extractors.single_level import OneLevel
 from jaxdet.ops.roi_align import roi_align
 from jaxdet.structures import Features
 from tests.nn.test_attention import named_params

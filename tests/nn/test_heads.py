@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.extractor import OneLevel, crops_as_batch
-from jaxdet.nn.fpn import FPN, upsample_to
-from jaxdet.nn.mask_head import FCN
-from jaxdet.nn.rpn_head import RPNHead
-from jaxdet.nn.trunk import FC2
+from jaxdet.nn.extractors.single_level import OneLevel, crops_as_batch
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.mask import FCN
+from jaxdet.nn.heads.rpn import RPNHead
+from jaxdet.nn.heads.trunk import FC2
+from jaxdet.nn.necks import FPN, upsample_to
 from tests.ops.golden import INPUTS, OPS
 
 KEY = jax.random.key(0)

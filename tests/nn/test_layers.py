@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.layers import BatchNorm, Conv, GroupNorm, Linear, Upsample, interleave
+from jaxdet.nn.blocks.layers import BatchNorm, Conv, GroupNorm, Linear, Upsample, interleave
 from tests.nn.blocks import KEY, slow_conv
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.resnet import ResNet, max_pool, normalize
+from jaxdet.nn.backbones.resnet import ResNet, max_pool, normalize
 
 IMAGE = jnp.zeros((1, 64, 96, 3))
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.context import NonLocal
-from jaxdet.nn.score_head import MaskIoUHead
-from jaxdet.nn.trunk import FC2, FCC
+from jaxdet.nn.blocks.context import NonLocal
+from jaxdet.nn.heads.score import MaskIoUHead
+from jaxdet.nn.heads.trunk import FC2, FCC
 from tests.nn.blocks import KEY, count, random_variables, slow_layer
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.extractor import OneLevel
-from jaxdet.nn.semantic_head import SEMANTIC, SEMANTIC_LOGITS, PlusSemantic, SemanticHead, resize, semantic_crops
+from jaxdet.nn.extractors.single_level import OneLevel
+from jaxdet.nn.heads.semantic import SEMANTIC, SEMANTIC_LOGITS, PlusSemantic, SemanticHead, resize, semantic_crops
 from jaxdet.ops.roi_align import roi_align
 
 KEY = jax.random.key(0)

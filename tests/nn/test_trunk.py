@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.box_head import BoxHead
-from jaxdet.nn.context import NonLocal
-from jaxdet.nn.trunk import FC2, FCC
+from jaxdet.nn.blocks.context import NonLocal
+from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.trunk import FC2, FCC
 from tests.nn.blocks import KEY, count, random_variables, slow_layer
 
 CROPS = jnp.zeros((1, 7, 7, 256))

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxdet.mesh import data_mesh
 from jaxdet.ops.devices import devices_of_arrays
+from jaxdet.runtime.mesh import data_mesh
 from tests.devices import run_on_devices
 
 

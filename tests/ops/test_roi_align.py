@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.extractor import OneLevel
+from jaxdet.nn.extractors.single_level import OneLevel
 from jaxdet.ops import roi_align as module
 from jaxdet.ops.roi_align import roi_align
 from tests.ops import oracles

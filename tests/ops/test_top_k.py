@@ -7,8 +7,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdet.mesh import data_mesh
 from jaxdet.ops.top_k import top_k
+from jaxdet.runtime.mesh import data_mesh
 from tests.devices import run_on_devices
 
 VALUES = np.random.default_rng(0).integers(-20, 20, (4, 100)).astype(np.float32)

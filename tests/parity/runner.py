@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet.checkpoints.from_mmdet import from_mmdet, mmdet_names
 from jaxdet.checkpoints.merge import merge
+from jaxdet.checkpoints.names.from_mmdet import from_mmdet, mmdet_names
 from jaxdet.checkpoints.tree import flatten, unflatten
 from jaxdet.config import load_config
+from jaxdet.evaluation.paste import paste_mask
 from jaxdet.models.loop import refine
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.extractor import crops_as_batch
-from jaxdet.ops.paste import paste_mask
+from jaxdet.nn.extractors.single_level import crops_as_batch
 from jaxdet.structures import Batch, Detections, Features, Proposals, Targets
 
 Arrays = dict[str, Any]

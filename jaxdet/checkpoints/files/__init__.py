@@ -1,0 +1,1 @@
+"""Weight files, which may come from strangers, read within bounds."""

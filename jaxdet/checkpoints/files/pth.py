@@ -1,0 +1,150 @@
+"""torch's ``.pth`` files without torch: the zip archives of torch >= 1.6 and the pickle streams before them.
+
+Zip: ``<name>/data.pkl`` is a pickle in which a tensor refers to a storage by key; ``<name>/data/<key>`` holds its
+bytes.  Stream: a magic number, a protocol version, facts on the machine, the pickle, the list of storage keys, then
+per key the number of elements and the bytes.  Nothing in the file is executed (``restricted_pickle``).
+"""
+
+import os
+import re
+import reprlib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from jaxdet.checkpoints.files.archive import checked_members, size_of
+from jaxdet.checkpoints.files.restricted_pickle import Dtype, load, loads
+from jaxdet.checkpoints.tree import Array
+from jaxdet.runtime.untrusted import open_file
+
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
+
+
+def read_pth(path: str | os.PathLike[str]) -> Any:
+    """What was saved, with read-only NumPy arrays for tensors: mostly a dict, flat or with the state dict inside.
+
+    bfloat16 and float8 come as ``ml_dtypes``; tensors that share a storage share memory.  ValueError, naming the
+    file, for anything but tensors, numbers, strings and plain containers, and for broken files.
+    FileNotFoundError if there is none.
+    """
+    path = Path(path)
+    with open_weights(path) as file:
+        try:
+            return _read_zip(file) if file.read(4) == b"PK\x03\x04" else _read_stream(file)
+        except (ValueError, RuntimeError, OSError, zipfile.BadZipFile, EOFError, OverflowError, MemoryError) as error:
+            # RuntimeError: lists in lists too deep to print, or what zipfile does not read; OSError: odd offsets in it
+            raise ValueError(f"{path}: {error or type(error).__name__}") from None
+
+
+def open_weights(path: Path) -> IO[bytes]:
+    """A file of weights, to read.  FileNotFoundError if there is none, ValueError if it is no regular file."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a file of weights")
+    return open_file(path, "weights")
+
+
+def _read_zip(file: IO[bytes]) -> Any:
+    size = size_of(file)
+    with zipfile.ZipFile(file) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise ValueError("a TorchScript archive, which is code; save the bare state dict and load that")
+        members = checked_members(archive, (zipfile.ZIP_STORED,), size, "torch.save")
+        roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise ValueError(
+                f"a zip archive with {len(roots)} files */data.pkl, expected the one that torch.save writes"
+            )
+        order = members.get(f"{roots[0]}/byteorder")
+        if order is not None and archive.read(order).strip() != b"little":
+            raise ValueError("written on a big-endian machine, which is not supported")
+        buffers: dict[str, Array] = {}
+
+        def storage(pid: tuple[Any, ...]) -> Array:
+            dtype, key, size = _storage_id(pid, 5)
+            member = members.get(f"{roots[0]}/data/{key}")
+            if member is None:
+                raise ValueError(f"storage {key!r} is not in the archive")
+            if key not in buffers:
+                buffers[key] = np.frombuffer(archive.read(member), np.uint8)
+            return _typed(buffers[key], dtype, key, size)
+
+        return loads(archive.read(members[f"{roots[0]}/data.pkl"]), storage)
+
+
+def _storage_id(pid: tuple[Any, ...], length: int) -> tuple[np.dtype[Any], str, int]:
+    if len(pid) != length or not isinstance(pid[1], Dtype):
+        raise ValueError(f"a storage described by {reprlib.repr(pid)}")
+    key, size = pid[2], pid[4]
+    if not (isinstance(key, str) and re.fullmatch(r"\w+", key)) or type(size) is not int or size < 0:
+        raise ValueError(f"a storage with the key {reprlib.repr(key)} and {reprlib.repr(size)} elements")
+    return pid[1].numpy, key, size
+
+
+def _typed(buffer: Array, dtype: np.dtype[Any], key: str, size: int) -> Array:
+    if buffer.size != size * dtype.itemsize:
+        raise ValueError(f"storage {key!r} has {buffer.size} bytes, expected {size} elements of {dtype}")
+    return buffer.view(dtype)
+
+
+def _read_stream(file: IO[bytes]) -> Any:
+    size = size_of(file)
+    if file.read(1) != b"\x80":
+        raise ValueError("neither a zip archive nor a pickle: no file of torch.save")
+    file.seek(0)
+    if load(file) != MAGIC or load(file) != PROTOCOL:
+        raise ValueError("a pickle, but not one that torch.save wrote (its first number is another)")
+    machine = load(file)
+    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise ValueError("written on a big-endian machine, which is not supported")
+    buffers: dict[str, Array] = {}
+    value = load(file, _stream_storage(buffers, size))
+    keys = load(file)
+    known = isinstance(keys, list) and all(isinstance(key, str) for key in keys) and sorted(keys) == sorted(buffers)
+    if not known:
+        raise ValueError("its list of storages is not the storages that its tensors use")
+    for key in keys:
+        _fill(file, buffers[key], key)
+    if file.read(1):
+        raise ValueError("there is more after its last storage")
+    return value
+
+
+def _stream_storage(buffers: dict[str, Array], file_size: int) -> Callable[[tuple[Any, ...]], Array]:
+    """Storages of a stream are read after the tensors, so their memory is handed out first and filled later."""
+
+    def storage(pid: tuple[Any, ...]) -> Array:
+        dtype, key, size = _storage_id(pid, 6)
+        if key not in buffers:
+            if sum(b.nbytes for b in buffers.values()) + size * dtype.itemsize > file_size:
+                raise ValueError(f"storage {key!r} of {size} elements is larger than the file")
+            buffers[key] = np.zeros(size, dtype)
+        elif (buffers[key].dtype, buffers[key].size) != (dtype, size):
+            raise ValueError(f"storage {key!r} is used as two different ones")
+        return _window(buffers[key], pid[5])
+
+    return storage
+
+
+def _window(whole: Array, view: Any) -> Array:
+    """Files of torch < 0.4 may use a part of a storage as a storage: (its key, offset, size)."""
+    if view is None:
+        return whole
+    if not (isinstance(view, tuple) and len(view) == 3 and all(type(n) is int and n >= 0 for n in view[1:])):
+        raise ValueError(f"a part of a storage described by {reprlib.repr(view)}")
+    offset, size = view[1:]
+    if offset + size > whole.size:
+        raise ValueError(f"a part of a storage up to element {offset + size} of {whole.size}")
+    return whole[offset : offset + size]
+
+
+def _fill(file: IO[bytes], buffer: Array, key: str) -> None:
+    header, data = file.read(8), file.read(buffer.nbytes)
+    if len(header) < 8 or len(data) < buffer.nbytes:
+        raise ValueError(f"the file ends inside storage {key!r}")
+    if int.from_bytes(header, "little") != buffer.size:
+        raise ValueError(f"storage {key!r} has another number of elements than its tensors say, {buffer.size}")
+    buffer.view(np.uint8)[:] = np.frombuffer(data, np.uint8)

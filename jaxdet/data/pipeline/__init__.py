@@ -1,0 +1,1 @@
+"""From records to batches: which images, in which order, transformed by whom."""

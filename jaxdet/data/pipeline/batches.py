@@ -1,0 +1,136 @@
+"""Batches as arrays, made by position: the images of a plan with their targets, as the workers prepare them."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdet.data.pipeline.plans import AUGMENT, REPLACE, Share, TrainPlan
+from jaxdet.data.pipeline.transforms import IGNORED, canvas_hw, image_arrays, target_arrays, view_of
+from jaxdet.data.records import Source
+from jaxdet.data.settings import Data
+
+_TRIES = 10  #: images that are drawn in place of a broken one before it is an error
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """Step -> this process's part of the batch, as a dict of arrays; what the workers of the pipeline run."""
+
+    source: Source
+    data: Data
+    plan: TrainPlan
+    share: Share
+    start: int  #: step of position 0
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        step = self.start + position
+        indices = self.plan.batch(step)
+        return stack([self._slot(step, slot, indices) for slot in self.share.slots])
+
+    def _slot(self, step: int, slot: int, indices: NDArray[np.int64]) -> dict[str, Any]:
+        if indices[slot] >= 0:
+            return self._whole_example(step, slot, int(indices[slot]))
+        # Pixels of an image that is there already, so that statistics of the batch stay those of images.
+        images = indices[indices >= 0]
+        return _without_truth(self._whole_example(step, slot, int(images[slot % len(images)])))
+
+    def _whole_example(self, step: int, slot: int, index: int) -> dict[str, Any]:
+        """The example of a slot; with ``data.skip_broken`` that of another image if its own is broken."""
+        if not self.data.skip_broken:
+            return self._example(step, slot, index)
+        for skipped, candidate in enumerate(self._candidates(step, slot, index)):
+            try:
+                example = self._example(step, slot, candidate)
+            except ValueError as error:
+                _log.warning("step %d: another image takes the place of a broken one: %s", step, error)
+                continue
+            return example | {"counts": example["counts"] | {"skipped_images": np.int32(skipped)}}
+        raise ValueError(
+            f"step {step}: an image and the {_TRIES} drawn in its place are broken; `python -m jaxdet.data.check` "
+            "lists what is wrong with a data set"
+        )
+
+    def _candidates(self, step: int, slot: int, index: int) -> Iterator[int]:
+        """The image itself, then others of its canvas: the same ones in whatever process the slot is."""
+        yield index
+        rng = np.random.default_rng([self.plan.seed, REPLACE, step, slot])
+        bucket = next(bucket for bucket in self.plan.buckets if index in bucket)
+        yield from map(int, rng.choice(bucket, _TRIES))
+
+    def _example(self, step: int, slot: int, index: int) -> dict[str, Any]:
+        # One generator for each slot of each step: the draws depend on neither workers nor processes.
+        rng = np.random.default_rng([self.plan.seed, AUGMENT, step, slot])
+        record = self.source[index]
+        view = view_of(_hw(record.image), self.data, flip=bool(rng.random() < self.data.flip_probability))
+        targets = target_arrays(record, view, self.data)
+        counts = {"dropped": targets.pop("dropped")}
+        return image_arrays(record.image, view, index) | {"targets": targets, "counts": counts}
+
+
+def _without_truth(example: dict[str, Any]) -> dict[str, Any]:
+    """The pixels of an example as no image of the source: no ground truth is valid, and all of its map unknown."""
+    targets = example["targets"] | {"valid": np.zeros_like(example["targets"]["valid"])}
+    if "semantic" in targets:
+        targets["semantic"] = np.full_like(targets["semantic"], IGNORED)
+    counts = example["counts"] | {"dropped": np.int32(0)}
+    return example | {"targets": targets, "counts": counts, "index": np.int32(-1), "valid": np.bool_(False)}
+
+
+@dataclass(frozen=True)
+class EvalBatches:
+    """Position -> this process's part of an evaluation batch; slots without an image are zero and not valid."""
+
+    source: Source
+    data: Data
+    order: NDArray[np.int64]  #: of ``EvalPlan.batches``
+    share: Share
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        row = self.order[position]
+        canvas = canvas_hw((int(self.source.sizes[row[0], 0]), int(self.source.sizes[row[0], 1])), self.data)
+        return stack([self._example(int(row[slot]), canvas) for slot in self.share.slots])
+
+    def _example(self, index: int, canvas: tuple[int, int]) -> dict[str, Any]:
+        if index < 0:
+            return empty_image_arrays(canvas)
+        record = self.source[index]
+        return image_arrays(record.image, view_of(_hw(record.image), self.data), index)
+
+
+def empty_image_arrays(canvas: tuple[int, int]) -> dict[str, Any]:
+    """A slot that only fills the batch: black, not valid, sizes that any op can divide by."""
+    return {
+        "image": np.zeros((*canvas, 3), np.uint8),
+        "true_hw": np.array(canvas, np.float32),
+        "scale": np.ones(2, np.float32),
+        "original_hw": np.array(canvas, np.int32),
+        "index": np.int32(-1),
+        "valid": np.bool_(False),
+    }
+
+
+def stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join equal nested dicts of arrays along a new first axis."""
+    return {
+        key: stack([example[key] for example in examples])
+        if isinstance(value, dict)
+        else np.stack([example[key] for example in examples])
+        for key, value in examples[0].items()
+    }
+
+
+def _hw(image: NDArray[np.uint8]) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]

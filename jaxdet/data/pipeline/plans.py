@@ -1,0 +1,136 @@
+"""Which images make up which batch, as pure functions of seed and step.
+
+A batch holds images of one canvas only.  Nothing here remembers anything: step ``s`` of a run is the same batch
+whoever asks for it, however often, with any number of workers or processes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdet.data.pipeline.transforms import canvas_hw
+from jaxdet.data.records import Source
+from jaxdet.data.settings import Data
+
+# What the random draws are for; part of their seeds.
+ORDER, AUGMENT, REPLACE = 0, 1, 2
+
+
+def buckets(sizes: NDArray[np.int32], chosen: NDArray[np.int64], data: Data) -> list[NDArray[np.int64]]:
+    """Split the positions ``chosen`` by canvas.
+
+    Args:
+        sizes: ``[N, 2]`` heights and widths of all images.
+        chosen: ``[M]`` positions to split.
+
+    Returns:
+        For each canvas that occurs, landscape first, the positions in the given order.  A square canvas is one bucket.
+    """
+    landscape = sizes[chosen, 1] > sizes[chosen, 0]
+    if canvas_hw((1, 2), data) == canvas_hw((2, 1), data):
+        landscape = np.zeros(len(chosen), np.bool_)
+    return [part for part in (chosen[landscape], chosen[~landscape]) if len(part)]
+
+
+def trainable(source: Source, data: Data) -> NDArray[np.int64]:
+    """Positions of the images to train on.
+
+    Raises:
+        ValueError: none is left.
+    """
+    keep = source.sizes.min(axis=1) >= data.min_side
+    if data.filter_empty:
+        keep &= source.usable > 0
+    chosen = np.flatnonzero(keep)
+    if not len(chosen):
+        raise ValueError(
+            f"training data: expected images with usable annotations and sides of at least {data.min_side} pixels, "
+            f"got none among {len(source)}; see data.filter_empty, data.min_side and `python -m jaxdet.data.check`"
+        )
+    return chosen
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, so that lru_cache can key on it
+class TrainPlan:
+    """The order of training: in each epoch every image comes exactly once, shuffled within its bucket.
+
+    What the last batch of a bucket lacks is filled with -1: slots that nothing is learned from.
+    """
+
+    buckets: tuple[NDArray[np.int64], ...]
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, the same in each."""
+        return sum(-(-len(bucket) // self.batch_size) for bucket in self.buckets)
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """``[batch_size]`` positions in the source of step ``step`` (0, 1, ...), or -1; the first is an image."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        batch: NDArray[np.int64] = _epoch(self, epoch)[place]
+        return batch
+
+
+def train_plan(source: Source, data: Data, seed: int) -> TrainPlan:
+    """Which images of a source each step trains on.  ValueError: there is none."""
+    return TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed)
+
+
+@lru_cache(maxsize=4)  # the epoch at hand, and the next one while batches are prepared ahead
+def _epoch(plan: TrainPlan, epoch: int) -> NDArray[np.int64]:
+    rng = np.random.default_rng([plan.seed, ORDER, epoch])
+    return rng.permutation(_cut([rng.permutation(bucket) for bucket in plan.buckets], plan.batch_size))
+
+
+def _cut(buckets: Sequence[NDArray[np.int64]], batch_size: int) -> NDArray[np.int64]:
+    """``[steps, batch_size]``: each bucket in batches of its own, the last of which ends with -1."""
+    rows = [np.zeros((0, batch_size), np.int64)]
+    for bucket in buckets:
+        lacking = -len(bucket) % batch_size
+        rows.append(np.pad(bucket, (0, lacking), constant_values=-1).reshape(-1, batch_size))
+    return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """The order of evaluation: every image once, in the source's order within its bucket; -1 fills the last batch."""
+
+    buckets: tuple[NDArray[np.int64], ...]
+    batch_size: int
+
+    def batches(self) -> NDArray[np.int64]:
+        """``[steps, batch_size]`` positions in the source, or -1."""
+        return _cut(self.buckets, self.batch_size)
+
+
+def eval_plan(source: Source, data: Data, batch_size: int) -> EvalPlan:
+    """In which order a source is evaluated, ``batch_size`` images at a time."""
+    return EvalPlan(tuple(buckets(source.sizes, np.arange(len(source)), data)), batch_size)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of a global batch that one process prepares."""
+
+    process_index: int
+    process_count: int
+    batch_size: int  #: global
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.process_index < self.process_count:
+            raise ValueError(f"process: expected an index below {self.process_count}, got {self.process_index}")
+        if self.batch_size % self.process_count:
+            raise ValueError(
+                f"batch size {self.batch_size}: expected a multiple of the number of processes {self.process_count}"
+            )
+
+    @property
+    def slots(self) -> range:
+        """Slots of the global batch."""
+        size = self.batch_size // self.process_count
+        return range(self.process_index * size, (self.process_index + 1) * size)

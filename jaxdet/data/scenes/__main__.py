@@ -1,0 +1,5 @@
+"""``python -m jaxdet.data.scenes``: write scenes to a folder."""
+
+from jaxdet.data.scenes.write import main
+
+main()

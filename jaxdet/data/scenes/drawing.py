@@ -1,0 +1,201 @@
+"""Drawing one scene: ground, then objects from far to near, each hiding part of what lies behind it."""
+
+import colorsys
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from jaxdet.data.scenes.shapes import KINDS, Field, Kind
+
+# How the scenes are mixed.  Chosen so that a small model learns them in minutes and still has to cope with
+# occlusion, all of COCO's size ranges (areas below 32^2, below 96^2, above) and touching objects of one class.
+_EMPTY = 0.03  # share of images with nothing in them
+_CROWDED = 0.08  # share of images with a crowd region
+_MIN_VISIBLE = 0.5  # of an object's own pixels; else it is not placed
+_MIN_PIXELS = 60
+_SMALLEST = 28.0  # diameter in pixels
+_LARGEST = 1.0  # diameter as a share of the short side
+_DOMINANT = 0.4  # share of images whose first object is drawn large, whatever the others are
+_TRIES = 12  # for finding a place
+
+Window: TypeAlias = tuple[slice, slice]
+
+GROUNDS = ("plain ground", "banded ground")
+"""The stuff of semantic maps; a ground is banded if its bands stand out from the noise."""
+_STRONG_BANDS = 7.0  # of 14, levels
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An object of a scene, or a crowd region."""
+
+    kind: int  #: position in ``KINDS``
+    mask: NDArray[np.bool_]  #: ``[H, W]`` its visible pixels
+    crowd: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image and what is in it, from far to near."""
+
+    image: NDArray[np.uint8]  #: ``[H, W, 3]``
+    instances: tuple[Instance, ...]
+    semantic: NDArray[np.uint8]  #: ``[H, W]`` position in ``KINDS``, or from there on in ``GROUNDS``
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    kind: int
+    pixels: int  #: before anything hid it
+    crowd: bool
+
+
+def draw_scene(rng: np.random.Generator, hw: tuple[int, int]) -> Scene:
+    """Draw one scene of ``hw`` (height, width) pixels with the draws of ``rng``."""
+    image, bands = _ground(rng, hw)
+    layer = np.full(hw, -1, np.int32)  # which object a pixel shows
+    drawn: list[_Drawn] = []
+    if rng.random() >= _EMPTY:
+        if rng.random() < _CROWDED:
+            _draw_crowd(rng, image, layer, drawn)
+        _draw_objects(rng, image, layer, drawn)
+    noise = rng.normal(0, 4, image.shape)
+    instances = tuple(Instance(item.kind, layer == number, item.crowd) for number, item in enumerate(drawn))
+    ground = len(KINDS) + (bands > _STRONG_BANDS)
+    semantic = np.array([*(item.kind for item in drawn), ground], np.uint8)[layer]  # where nothing is, layer is -1
+    return Scene(np.clip(image + noise, 0, 255).astype(np.uint8), instances, semantic)
+
+
+def _ground(rng: np.random.Generator, hw: tuple[int, int]) -> tuple[Field, float]:
+    """Pale colours, smooth patches of two sizes and faint bands; and how strong these are."""
+    height, width = hw
+    colours = [_colour(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.25, 0.9)) for _ in range(2)]
+    mix = 0.6 * _patches(rng, hw, 4) + 0.4 * _patches(rng, hw, 17)
+    y, x = np.mgrid[:height, :width]
+    angle, pitch = rng.uniform(0, np.pi), rng.uniform(0.15, 0.8)
+    bands = np.sin(pitch * (x * np.cos(angle) + y * np.sin(angle)))[:, :, None]
+    strength = rng.uniform(0, 14)
+    ground: Field = colours[0] + (colours[1] - colours[0]) * mix[:, :, None] + strength * bands
+    return ground, strength
+
+
+def _patches(rng: np.random.Generator, hw: tuple[int, int], cells: int) -> Field:
+    coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
+    return np.asarray(coarse.resize((hw[1], hw[0]), Image.Resampling.BICUBIC), np.float64) / 255
+
+
+def _colour(hue: float, saturation: float, value: float) -> Field:
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
+
+
+def _draw_objects(rng: np.random.Generator, image: Field, layer: NDArray[np.int32], drawn: list[_Drawn]) -> None:
+    """Huddles of objects around a few centres; the larger ones mostly lie behind."""
+    height, width = layer.shape
+    short, middle = min(height, width), np.array([width, height]) / 2
+    centres = rng.uniform(0.2, 0.8, (rng.integers(1, 4), 2)) * (width, height)
+    count = int(rng.integers(2, 8))
+    largest = max(_LARGEST * short, 1.5 * _SMALLEST)
+    diameters = np.exp(rng.uniform(np.log(_SMALLEST), np.log(largest), count))
+    if rng.random() < _DOMINANT:
+        diameters[0] = rng.uniform(0.9, 1.2) * largest
+    order = np.argsort(-diameters * np.exp(rng.normal(0, 0.25, count)), kind="stable")
+    for diameter in diameters[order]:
+        kind = int(rng.integers(len(KINDS)))
+        for _ in range(_TRIES):
+            centre = centres[rng.integers(len(centres))] + rng.normal(0, 0.2 * short, 2)
+            centre += min(diameter / short, 1.0) ** 2 * (middle - centre)  # elsewhere the large ones would be cut off
+            if _place(rng, image, layer, drawn, kind, (float(centre[0]), float(centre[1])), float(diameter) / 2):
+                break
+
+
+def _draw_crowd(rng: np.random.Generator, image: Field, layer: NDArray[np.int32], drawn: list[_Drawn]) -> None:
+    """A swarm of objects too small to tell apart, one annotation for all of them."""
+    height, width = layer.shape
+    kind = int(rng.integers(len(KINDS)))
+    centre = rng.uniform(0.2, 0.8, 2) * (width, height)
+    for x, y in centre + rng.normal(0, 0.1 * min(height, width), (int(rng.integers(12, 25)), 2)):
+        window, level, u, v = _level(rng, KINDS[kind], layer.shape, (x, y), rng.uniform(3.5, 5.5))
+        inside = level < 0
+        image[window][inside] = _paint(rng, KINDS[kind], level, u, v)[inside]
+        layer[window][inside] = len(drawn)
+    pixels = int((layer == len(drawn)).sum())
+    if pixels:
+        drawn.append(_Drawn(kind, pixels, crowd=True))
+
+
+def _place(
+    rng: np.random.Generator,
+    image: Field,
+    layer: NDArray[np.int32],
+    drawn: list[_Drawn],
+    kind: int,
+    centre: tuple[float, float],
+    radius: float,
+) -> bool:
+    """Draw an object unless it would be cut off too much, or would hide too much of another one."""
+    window, level, u, v = _level(rng, KINDS[kind], layer.shape, centre, radius)
+    inside = level < 0
+    seen = int(inside.sum())
+    whole = _whole_area(KINDS[kind], radius)
+    if seen < max(_MIN_PIXELS, 0.6 * whole) or _hides_too_much(inside, layer[window], layer, drawn):
+        return False
+    image[window][inside] = _paint(rng, KINDS[kind], level, u, v)[inside]
+    layer[window][inside] = len(drawn)
+    drawn.append(_Drawn(kind, seen, crowd=False))
+    return True
+
+
+def _hides_too_much(
+    inside: NDArray[np.bool_], behind: NDArray[np.int32], layer: NDArray[np.int32], drawn: list[_Drawn]
+) -> bool:
+    """Whether drawing over ``behind`` where ``inside`` would leave too little of anything in ``layer``."""
+    hidden = np.bincount(behind[inside & (behind >= 0)], minlength=len(drawn))
+    left = np.bincount(layer[layer >= 0], minlength=len(drawn)) - hidden
+    return any(rest < max(_MIN_VISIBLE * item.pixels, _MIN_PIXELS) for rest, item in zip(left, drawn, strict=True))
+
+
+def _whole_area(kind: Kind, radius: float) -> float:
+    """Area of a shape in pixels when nothing cuts it."""
+    return _unit_area(kind) * radius**2
+
+
+@cache
+def _unit_area(kind: Kind) -> float:
+    """Area of a shape of radius 1, counted on a grid."""
+    v, u = np.mgrid[-1.4:1.4:141j, -1.4:1.4:141j]
+    return float((kind.shape(u, v) < 0).mean()) * 2.8**2
+
+
+def _level(
+    rng: np.random.Generator, kind: Kind, hw: tuple[int, ...], centre: tuple[float, float], radius: float
+) -> tuple[Window, Field, Field, Field]:
+    """Level function of a turned and slightly stretched shape at the pixel centres of a window around it.
+
+    Returns:
+        The window (rows, columns), and over it the level, u and v.
+    """
+    top, left = (max(int(middle - 1.9 * radius), 0) for middle in (centre[1], centre[0]))
+    bottom, right = int(centre[1] + 1.9 * radius) + 2, int(centre[0] + 1.9 * radius) + 2
+    window = slice(top, max(min(bottom, hw[0]), top)), slice(left, max(min(right, hw[1]), left))
+    y, x = np.mgrid[window] + 0.5
+    angle = rng.uniform(0, 2 * np.pi)
+    stretch = np.exp(rng.normal(0, 0.1))
+    x, y = (x - centre[0]) / radius, (y - centre[1]) / radius
+    u = (x * np.cos(angle) + y * np.sin(angle)) * stretch
+    v = (y * np.cos(angle) - x * np.sin(angle)) / stretch
+    return window, kind.shape(u, v), u, v
+
+
+def _paint(rng: np.random.Generator, kind: Kind, level: Field, u: Field, v: Field) -> Field:
+    """Colours ``[H, W, 3]`` of an object: its class's hue and texture, own brightness, light and dark rim."""
+    hue = kind.hue + rng.normal(0, 0.015)
+    light = _colour(hue, rng.uniform(0.55, 0.85), rng.uniform(0.8, 1.0))
+    dark = _colour(hue + rng.normal(0, 0.02), rng.uniform(0.7, 1.0), rng.uniform(0.35, 0.55))
+    colour = dark + (light - dark) * kind.texture(u, v)[:, :, None]
+    shade = (1 + 0.15 * np.clip(u, -1, 1)) * np.where(level > -0.07, 0.6, 1.0)
+    painted: Field = colour * shade[:, :, None]
+    return painted

@@ -1,0 +1,1 @@
+"""Where records come from: COCO folders, TFDS, and how they lie in memory."""

@@ -1,0 +1,188 @@
+"""A plain COCO folder as a data source: images, and one instances json.
+
+Image and category ids may be sparse and in any order.  Images are kept in the order of the json, labels follow the
+category ids in ascending order.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdet.data.images import load_image, load_map
+from jaxdet.data.records import Annotation, Category, Record, usable_boxes
+from jaxdet.data.sources.shared_arrays import SharedArrays, pack_texts, unpack_text
+from jaxdet.data.sources.stored import CHECK, StoredSource
+from jaxdet.data.validation.entries import annotation_of, category_of, each, file_name_of, stored_hw
+from jaxdet.data.validation.limits import ANNOTATIONS, check_categories
+from jaxdet.data.validation.values import short, whole
+from jaxdet.runtime.untrusted import read_json_file
+
+_ENTRY_KEYS = (
+    "id",
+    "bbox",
+    "area",
+    "iscrowd",
+    "ignore",
+    "segmentation",
+)  # of an annotation; what `annotation_of` reads
+_TOO_DEEP = "expected annotations of a few levels, got lists or objects nested too deep to read"
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Read a COCO instances json; what it lacks of images, annotations, categories is an error.
+
+    Raises:
+        ValueError: no such file, no JSON, or not COCO's layout.
+    """
+    data = read_json_file(path, "annotations")
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(data, dict) or not isinstance(data.get(key), list)]
+    if missing:
+        raise ValueError(f"annotations {path}: expected an object with the lists {keys}, got none for {missing}")
+    assert isinstance(data, dict)
+    return data
+
+
+def read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
+    """Categories sorted by id; ids must differ."""
+    check_categories(len(entries))
+    categories = tuple(sorted(each("categories", entries, category_of), key=lambda category: category.id))
+    if len({category.id for category in categories}) < len(categories):
+        raise ValueError(f"categories: expected ids that differ, got {short([c.id for c in categories])}")
+    return categories
+
+
+def open_coco(images: str, annotations: str, stuff: str | None = None) -> StoredSource:
+    """Records of a COCO folder.
+
+    The json is packed into memory-mapped arrays once, so worker processes neither read it again nor copy it.
+
+    Args:
+        images: folder that ``file_name`` is relative to.
+        annotations: path of the instances json.
+        stuff: folder of semantic maps, named as the images, with the suffix ``.png``.
+
+    Raises:
+        ValueError: the json is not COCO's, ids repeat, an annotation names an unknown image or category, a file
+            name leads out of the folder, or there is more than ``limits`` allow.
+    """
+    data = read_json(annotations)
+    try:
+        categories = read_categories(data["categories"])
+        table = SharedArrays(_pack(data, categories, images))
+    except ValueError as error:
+        raise ValueError(f"annotations {annotations}: {error}; {CHECK}") from error
+    return StoredSource(categories, table, CocoFiles(images, annotations, stuff, table))
+
+
+@dataclass(frozen=True, eq=False)
+class CocoFiles:
+    """The files that ``open_coco`` names, and the table it packed."""
+
+    images: str
+    json: str
+    stuff: str | None
+    table: SharedArrays
+
+    def read(self, index: int, image_id: int) -> Record:
+        path = self.image_path(index)
+        semantic = None if self.stuff is None else load_map(map_path(self.stuff, self._name(index)))
+        return Record(index, image_id, path.name, load_image(path), self.annotations(index), semantic)
+
+    def image_path(self, index: int) -> Path:
+        """Path of an image."""
+        return Path(self.images) / self._name(index)
+
+    def annotations(self, index: int) -> tuple[Annotation, ...]:
+        """Annotations of an image, in the json's order, without reading the image."""
+        table = self.table
+        rows = range(*table["first"][index : index + 2])
+        texts = (unpack_text(table["entries"], table["entry_offsets"], row) for row in rows)
+        try:
+            return tuple(
+                annotation_of(json.loads(text), int(label))
+                for text, label in zip(texts, table["labels"][rows.start : rows.stop], strict=True)
+            )
+        except RecursionError as error:
+            raise ValueError(f"annotations {self.json}, image {self._name(index)}: {_TOO_DEEP}") from error
+
+    def ground_truth(self) -> dict[str, Any]:
+        return read_json(self.json)
+
+    def _name(self, index: int) -> str:
+        return unpack_text(self.table["names"], self.table["name_offsets"], index).decode()
+
+
+def map_path(stuff: str, file_name: str) -> Path:
+    """Where the semantic map of an image lies: COCO-stuff names it as the image, as a png."""
+    return (Path(stuff) / file_name).with_suffix(".png")
+
+
+def _pack(data: dict[str, Any], categories: Sequence[Category], folder: str) -> dict[str, NDArray[Any]]:
+    images, entries = data["images"], data["annotations"]
+    names = each("images", images, file_name_of)
+    image_ids = np.array(each("images", images, lambda image: whole(image, "id")), np.int64)
+    if len(np.unique(image_ids)) < len(image_ids):
+        raise ValueError("expected image ids that differ, got an id twice")
+    position = {int(image_id): index for index, image_id in enumerate(image_ids)}
+    owners = np.array(each("annotations", entries, lambda entry: _known(position, entry, "image_id")), np.int64)
+    counts = np.bincount(owners, minlength=len(images))
+    _check_counts(counts, names)
+    sizes = np.array(each("images", images, lambda image: stored_hw(image, folder)), np.int32).reshape(-1, 2)
+    columns, trainable = _columns(entries, categories, sizes[owners], np.argsort(owners, kind="stable"))
+    packed, offsets = pack_texts([name.encode() for name in names])
+    return columns | {
+        "image_ids": image_ids,
+        "sizes": sizes,
+        "names": packed,
+        "name_offsets": offsets,
+        "first": np.concatenate([[0], np.cumsum(counts)]),
+        "usable": np.bincount(owners[trainable], minlength=len(images)).astype(np.int32),
+    }
+
+
+def _check_counts(counts: NDArray[np.int64], names: list[str]) -> None:
+    if counts.max(initial=0) > ANNOTATIONS:
+        raise ValueError(
+            f"expected at most {ANNOTATIONS} annotations of an image, got {counts.max()} of {names[counts.argmax()]}; "
+            f"set the environment variable JAXDET_MAX_ANNOTATIONS={counts.max()} if it is to be trusted"
+        )
+
+
+def _columns(
+    entries: list[Any], categories: Sequence[Category], hw: NDArray[np.int32], order: NDArray[np.int64]
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+    """Labels and texts of annotations, in ``order``, and which ``[A]`` of them can be learned from.
+
+    ``hw [A, 2]`` are the sizes of their images.  The last are in the order of ``entries``.
+    """
+    label = {category.id: index for index, category in enumerate(categories)}
+    read = each("annotations", entries, lambda entry: annotation_of(entry, _known(label, entry, "category_id")))
+    boxes = np.array([annotation.bbox for annotation in read], np.float64).reshape(-1, 4)
+    areas = np.array([annotation.area for annotation in read], np.float64)
+    offered = np.array([not (annotation.crowd or annotation.ignore) for annotation in read], np.bool_)
+    labels = np.array([annotation.label for annotation in read], np.int32)
+    # JSON text, not numbers: exact, and a third of the size of Python lists.
+    texts, offsets = pack_texts([_text(entries[row]) for row in order])
+    columns: dict[str, NDArray[Any]] = {"labels": labels[order]}
+    return columns | {"entries": texts, "entry_offsets": offsets}, usable_boxes(boxes, areas, hw) & offered
+
+
+def _text(entry: dict[str, Any]) -> bytes:
+    kept = {key: entry[key] for key in _ENTRY_KEYS if key in entry}
+    try:
+        return json.dumps(kept, separators=(",", ":")).encode()
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+
+
+def _known(table: dict[int, int], entry: Any, key: str) -> int:
+    value = whole(entry, key)
+    if value not in table:
+        raise ValueError(f"expected a {key} that the json lists, got {value}")
+    return table[value]

@@ -1,0 +1,120 @@
+"""Reading what ``tfds_builder`` wrote, at random and without tensorflow."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from numpy.typing import NDArray
+
+from jaxdet.data.images import decode_image
+from jaxdet.data.records import Annotation, Record
+from jaxdet.data.sources.coco import read_categories
+from jaxdet.data.sources.shared_arrays import SharedArrays
+from jaxdet.data.sources.stored import StoredSource
+from jaxdet.data.validation.entries import annotation_of
+from jaxdet.data.validation.limits import check_sides
+from jaxdet.data.validation.values import short, text
+from jaxdet.runtime.untrusted import read_json_file
+
+_BUILDER = "jaxdet_coco"  # named here as well, so that reading does not define the builder
+_HOW = "`python -m jaxdet.data.sources.tfds_builder --help` tells how to make one"
+
+
+def open_tfds(directory: str, split: str) -> StoredSource:
+    """Records of a prepared data set, in the order of the json that it was made from.
+
+    Args:
+        directory: the builder's ``data_dir``, or the version folder in it.
+        split: ``train`` or ``validation``.
+
+    Raises:
+        ValueError: no such data set, one of another kind or that is not whole, or no such split.
+    """
+    folder = _version_folder(Path(directory))
+    try:
+        _check_features(folder)
+        builder = tfds.builder_from_directory(str(folder))
+        splits = sorted(builder.info.metadata or {})
+        about = builder.info.metadata[split] if split in splits else None
+        examples = about and builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        source = about and _source(about, examples)
+    except Exception as error:  # TFDS looks at little of what it reads
+        raise ValueError(f"TFDS {folder}: expected a whole data set, got {type(error).__name__}: {error}") from error
+    if source is None:
+        raise ValueError(f"TFDS {folder}: expected one of the splits {splits}, got {split!r}; {_HOW}")
+    return source
+
+
+def _source(about: Any, examples: Any) -> StoredSource:
+    """``about`` is what the builder wrote beside the examples of a split."""
+    columns: dict[str, NDArray[Any]] = {
+        "image_ids": np.array(about["image_ids"], np.int64),
+        "sizes": np.array(about["sizes"], np.int32).reshape(-1, 2),
+        "usable": np.array(about["usable"], np.int32),
+    }
+    counts = {name: len(column) for name, column in columns.items()} | {"records": len(examples)}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"expected as many of each, got {counts}")
+    for height, width in columns["sizes"].tolist():
+        check_sides(height, width)
+    categories = read_categories(about["json"]["categories"])
+    return StoredSource(categories, SharedArrays(columns), TfdsFiles(examples, about["json"]))
+
+
+@dataclass(frozen=True, eq=False)
+class TfdsFiles:
+    """The files of one split."""
+
+    examples: Any  #: TFDS's data source, by position
+    other_keys: dict[str, Any]  #: of the json, beside images and annotations
+
+    def read(self, index: int, image_id: int) -> Record:
+        try:
+            example = self.examples[index]
+            name = text(json.loads(example["json"]), "file_name")
+            image, annotations = decode_image(example["image"], name), _annotations(example["annotations"])
+        except Exception as error:  # array_record and TFDS raise whatever fits their layers
+            raise ValueError(f"TFDS record {index} (image id {image_id}): expected a whole one, got {error}") from error
+        return Record(index, image_id, name, image, annotations)
+
+    def ground_truth(self) -> dict[str, Any]:
+        images, annotations = [], []
+        for example in map(self.examples.__getitem__, range(len(self.examples))):
+            images.append(json.loads(example["json"]))
+            annotations += [json.loads(entry) for entry in example["annotations"]["json"]]
+        return {**self.other_keys, "images": images, "annotations": annotations}
+
+
+def _version_folder(directory: Path) -> Path:
+    if (directory / "dataset_info.json").is_file():
+        return directory
+    versions = sorted((directory / _BUILDER).glob("*/dataset_info.json"))
+    if not versions:
+        raise ValueError(f"TFDS {directory}: expected {_BUILDER}/<version>/dataset_info.json in it; {_HOW}")
+    return versions[-1].parent
+
+
+def _check_features(folder: Path) -> None:
+    """TFDS imports the modules that ``features.json`` names; only its own are none of a stranger's choice."""
+    for value in _values(read_json_file(folder / "features.json", "TFDS features"), ("pythonClassName", "type")):
+        if not isinstance(value, str) or not value.startswith("tensorflow_datasets.core.features."):
+            raise ValueError(f"expected features of TFDS, one is of class {short(value)}")
+
+
+def _values(tree: Any, keys: tuple[str, ...]) -> Iterator[Any]:
+    """What the objects of a json have under any of the keys."""
+    if isinstance(tree, dict):
+        yield from (tree[key] for key in keys if key in tree)
+    for below in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _values(below, keys)
+
+
+def _annotations(columns: dict[str, Any]) -> tuple[Annotation, ...]:
+    return tuple(
+        annotation_of(json.loads(entry), int(label))
+        for entry, label in zip(columns["json"], columns["label"], strict=True)
+    )

@@ -1,0 +1,1 @@
+"""What a data set may hold, and what is wrong with one."""

@@ -1,0 +1,132 @@
+"""Evaluation: a model, or a checkpoint with its settings and the names of its classes, to COCO's numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxdet.config import to_data
+from jaxdet.data import CocoFolder, Data, Source, open_source
+from jaxdet.data.scenes.write import folder_of
+from jaxdet.data.settings import Scenes
+from jaxdet.data.sources.fingerprint import fingerprint
+from jaxdet.evaluation import score
+from jaxdet.evaluation.inference import Progress, detect
+from jaxdet.evaluation.results import Result
+from jaxdet.experiment import Experiment
+from jaxdet.models.detector import Detector
+from jaxdet.runtime.agreement import alike
+from jaxdet.trained import Checkpoint, Trained, load
+
+_MOST_PIXELS = 2**30  #: of scenes that are made for a checkpoint
+
+
+def evaluate(
+    model: Detector, variables: Any, source: Source, data: Data, mesh: Mesh | None = None, **settings: Any
+) -> dict[str, float]:
+    """COCO's twelve numbers, for boxes and (if the model has them, and ``data.masks`` is set) for masks.
+
+    Args:
+        model, variables, source, data, mesh, settings: as for ``inference.detect``.
+
+    Returns:
+        ``bbox/AP``, ``bbox/AP50``, ... ``segm/AR_l`` (``evaluation.STATISTICS``); -1 where the ground truth has
+        nothing of that kind.  The same on every process.
+    """
+    results = detect(model, variables, source, data, mesh, **settings)
+    return score(source.ground_truth(), results, masks=data.masks).metrics
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    images: str | None = None,
+    annotations: str | None = None,
+    overrides: Sequence[str] = (),
+    fast: bool = False,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """``jaxdet.evaluate``: COCO's twelve numbers of a checkpoint over its validation set or another data set.
+
+    Args:
+        checkpoint: a run folder, the folder of one checkpoint, or what ``jaxdet.load`` returns.
+        images: folder of the images to use instead, together with ``annotations``.
+        annotations: instances json.
+        overrides: dotted settings to change, as ``data.short_side=600``.
+        fast: judge by faster-coco-eval (the same numbers sooner).
+        mesh, progress: as for ``detect``.
+
+    Returns:
+        As ``evaluate``.
+    """
+    trained, source = open_checkpoint(checkpoint, images, annotations, overrides=overrides)
+    results = detect_all(trained, source, mesh, progress)
+    return score(source.ground_truth(), results, masks=trained.experiment.data.masks, fast=fast).metrics
+
+
+def open_checkpoint(
+    checkpoint: Checkpoint,
+    images: str | None = None,
+    annotations: str | None = None,
+    *,
+    config: Experiment | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Trained, Source]:
+    """A checkpoint and the data to evaluate it on: its validation set, or a COCO folder; arguments as above.
+
+    Of several processes all open the same, or all raise.
+
+    Raises:
+        ValueError: images without annotations or the other way round; whatever ``trained.load`` refuses; scenes that
+            a checkpoint should not have made here; processes that differ (`agreement.alike`).
+    """
+
+    def opened() -> tuple[Trained, Source]:
+        trained = load(checkpoint, config=config, overrides=overrides)
+        if (images is None) != (annotations is None):
+            raise ValueError(f"data to evaluate: expected images and annotations, got {images=}, {annotations=}")
+        if images and annotations:
+            return trained, open_source(CocoFolder(images, annotations))
+        val = trained.experiment.data.val
+        if config is None and isinstance(val, Scenes):
+            _refuse_to_write(val)
+        return trained, open_source(val)
+
+    return alike(opened, _described)
+
+
+def _refuse_to_write(scenes: Scenes) -> None:
+    """ValueError for scenes that are not there yet and would be many, or lie where a checkpoint's config says.
+
+    A checkpoint may be a stranger's, and to evaluate it should not fill a disk.
+    """
+    folder, pixels = folder_of(scenes), scenes.count * scenes.size**2
+    if not folder.exists() and (scenes.directory or pixels > _MOST_PIXELS):
+        raise ValueError(
+            f"the checkpoint was validated on {scenes.count} scenes of {scenes.size} pixels in {folder}, which is not "
+            "there and is not made for a checkpoint: give images and annotations, or a config of your own"
+        )
+
+
+def _described(opened: tuple[Trained, Source]) -> dict[str, Any]:
+    trained, source = opened
+    return {"config": to_data(trained.experiment), "step": trained.step, "images": fingerprint(source)}
+
+
+def detect_all(
+    trained: Trained, source: Source, mesh: Mesh | None = None, progress: Progress | None = None
+) -> list[Result]:
+    """``detect`` with the settings and the categories of a checkpoint."""
+    experiment = trained.experiment
+    return detect(
+        experiment.model,
+        trained.variables,
+        source,
+        experiment.data,
+        mesh,
+        batch_size=experiment.run.eval_batch,
+        shard_parameters=experiment.run.shard_parameters,
+        categories=trained.categories or None,
+        progress=progress,
+    )

@@ -1,0 +1,175 @@
+"""A model over a data source.
+
+Each device predicts its own images without talking to the others; meanwhile threads on the host paste the masks of
+the batch before.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from numpy.typing import NDArray
+
+from jaxdet.data import Category, Data, Source, eval_batches
+from jaxdet.evaluation import image_results, match_categories
+from jaxdet.evaluation.results import Result
+from jaxdet.models.detector import Detector
+from jaxdet.runtime.agreement import from_all
+from jaxdet.runtime.compiling import compiler_options
+from jaxdet.runtime.mesh import data_mesh, layout_of, split_batch
+from jaxdet.structures import Batch, Detections
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images that this process has done, and of all images of the source."""
+
+_S = TypeVar("_S")
+_THREADS = min(8, os.cpu_count() or 1)
+_BACKLOG = 256  #: images whose masks may wait to be pasted before the devices wait for the host
+
+
+def detect(
+    model: Detector,
+    variables: Any,
+    source: Source,
+    data: Data,
+    mesh: Mesh | None = None,
+    *,
+    batch_size: int = 8,
+    shard_parameters: bool = False,
+    categories: Sequence[Category] | None = None,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Detections in every image of a source, each predicted exactly once.
+
+    Args:
+        model: any `Detector`.
+        variables: of the model.
+        source: images and ground truth.
+        data: settings of resize, canvas and workers.
+        mesh: devices, with one axis ``data``; None for all there are.
+        batch_size: images over all devices; rounded up to a multiple of these.
+        shard_parameters: keep the variables split over the devices, which gather them for each batch.
+        categories: what the model's labels stand for, where the source may number them otherwise; they are
+            found in the source by name.  None: the source's own.
+        progress: called after each batch.
+
+    Returns:
+        COCO results in order of the source, the same on every process.
+
+    Raises:
+        ValueError: the model's classes are not those of the source, or another process could not do its part.  With
+            ``shard_parameters`` only the process at fault knows what it was; for the others its connection breaks.
+    """
+    mesh = mesh if mesh is not None else data_mesh()
+    ids = match_categories(model.num_classes, source.categories, categories)
+    variables = jax.device_put(variables, layout_of(variables, mesh, split=shard_parameters))
+    size = -(-batch_size // mesh.size) * mesh.size
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    def own_share() -> list[tuple[int, list[Result]]]:
+        found: dict[int, Future[list[Result]]] = {}
+        with ThreadPoolExecutor(_THREADS) as pool, eval_batches(source, data, batch_size=size, **share) as batches:
+            running: deque[tuple[Batch, Detections]] = deque()
+            for batch in batches:
+                running.append((batch, predict_batch(model, mesh, variables, split_batch(batch, mesh))))
+                if len(running) > 1:  # the device has its next batch by now
+                    _collect(*running.popleft(), source, ids, pool, found, progress)
+            while running:
+                _collect(*running.popleft(), source, ids, pool, found, progress)
+            return [(index, future.result()) for index, future in found.items()]
+
+    if shard_parameters and jax.process_count() > 1:
+        # Each prediction gathers the variables from all: one that fails can not tell the others, who wait for it there.
+        mine = own_share()
+        return _in_order(from_all(lambda: mine), len(source))
+    return _in_order(from_all(own_share), len(source))
+
+
+def predict_batch(model: Detector, mesh: Mesh, variables: Any, batch: Batch) -> Detections:
+    """Detections of a batch that is split over the mesh; does not wait for them."""
+    found: Detections = _compiled()(model, mesh, variables, batch)
+    return found
+
+
+@cache
+def _compiled() -> Any:
+    """Not made before the first use: importing a module must not start jax, which may have other processes to join."""
+    return jax.jit(_predict_batch, static_argnums=(0, 1), compiler_options=compiler_options())
+
+
+def _predict_batch(model: Detector, mesh: Mesh, variables: Any, batch: Batch) -> Detections:
+    # Every device runs its own images, so that no loop of one (NMS, say) waits for another's.
+    def one_device(variables: Any, batch: Batch) -> Any:
+        return model.apply(variables, batch, method="predict")
+
+    mapped = jax.shard_map(one_device, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=False)
+    found: Detections = mapped(variables, batch)
+    return found
+
+
+def _local(leaf: jax.Array) -> NDArray[Any]:
+    """This process's rows of an array that is split along its first axis."""
+    shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def _collect(
+    batch: Batch,
+    detections: Detections,
+    source: Source,
+    category_ids: Sequence[int],
+    pool: ThreadPoolExecutor,
+    found: dict[int, Future[list[Result]]],
+    progress: Progress | None,
+) -> None:
+    """Wait for a batch from the device and hand its images to the threads."""
+    host: Detections = jax.tree.map(_local, detections)
+    for row in np.flatnonzero(batch.valid):
+        index = int(batch.index[row])
+        if index in found:
+            raise RuntimeError(f"evaluation: image {index} of the source came twice")
+        one, its = image_of(batch, int(row)), image_of(host, int(row))
+        found[index] = pool.submit(results_of, one, its, int(source.image_ids[index]), category_ids)
+    if len(found) > _BACKLOG:
+        list(found.values())[-_BACKLOG].result()
+    if progress is not None:
+        progress(min(len(found) * jax.process_count(), len(source)), len(source))  # the others are about as far
+
+
+def image_of(structure: _S, row: int) -> _S:
+    """One image of a batch of anything."""
+    one: _S = jax.tree.map(lambda leaf: leaf[row], structure)
+    return one
+
+
+def results_of(
+    batch: Batch, detections: Detections, image_id: int, category_ids: Sequence[int], score_threshold: float = 0.0
+) -> list[Result]:
+    """COCO results of one image: ``batch`` and ``detections`` without their leading axis, on the host."""
+    keep = np.asarray(detections.valid) & (np.asarray(detections.scores) >= score_threshold)
+    masks = detections.masks
+    return image_results(
+        np.asarray(detections.boxes)[keep],
+        np.asarray(detections.scores)[keep],
+        np.asarray(detections.labels)[keep],
+        None if masks is None else np.asarray(masks)[keep],
+        np.asarray(detections.mask_scores)[keep],
+        image_id=image_id,
+        category_ids=category_ids,
+        scale=np.asarray(batch.scale),
+        hw=(int(batch.original_hw[0]), int(batch.original_hw[1])),
+    )
+
+
+def _in_order(parts: Sequence[Sequence[tuple[int, list[Result]]]], count: int) -> list[Result]:
+    found = {index: results for part in parts for index, results in part}
+    if sorted(found) != list(range(count)):
+        raise RuntimeError(f"evaluation: expected every one of {count} images once, got {len(found)} of them")
+    return [result for index in range(count) for result in found[index]]

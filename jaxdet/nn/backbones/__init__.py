@@ -1,0 +1,1 @@
+"""Image -> feature maps by level."""

@@ -1,0 +1,116 @@
+"""ResNet (He et al. 2015) as a detection backbone."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdet.nn.blocks.layers import Conv, NormKind, make_norm
+from jaxdet.structures import Features
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BOTTLENECK_FROM = 50
+
+
+class Block(nn.Module):
+    """A residual block: 3x3, 3x3 or, as a bottleneck, 1x1, 3x3, 1x1 with four times the channels.
+
+    The stride is in the (first) 3x3 convolution, as in torchvision.  The last norm starts at 0, so that a fresh
+    block is the identity (Goyal et al. 2017).
+    """
+
+    channels: int
+    bottleneck: bool
+    stride: int = 1
+    norm: NormKind = "batch"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = self.channels * (4 if self.bottleneck else 1)
+        first, last = ((1, 1), 1) if self.bottleneck else ((3, self.stride), 3)
+        y = self._conv_norm(x, self.channels, *first, "1")
+        if self.bottleneck:
+            y = self._conv_norm(nn.relu(y), self.channels, 3, self.stride, "2")
+        y = self._conv_norm(nn.relu(y), features, last, 1, "3" if self.bottleneck else "2", nn.initializers.zeros)
+        if self.stride != 1 or x.shape[-1] != features:
+            x = Conv(features, 1, self.stride, bias=False, name="downsample_conv")(x)
+            x = make_norm(self.norm, "downsample_bn")(x)
+        return nn.relu(x + y)
+
+    def _conv_norm(
+        self,
+        x: jax.Array,
+        features: int,
+        kernel: int,
+        stride: int,
+        suffix: str,
+        scale_init: nn.initializers.Initializer = nn.initializers.ones,
+    ) -> jax.Array:
+        x = Conv(features, kernel, stride, bias=False, name=f"conv{suffix}")(x)
+        return make_norm(self.norm, f"bn{suffix}", scale_init)(x)
+
+
+class ResNet(nn.Module):
+    """Image ``[B, H, W, 3]`` -> ``{2: C2, .., 5: C5}``; H and W are multiples of 32.
+
+    ``width`` is the number of channels of the first stage (64 in the paper).  With fewer than four ``stages`` the last
+    maps are left out: three end with C4, which for small images is coarse enough.  The stem and the first
+    ``frozen_stages`` stages are not trained, and no gradient is computed for them; 0 trains all but the stem, -1
+    everything.  ``norm="sync_batch"`` takes the statistics of the batch in the stages that are trained.  ``remat``: in
+    training, what is inside blocks is not kept but computed again for their gradients.
+    """
+
+    depth: int = 50
+    width: int = 64
+    frozen_stages: int = 1
+    norm: NormKind = "batch"
+    remat: bool = False
+    stages: int = 4
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> Features:
+        if self.depth not in BLOCKS:
+            raise ValueError(f"ResNet depth must be one of {sorted(BLOCKS)}, got {self.depth}")
+        if not 1 <= self.stages <= 4:
+            raise ValueError(f"ResNet stages must be 1 to 4, got {self.stages}")
+        x = Conv(self.width, 7, 2, bias=False, name="conv1")(image)
+        x = nn.relu(make_norm(self._norm(0), "bn1")(x))
+        x = max_pool(x)
+        x = self._freeze(x, 0)
+        block_type = nn.remat(Block) if self.remat else Block
+        features = {}
+        for stage, blocks in enumerate(BLOCKS[self.depth][: self.stages], 1):
+            for i in range(blocks):
+                stride = 2 if stage > 1 and i == 0 else 1
+                channels = self.width * 2 ** (stage - 1)
+                bottleneck, norm = self.depth >= BOTTLENECK_FROM, self._norm(stage)
+                x = block_type(channels, bottleneck, stride, norm, name=f"layer{stage}_{i}")(x)
+            features[stage + 1] = x = self._freeze(x, stage)
+        return features
+
+    def _norm(self, stage: int) -> NormKind:
+        """The stored statistics of a stage that is not trained stay, too."""
+        return "batch" if self.norm == "sync_batch" and stage <= self.frozen_stages else self.norm
+
+    def _freeze(self, x: jax.Array, stage: int) -> jax.Array:
+        return jax.lax.stop_gradient(x) if stage <= self.frozen_stages else x
+
+    def is_frozen(self, path: tuple[str, ...]) -> bool:
+        """Whether the parameter at this path below the backbone belongs to a frozen stage."""
+        stage = int(path[0][len("layer")]) if path[0].startswith("layer") else 0
+        return stage <= self.frozen_stages
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Maximum over 3x3 windows with stride 2, padded by one pixel."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    # A NumPy scalar: with a traced start value XLA no longer sees a maximum, and there is no gradient.
+    lowest = np.array(-np.inf, x.dtype)
+    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+def normalize(image: jax.Array, true_hw: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """``(image - mean) / std`` in float32 for ``[B, H, W, 3]``, and 0 outside ``true_hw [B, 2]``."""
+    rows, columns = jnp.arange(image.shape[1]), jnp.arange(image.shape[2])
+    inside = (rows[None, :, None] < true_hw[:, 0, None, None]) & (columns[None, None] < true_hw[:, 1, None, None])
+    return jnp.where(inside[..., None], (image.astype(jnp.float32) - mean) / std, 0.0)

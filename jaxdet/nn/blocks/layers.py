@@ -1,0 +1,184 @@
+"""Layers with the reference's padding and initialisation.
+
+No layer has a dtype of its own: parameters are float32, computation follows the dtype of the input.
+"""
+
+from typing import Literal, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+
+from jaxdet.ops.conv.direct import direct_conv
+from jaxdet.ops.conv.overlap_save import fourier_conv, predicted_gain
+
+NormKind: TypeAlias = Literal["batch", "sync_batch", "group"]
+Method: TypeAlias = Literal["direct", "spectral"]
+
+kaiming_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+xavier_uniform: Initializer = nn.initializers.xavier_uniform()
+
+# Convolutions are spectral where that is predicted to be faster by at least this factor.
+SPECTRAL_GAIN = 1.2
+
+
+def gaussian(std: float) -> Initializer:
+    """Normal values with mean 0."""
+    return nn.initializers.normal(std)
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int], method: Method | None = None
+) -> jax.Array:
+    """Correlation of ``x [B, H, W, C]`` with ``kernel [kh, kw, C, F]``, ``pads`` zeros around (rows, columns).
+
+    A 1x1 kernel is a matrix product, which XLA:CPU runs twice as fast.  Otherwise ``method`` None is
+    :func:`fastest_method`.
+    """
+    if kernel.shape[:2] == (1, 1) and pads == (0, 0):
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    if (method or fastest_method(x, kernel, stride, pads)) == "spectral":
+        if stride != 1:
+            raise ValueError(f"the spectral method needs stride 1, got {stride}; use method None or 'direct'")
+        return fourier_conv(x, kernel, pads)
+    return direct_conv(x, kernel, stride, pads)
+
+
+def fastest_method(x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int]) -> Method:
+    """Spectral on CPU, for float32 and stride 1, where the shapes promise a gain; else direct.
+
+    Predictions and measurements: ``benchmarks/ops/small_convs.py``.
+    """
+    if jax.default_backend() != "cpu" or x.dtype != jnp.float32 or stride != 1:
+        return "direct"
+    (b, h, w, c), (kh, kw, _, features) = x.shape, kernel.shape
+    gain = predicted_gain((b, h, w, c), (kh, kw, c, features), pads)
+    return "spectral" if gain >= SPECTRAL_GAIN else "direct"
+
+
+class Conv(nn.Module):
+    """Convolution ``[B, H, W, C] -> [B, H', W', features]``, padded with zeros, symmetrically.
+
+    ``kernel`` is (rows, columns), or one number for both.  ``padding`` is one number for both axes, whatever the
+    kernel's shape (7x3 with padding 1 maps 7x7 to 3x7); None is half the kernel of each axis.  ``method`` None is the
+    fastest (:func:`convolve`); spectral needs stride 1.
+    """
+
+    features: int
+    kernel: int | tuple[int, int] = 3
+    stride: int = 1
+    bias: bool = True
+    kernel_init: Initializer = kaiming_fan_out
+    padding: int | None = None
+    method: Method | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # The parameters belong to this module's scope, so the tree reads conv1/kernel, not conv1/Conv_0/kernel.
+        kh, kw = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
+        kernel = self.param("kernel", self.kernel_init, (kh, kw, x.shape[-1], self.features)).astype(x.dtype)
+        pads = (kh // 2, kw // 2) if self.padding is None else (self.padding, self.padding)
+        y = convolve(x, kernel, self.stride, pads, self.method)
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype) if self.bias else y
+
+
+class Linear(nn.Module):
+    """Affine map of the last axis."""
+
+    features: int
+    kernel_init: Initializer = xavier_uniform
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features)).astype(x.dtype)
+        return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+
+
+class Upsample(nn.Module):
+    """Transposed convolution with a 2x2 kernel and stride 2, as blocks: ``[N, h, w, C] -> [N, h, w, 2, 2, features]``.
+
+    Strides equal to the kernel never overlap, so each input pixel becomes its own 2x2 block: one matrix product.
+    :func:`interleave` makes a map of the blocks; what looks at each pixel alone is cheaper before that.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", kaiming_fan_out, (2, 2, x.shape[-1], self.features)).astype(x.dtype)
+        blocks = jnp.einsum("nijc,abcd->nijabd", x, kernel)
+        return blocks + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+
+
+def interleave(blocks: jax.Array) -> jax.Array:
+    """Blocks ``[N, h, w, 2, 2, ...]``, one for each pixel, as a map ``[N, 2h, 2w, ...]``."""
+    n, h, w, *_ = blocks.shape
+    return blocks.swapaxes(2, 3).reshape(n, 2 * h, 2 * w, *blocks.shape[5:])
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) with running averages in the collection ``batch_stats``.
+
+    ``frozen``, the detection standard: stored statistics, which come with pretrained weights and stay.  From scratch
+    they are 0 and 1, which leaves an affine map: use another kind there.
+
+    Else, wherever ``batch_stats`` may be changed (in the training step, not in prediction), the statistics of all
+    images of the batch, on whatever devices they are, padding included, as torch's SyncBatchNorm takes them; the
+    running averages move towards them by the share ``momentum``.
+    """
+
+    frozen: bool = True
+    scale_init: Initializer = nn.initializers.ones
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if not self.frozen and self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            mean, var = moments(x)
+            count = x.size // x.shape[-1]
+            unbiased = var * count / max(count - 1, 1)  # what torch stores
+            running_mean.value += self.momentum * (jax.lax.stop_gradient(mean) - running_mean.value)
+            running_var.value += self.momentum * (jax.lax.stop_gradient(unbiased) - running_var.value)
+        gain = self.param("scale", self.scale_init, shape) * jax.lax.rsqrt(var + self.epsilon)
+        shift = self.param("bias", nn.initializers.zeros, shape) - mean * gain
+        return x * gain.astype(x.dtype) + shift.astype(x.dtype)
+
+
+def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance ``[C]`` of ``x [..., C]`` over all other axes, float32."""
+    x = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    mean = x.mean(0)
+    return mean, jnp.square(x - mean).mean(0)  # in two passes: E[x^2] - E[x]^2 cancels
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu and He 2018), statistics in float32; needs no pretrained statistics."""
+
+    scale_init: Initializer = nn.initializers.ones
+    groups: int = 16
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        if c % self.groups:
+            raise ValueError(f"channels must be a multiple of groups={self.groups}, got {c}; change width or groups")
+        grouped = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
+        mean = grouped.mean((1, 3), keepdims=True)
+        var = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
+        y = ((grouped - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(b, h, w, c)
+        y = y * self.param("scale", self.scale_init, (c,)) + self.param("bias", nn.initializers.zeros, (c,))
+        return y.astype(x.dtype)
+
+
+def make_norm(kind: NormKind, name: str, scale_init: Initializer = nn.initializers.ones) -> nn.Module:
+    """The normalisation layer of that kind: ``batch`` with stored statistics, ``sync_batch`` with the batch's."""
+    if kind == "group":
+        return GroupNorm(scale_init=scale_init, name=name)
+    return BatchNorm(kind == "batch", scale_init, name=name)

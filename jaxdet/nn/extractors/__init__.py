@@ -1,0 +1,1 @@
+"""Boxes and a pyramid -> a crop of features for each box."""

@@ -1,0 +1,1 @@
+"""Crops or feature maps -> classes, boxes, masks and their scores."""

@@ -1,0 +1,25 @@
+"""Box head: class and box of a crop."""
+
+import flax.linen as nn
+import jax
+
+from jaxdet.nn.blocks.layers import Linear, gaussian
+
+
+class BoxHead(nn.Module):
+    """A trunk (``jaxdet.nn.heads.trunk``), and two linear layers that say class and box.
+
+    Crops ``[N, 7, 7, C]`` -> logits ``[N, K + 1]`` of K = ``num_classes``, background last, and deltas
+    ``[N, K, 4]``, or ``[N, 1, 4]`` where boxes are class-agnostic.
+    """
+
+    trunk: nn.Module
+    class_agnostic: bool = False
+
+    @nn.compact
+    def __call__(self, crops: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+        x = self.trunk(crops)
+        logits = Linear(num_classes + 1, gaussian(0.01), name="logits")(x)
+        boxes = 1 if self.class_agnostic else num_classes
+        deltas = Linear(4 * boxes, gaussian(0.001), name="deltas")(x)
+        return logits, deltas.reshape(-1, boxes, 4)

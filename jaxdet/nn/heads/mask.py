@@ -1,0 +1,79 @@
+"""Mask heads: a bitmap for each class of a crop."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.nn.blocks.layers import Conv, Upsample, interleave, kaiming_fan_out
+
+
+class Link(nn.Module):
+    """Adds to crops what an earlier pass saw: ``crops + relu(1x1(previous))``.
+
+    The mask information flow of HTC (Chen et al. 2019, eq. 5) and the inner loop of R3-CNN (Rossi et al. 2021).
+    """
+
+    @nn.compact
+    def __call__(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
+        conv = Conv(crops.shape[-1], 1)
+        nn.share_scope(self, conv)  # the tree reads link/kernel, not link/Conv_0/kernel
+        return crops + nn.relu(conv(previous))
+
+
+class ByClass(nn.Module):
+    """A logit for each of K classes and each pixel: ``[N, ..., C] -> [N, ..., K]``, a 1x1 convolution.
+
+    With ``labels [N]``, that of one class alone, ``[N, ...]``: a Kth of the products, and no array of all classes.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        kernel = self.param("kernel", kaiming_fan_out, (1, 1, x.shape[-1], self.num_classes)).astype(x.dtype)[0, 0]
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,)).astype(x.dtype)
+        if labels is None:
+            return x @ kernel + bias
+        pixels = x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
+        own = jnp.einsum("npc,nc->np", pixels, kernel.T[labels]) + bias[labels, None]
+        return own.reshape(x.shape[:-1])
+
+
+class FCN(nn.Module):
+    """Convolutions, a 2x upsampling and a 1x1 classifier (Mask R-CNN, He et al. 2017, fig. 4 right).
+
+    A ``linked`` head also looks at the features of an earlier pass over the same crops.
+    """
+
+    channels: int = 256
+    convs: int = 4
+    linked: bool = False
+
+    def setup(self) -> None:
+        if self.linked:
+            self.link = Link()
+        for i in range(1, self.convs + 1):
+            setattr(self, f"conv{i}", Conv(self.channels, 3))
+
+    def __call__(self, crops: jax.Array, num_classes: int) -> jax.Array:
+        """Crops ``[N, 14, 14, C]`` -> logits ``[N, 28, 28, K]``, K = ``num_classes``, of an only pass."""
+        return self.classify(self.features(crops, self.nothing(crops)), num_classes)
+
+    def nothing(self, crops: jax.Array) -> jax.Array:
+        """What the first pass gets in place of earlier features: zeros ``[N, 14, 14, channels]``."""
+        return jnp.zeros((*crops.shape[:-1], self.channels), crops.dtype)
+
+    def features(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
+        """Features ``[N, 14, 14, channels]`` of crops ``[N, 14, 14, C]`` and of the features of the pass before."""
+        x = self.link(crops, previous) if self.linked else crops
+        for i in range(1, self.convs + 1):
+            x = nn.relu(getattr(self, f"conv{i}")(x))
+        return x
+
+    @nn.compact
+    def classify(self, features: jax.Array, num_classes: int, labels: jax.Array | None = None) -> jax.Array:
+        """Logits of features ``[N, 14, 14, channels]``: ``[N, 28, 28, K]``, or of classes ``labels [N]`` alone."""
+        x = nn.relu(Upsample(self.channels, name="upsample")(features))
+        return interleave(ByClass(num_classes, name="logits")(x, labels))

@@ -1,0 +1,88 @@
+"""The semantic branch of Hybrid Task Cascade (Chen et al. 2019, section 3.3 and fig. 2): what each pixel shows."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdet.nn.blocks.layers import Conv
+from jaxdet.ops.roi_align import roi_align
+from jaxdet.structures import Features, select_levels
+
+LEVEL = 3
+"""Where the branch works: all levels are brought to the size of this one, and semantic targets have it."""
+
+SEMANTIC, SEMANTIC_LOGITS = -1, -2
+"""Where the branch's maps lie among the features, whose other keys are log2 of a stride."""
+
+_CROP = 14  # pixels; smaller crops are means of these
+
+
+class SemanticHead(nn.Module):
+    """All levels summed at the size of level 3, then convolutions.
+
+    Pyramid -> ``SEMANTIC_LOGITS``: logits ``[B, H/8, W/8, num_classes]``, float32, and ``SEMANTIC``: the embedding
+    ``[B, H/8, W/8, channels]`` that box and mask branches may look at (`PlusSemantic`).  ``weight`` is that of the
+    loss, ``channels`` are also those of the pyramid.  The 183 classes are COCO's things and stuff by their ids in
+    COCO-stuff's maps.
+    """
+
+    num_classes: int = 183
+    levels: tuple[int, ...] = (2, 3, 4, 5, 6)
+    channels: int = 256
+    convs: int = 4
+    weight: float = 0.2
+
+    @nn.compact
+    def __call__(self, features: Features) -> Features:
+        maps = select_levels(features, (LEVEL, *self.levels), "the semantic branch")
+        like, x = maps[0], jnp.zeros((), maps[0].dtype)
+        for level, source in zip(self.levels, maps[1:], strict=True):
+            x += nn.relu(Conv(self.channels, 1, name=f"lateral{level}")(resize(source, like.shape[1:3])))
+        for i in range(1, self.convs + 1):
+            x = nn.relu(Conv(self.channels, 3, name=f"conv{i}")(x))
+        logits = Conv(self.num_classes, 1, name="logits")(x)
+        embedding = nn.relu(Conv(self.channels, 1, name="embedding")(x))
+        return {SEMANTIC: embedding, SEMANTIC_LOGITS: logits.astype(jnp.float32)}
+
+
+class PlusSemantic(nn.Module):
+    """What ``extractor`` crops from the pyramid, plus the same boxes' crops of the semantic embedding."""
+
+    extractor: nn.Module
+
+    def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
+        """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``."""
+        if SEMANTIC not in features:
+            raise ValueError("PlusSemantic needs the semantic branch: set semantic=SemanticHead() in the model")
+        crops = self.extractor(features, boxes, valid)
+        return crops + semantic_crops(features[SEMANTIC], boxes, valid, crops.shape[2])
+
+
+def resize(x: jax.Array, hw: tuple[int, ...]) -> jax.Array:
+    """``[B, H, W, C]`` to ``[B, *hw, C]``, bilinear, the centres of corner pixels on each other (``align_corners``)."""
+    for axis, after in zip((1, 2), hw, strict=True):
+        if x.shape[axis] != after:
+            weights = jnp.asarray(_weights(x.shape[axis], after), x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision="highest"), 0, axis)
+    return x
+
+
+def _weights(before: int, after: int) -> np.ndarray:
+    """Linear interpolation as a matrix ``[after, before]``."""
+    positions = np.linspace(0, before - 1, after)
+    return np.maximum(1 - np.abs(positions[:, None] - np.arange(before)), 0)
+
+
+def semantic_crops(embedding: jax.Array, boxes: jax.Array, valid: jax.Array, size: int) -> jax.Array:
+    """Crops ``[B, N, size, size, C]`` of the embedding, to be added to those of the box (7) or mask branch (14).
+
+    ``embedding [B, H/8, W/8, C]``, ``boxes [B, N, 4]``, ``valid [B, N]``; invalid ones are 0.  Crops of 14 pixels by
+    aligned, adaptive RoIAlign, smaller ones their means, as in the reference.
+    """
+    if size < 1 or _CROP % size:
+        raise ValueError(f"semantic crops: expected a size that divides {_CROP}, got {size}; change the extractor's")
+    level = jnp.zeros(valid.shape, jnp.int32)
+    crops = roi_align([embedding], [2.0**-LEVEL], boxes, level, valid, size=(_CROP, _CROP))
+    block = _CROP // size
+    return crops.reshape(*valid.shape, size, block, size, block, -1).mean((3, 5))

@@ -1,0 +1,160 @@
+"""Prediction: a checkpoint over images from files, folders or memory."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from jaxdet.data import Category, load_image, single_batch
+from jaxdet.data.images import suffixes
+from jaxdet.evaluation import write_results
+from jaxdet.evaluation.inference import image_of, predict_batch, results_of
+from jaxdet.evaluation.results import Result
+from jaxdet.runtime.atomic import replacing
+from jaxdet.runtime.mesh import data_mesh, replicate, split_batch
+from jaxdet.trained import Checkpoint, Trained, load
+from jaxdet.visualize import overlay
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Picture: TypeAlias = str | PathLike[str] | Pixels
+"""An image file, or ``[H, W, 3]`` uint8 RGB."""
+
+RESULTS = "results.json"
+_READABLE = 480  #: long side, in pixels, up to which a picture is enlarged before names are written on it
+
+
+def predict(
+    checkpoint: Checkpoint,
+    images: Sequence[Picture] | Picture,
+    *,
+    score_threshold: float = 0.5,
+    overrides: Sequence[str] = (),
+) -> list[list[Result]]:
+    """``jaxdet.predict``: what a model sees in images.
+
+    Args:
+        checkpoint: a run folder, the folder of one checkpoint, or what ``jaxdet.load`` returns (which saves loading
+            the weights at each call).
+        images: one or several image files or ``[H, W, 3]`` uint8 RGB arrays.
+        score_threshold: detections below it are left out.
+        overrides: dotted settings to change, as ``data.short_side=600``.
+
+    Returns:
+        For each image its detections as COCO results, best first, ``bbox`` and ``segmentation`` in pixels of the
+        image; ``image_id`` is the image's position.
+
+    Raises:
+        ValueError: not an image, or whatever ``jaxdet.load`` refuses.
+    """
+    chosen: Sequence[Picture] = [images] if isinstance(images, str | PathLike | np.ndarray) else images
+    predictor = Predictor(load(checkpoint, overrides=overrides), score_threshold)
+    return [predictor(image, i) for i, image in enumerate(chosen)]
+
+
+class Predictor:
+    """A checkpoint on one device, ready for one image after the other."""
+
+    def __init__(self, trained: Trained, score_threshold: float) -> None:
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"score threshold: expected 0 to 1, got {score_threshold}")
+        self._model, self._data = trained.experiment.model, trained.experiment.data
+        self._mesh = data_mesh(jax.local_devices()[:1])
+        self._variables = replicate(trained.variables, self._mesh)
+        self._score_threshold = score_threshold
+        self.categories = trained.categories or _numbered(self._model.num_classes)
+        if len(self.categories) != self._model.num_classes:
+            given = f"{len(self.categories)} in the checkpoint, num_classes={self._model.num_classes}"
+            raise ValueError(f"categories: expected one for each class of the model, got {given}")
+
+    def __call__(self, image: Picture, image_id: int) -> list[Result]:
+        """Detections in one image as COCO results, best first."""
+        pixels = image if isinstance(image, np.ndarray) else load_image(image)
+        batch = single_batch(pixels, self._data)
+        found = predict_batch(self._model, self._mesh, self._variables, split_batch(batch, self._mesh))
+        one = image_of(jax.tree.map(np.asarray, found), 0)
+        ids = [category.id for category in self.categories]
+        return results_of(image_of(batch, 0), one, image_id, ids, self._score_threshold)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of a list of files."""
+
+    results: list[Result]  #: of all images; ``image_id`` is the image's position, ``file_name`` its path
+    pictures: dict[Path, Path]  #: image -> its overlay
+    failed: dict[Path, str]  #: image -> what is wrong with it
+
+
+def predict_files(
+    trained: Trained, paths: Iterable[str | PathLike[str]], out: str | PathLike[str], *, score_threshold: float = 0.5
+) -> Report:
+    """Write an overlay for each image, and ``results.json`` with all detections, into the folder ``out``.
+
+    A small image is enlarged so that names can be read; one without detections is written as it is.
+    An image that cannot be read is named in the report, and the others go on.
+
+    Raises:
+        ValueError: a path that is not there, or folders without images.
+    """
+    files, folder = find_images(paths), Path(out)
+    predictor = Predictor(trained, score_threshold)
+    folder.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    failed: dict[Path, str] = {}
+    pictures = dict(_with_names(files, folder))
+    for image_id, file in enumerate(files):
+        try:
+            image = load_image(file)
+        except ValueError as error:
+            failed[file] = str(error)
+            del pictures[file]
+            continue
+        found = predictor(image, image_id)
+        zoom = max(1, _READABLE // max(image.shape[:2])) if found else 1
+        with replacing(pictures[file]) as path:
+            Image.fromarray(overlay(image, found, predictor.categories, zoom=zoom)).save(path)
+        results += [result | {"file_name": str(file)} for result in found]
+    write_results(folder / RESULTS, results)
+    return Report(results, pictures, failed)
+
+
+def find_images(paths: Iterable[str | PathLike[str]]) -> list[Path]:
+    """Files as they are named, whatever they end with, and the images of folders in order of their names.
+
+    Of a folder those are taken that end as images do, not what is in folders inside it.
+
+    Raises:
+        ValueError: a path that is not there, or a folder without images.
+    """
+    found: list[Path] = []
+    endings = suffixes()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ValueError(f"images: expected files or folders, {path} is not there")
+        inside = sorted(each for each in path.iterdir() if each.suffix.lower() in endings) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"images: expected a folder with images ({', '.join(sorted(endings))}), {path} has none")
+        found += [each for each in inside if each not in found]
+    return found
+
+
+def _with_names(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
+    """A picture's name for each file; equal names of different folders get numbers."""
+    taken: set[Any] = {file.resolve() for file in files}  # an image must not be written over
+    for file in files:
+        name, number = f"{file.stem}.png", 1
+        while (folder / name).resolve() in taken:
+            number += 1
+            name = f"{file.stem}_{number}.png"
+        taken.add((folder / name).resolve())
+        yield file, folder / name
+
+
+def _numbered(count: int) -> tuple[Category, ...]:
+    return tuple(Category(i + 1, f"class {i + 1}") for i in range(count))

@@ -1,5 +1,0 @@
-"""Training: an experiment and a work directory in, a trained model with its COCO numbers out."""
-
-from jaxdet.train_lib.run import train
-
-__all__ = ["train"]

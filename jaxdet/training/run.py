@@ -1,0 +1,195 @@
+"""A training run from beginning to end."""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+import jaxdet
+from jaxdet.checkpoints.store import CheckpointStore
+from jaxdet.config import check, to_data
+from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
+from jaxdet.data.sources.fingerprint import fingerprint
+from jaxdet.evaluation.categories import match_categories
+from jaxdet.experiment import Experiment, as_experiment
+from jaxdet.runtime.agreement import alike
+from jaxdet.runtime.mesh import check_batch_size, data_mesh, replicated_key
+from jaxdet.training.lock import alone_in
+from jaxdet.training.log import RunLog
+from jaxdet.training.loop import run_steps
+from jaxdet.training.meter import Meter
+from jaxdet.training.nonfinite import FiniteCheck
+from jaxdet.training.optimizer import learning_rate, update_direction
+from jaxdet.training.signals import StopRequest, stop_on_signal
+from jaxdet.training.start import start_state
+from jaxdet.training.step import TrainState, make_train_step
+from jaxdet.training.validate import validate, write_metrics
+from jaxdet.training.watch import METER, Intervals, Watch
+from jaxdet.training.workdir import claim, read_metrics
+
+_log = logging.getLogger(__name__)
+
+
+def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool = False) -> dict[str, float]:
+    """Trains to the end of the schedule, from where the run in ``workdir`` stopped, on all devices.
+
+    Leaves in ``workdir``: ``checkpoints/``, ``config.json`` and ``.txt``, ``log.jsonl``, ``tensorboard/``,
+    ``curves.png`` and, where there is a validation set, ``metrics.json`` and ``.txt`` and ``predictions.png``.
+
+    Args:
+        experiment: what to train, on what, how.
+        workdir: folder of the run; an unfinished run in it goes on, a finished one is left as it is.
+        accept_changes: go on although the config is not the one that the run began with.
+
+    Returns:
+        COCO's numbers at the end (`jaxdet.evaluation.evaluate.evaluate`); empty without a validation set.
+
+    Raises:
+        ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``.
+        FloatingPointError: a loss or the gradient is no longer a number (`nonfinite.FiniteCheck`).
+        SystemExit: a signal asked to stop; the state is saved.
+    """
+    check(as_experiment(experiment))
+    job = _prepare(experiment, Path(workdir), accept_changes)
+    run = experiment.run
+    direction = update_direction(experiment.optimizer, experiment.model.is_frozen)
+    with (
+        alone_in(job.workdir),
+        stop_on_signal() as stop,
+        CheckpointStore(workdir, keep=run.keep_checkpoints) as store,
+    ):
+        state = start_state(experiment.model, direction, run, store, job.mesh)
+        start = int(state.step)
+        with job.batches(start) as batches, RunLog(job.workdir, start, writes=job.writes) as log:
+            watch = job.watch(start, batches.steps_per_epoch, log, store, stop)
+            done = read_metrics(job.workdir)
+            if start >= watch.total and (done is not None or job.val is None):
+                _log.info("%s holds a finished run of %d steps", workdir, start)
+                return done or {}
+            watch.resume(state)
+            state = job.steps(state, direction, batches, watch)
+            metrics = watch.evaluate(int(state.step), state)
+            log.curves()
+    if metrics and job.writes:
+        write_metrics(metrics, job.workdir)
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What does not change during a run."""
+
+    experiment: Experiment
+    workdir: Path
+    mesh: Mesh
+    source: Source
+    val: Source | None
+    metadata: dict[str, Any]  #: of every checkpoint
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes logs and pictures."""
+        return jax.process_index() == 0
+
+    def batches(self, start: int) -> BatchIterator:
+        return train_batches(
+            self.source,
+            self.experiment.data,
+            seed=self.experiment.run.seed,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def watch(self, start: int, epoch: int, log: RunLog, store: CheckpointStore, stop: StopRequest) -> Watch:
+        run, schedule = self.experiment.run, self.experiment.optimizer.schedule
+        counted = store.metadata(start).get(METER, {}) if start else {}
+        return Watch(
+            intervals=Intervals(
+                log=run.log_every,
+                checkpoint=schedule.interval(run.checkpoint_every, epoch),
+                evaluate=schedule.interval(run.eval_every, epoch),
+            ),
+            start=start,
+            total=schedule.in_steps(schedule.length, epoch),
+            meter=Meter.continued(self.experiment.data.batch_size, counted),
+            log=log,
+            store=store,
+            metadata=self.metadata,
+            validate=None if self.val is None else partial(self.validate, self.val, stop),
+            stop=stop,
+            workdir=self.workdir,
+        )
+
+    def validate(self, val: Source, stop: StopRequest, state: TrainState) -> dict[str, float]:
+        experiment = self.experiment
+        picture = self.workdir if self.writes else None
+        return validate(experiment, state.variables, val, self.source.categories, self.mesh, picture, stop.break_off)
+
+    def steps(
+        self, state: TrainState, direction: optax.GradientTransformation, batches: BatchIterator, watch: Watch
+    ) -> TrainState:
+        optimizer, data = self.experiment.optimizer, self.experiment.data
+        rate = learning_rate(optimizer, data.batch_size, batches.steps_per_epoch)
+        _log.info(
+            "%d steps, of which %d are done, %d in an epoch, on %d device(s), learning rate %.3g",
+            *(watch.total, watch.start, batches.steps_per_epoch, self.mesh.size, optimizer.scaled_lr(data.batch_size)),
+        )
+        key = replicated_key(self.experiment.run.seed, self.mesh)
+        skip = self.experiment.run.skip_nonfinite
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        train_step = make_train_step(
+            self.experiment.model, direction, rate, self.mesh, skip_nonfinite=skip > 0, layout=layout
+        )
+        check = FiniteCheck(self.workdir, self.source.image_ids, skip)
+        return run_steps(
+            train_step,
+            state,
+            batches,
+            watch.total,
+            mesh=self.mesh,
+            key=key,
+            meter=watch.meter,
+            check=check,
+            after=watch,
+        )
+
+
+def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Job:
+    mesh, config = data_mesh(), to_data(experiment)
+
+    def opened() -> tuple[Source, Source | None]:
+        check_batch_size(experiment.data.batch_size, mesh)
+        return _open(experiment.data, experiment.model.num_classes)
+
+    def described(sources: tuple[Source, Source | None]) -> dict[str, Any]:
+        prints = [source and fingerprint(source) for source in sources]
+        return {"config": config, "data.train": prints[0], "data.val": prints[1]}
+
+    source, val = alike(opened, described)
+    claim(workdir, experiment, config, accept_changes)
+    categories = [{"id": category.id, "name": category.name} for category in source.categories]
+    metadata = {"config": config, "version": jaxdet.__version__, "categories": categories}
+    return _Job(experiment, workdir, mesh, source, val, metadata)
+
+
+def _open(data: Data, classes: int) -> tuple[Source, Source | None]:
+    """Training and validation data, checked against the model."""
+    if data.train is None:
+        raise ValueError("data.train: expected a source such as CocoFolder(images=..., annotations=...), got none")
+    source = open_source(data.train)
+    names = [category.name for category in source.categories]
+    if len(names) != classes:
+        raise ValueError(
+            f"model.num_classes: expected {len(names)}, the categories of the training data "
+            f"({', '.join(names[:5])}, ...), got {classes}; set model.num_classes={len(names)}"
+        )
+    val = None if data.val is None else open_source(data.val)
+    if val is not None:
+        match_categories(classes, val.categories, source.categories)
+    return source, val

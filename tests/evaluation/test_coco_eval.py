@@ -1,0 +1,311 @@
+import copy
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from rich.console import Console
+
+from jaxdet.evaluation import (
+    STATISTICS,
+    check_results,
+    image_results,
+    per_class_table,
+    read_results,
+    score,
+    summary_table,
+    write_results,
+)
+
+FAKE = Path(__file__).parents[3] / "shared" / "data" / "coco_eval_fakesegm100"
+# pycocotools 2.0.11 decodes with a call that NumPy 2 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def square(x: int, y: int, side: int, hw: tuple[int, int] = (100, 120)) -> dict[str, Any]:
+    mask = np.zeros(hw, np.uint8, order="F")
+    mask[y : y + side, x : x + side] = 1
+    rle = coco_mask.encode(mask)
+    return {"size": list(hw), "counts": rle["counts"].decode()}
+
+
+def truth_of(*squares: tuple[int, int, int, int, int]) -> dict[str, Any]:
+    """Images 7 and 9, categories 3 and 90; squares are (image, category, x, y, side)."""
+    return {
+        "images": [{"id": i, "height": 100, "width": 120, "file_name": f"{i}.png"} for i in (9, 7)],
+        "categories": [{"id": 90, "name": "cat"}, {"id": 3, "name": "dog"}],
+        "annotations": [
+            {
+                "id": n + 1,
+                "image_id": image,
+                "category_id": category,
+                "bbox": [x, y, side, side],
+                "area": side * side,
+                "iscrowd": 0,
+                "segmentation": square(x, y, side),
+            }
+            for n, (image, category, x, y, side) in enumerate(squares)
+        ],
+    }
+
+
+def found(image: int, category: int, x: int, y: int, side: int, confidence: float = 0.9) -> dict[str, Any]:
+    return {
+        "image_id": image,
+        "category_id": category,
+        "bbox": [x, y, side, side],
+        "score": confidence,
+        "segmentation": square(x, y, side),
+    }
+
+
+class TestScore:
+    def test_truth_against_itself_is_perfect(self) -> None:
+        truth = truth_of((7, 3, 10, 10, 40), (9, 90, 5, 5, 20), (9, 90, 60, 60, 20))
+        results = [found(7, 3, 10, 10, 40), found(9, 90, 5, 5, 20), found(9, 90, 60, 60, 20)]
+        metrics = score(truth, results).metrics
+        assert list(metrics) == [f"{kind}/{name}" for kind in ("bbox", "segm") for name in STATISTICS]
+        assert metrics["bbox/AP"] == pytest.approx(1)
+        assert metrics["segm/AP"] == pytest.approx(1)
+        assert metrics["segm/AP_s"] == pytest.approx(1)
+        assert metrics["segm/AP_l"] == -1  # no object of 96 x 96 or more
+        assert metrics["bbox/AR1"] == pytest.approx(0.75)  # the dog, and one of two cats
+
+    def test_image_without_detections_counts(self) -> None:
+        truth = truth_of((7, 3, 10, 10, 40), (9, 3, 10, 10, 40))
+        metrics = score(truth, [found(7, 3, 10, 10, 40)]).metrics
+        # recall 1/2 at precision 1: 51 of the 101 recall points 0, 0.01, ..., 1
+        assert metrics["bbox/AP"] == pytest.approx(51 / 101)
+        assert metrics["bbox/AR100"] == pytest.approx(0.5)
+
+    def test_half_overlap_counts_at_the_lower_thresholds_only(self) -> None:
+        truth = truth_of((7, 3, 0, 0, 40))
+        shifted = found(7, 3, 0, 0, 40)
+        shifted["bbox"] = [0, 0, 40, 28]  # IoU 0.7: thresholds .50 to .70, 5 of 10
+        metrics = score(truth, [shifted]).metrics
+        assert metrics["bbox/AP"] == pytest.approx(0.5)
+        assert metrics["bbox/AP75"] == 0
+        assert metrics["segm/AP"] == pytest.approx(1)
+
+    def test_masks_are_ranked_by_their_own_score(self) -> None:
+        truth = truth_of((7, 3, 0, 0, 40))
+        good, bad = found(7, 3, 0, 0, 40, 0.4), found(7, 3, 70, 50, 40, 0.6)
+        assert score(truth, [good, bad]).metrics["segm/AP"] == pytest.approx(0.5)
+        good["mask_score"], bad["mask_score"] = 0.9, 0.1
+        metrics = score(truth, [good, bad]).metrics
+        assert metrics["segm/AP"] == pytest.approx(1)
+        assert metrics["bbox/AP"] == pytest.approx(0.5)
+
+    def test_size_class_of_a_mask_is_its_own_area(self) -> None:
+        # a small wrong mask in a large box: a false positive among small masks, none among large ones
+        truth = truth_of((7, 3, 0, 0, 20), (7, 3, 0, 0, 98))
+        wrong = found(7, 3, 90, 90, 8, 0.99) | {"bbox": [10, 10, 99, 80]}
+        right = [found(7, 3, 0, 0, 20, 0.5), found(7, 3, 0, 0, 98, 0.5)]
+        metrics = score(truth, [wrong, *right]).metrics
+        assert metrics["segm/AP_l"] == pytest.approx(1)
+        assert metrics["segm/AP_s"] == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("fast", [False, True])
+    def test_nothing_found_is_zero(self, fast: bool) -> None:
+        truth = truth_of((7, 3, 10, 10, 40))
+        scores = score(truth, [], fast=fast)
+        assert scores.metrics["bbox/AP"] == 0
+        assert scores.metrics["segm/AP"] == 0
+        assert scores.metrics["segm/AR100"] == 0
+        assert scores.metrics["segm/AP_s"] == -1
+
+    def test_nothing_to_find_is_minus_one(self) -> None:
+        truth = truth_of()
+        assert set(score(truth, [found(7, 3, 0, 0, 9)]).metrics.values()) == {-1}
+        assert set(score(truth, []).metrics.values()) == {-1}
+
+    def test_boxes_without_masks(self) -> None:
+        truth = truth_of((7, 3, 10, 10, 40))
+        result = found(7, 3, 10, 10, 40)
+        del result["segmentation"]
+        assert {key.split("/")[0] for key in score(truth, [result]).metrics} == {"bbox"}
+        with pytest.raises(ValueError, match="image 7 has none"):
+            score(truth, [result, found(7, 3, 10, 10, 40)])
+
+    @pytest.mark.parametrize("results", [[], [found(7, 3, 10, 10, 40)]])
+    def test_where_masks_do_not_count_broken_ones_do_no_harm(self, results: list[Any]) -> None:
+        truth = truth_of((7, 3, 10, 10, 40))
+        truth["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+        metrics = score(truth, results, masks=False).metrics
+        assert {key.split("/")[0] for key in metrics} == {"bbox"}
+        assert metrics["bbox/AP"] == pytest.approx(len(results))
+        with pytest.raises(ValueError, match=r"ground truth: annotations\[0\]"):
+            score(truth, results)
+
+    def test_inputs_are_left_alone_and_nothing_is_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        truth, results = truth_of((7, 3, 10, 10, 40)), [found(7, 3, 10, 10, 40)]
+        before = copy.deepcopy((truth, results))
+        score(truth, results)
+        score(truth, results, fast=True)
+        assert (truth, results) == before
+        assert capsys.readouterr() == ("", "")
+
+    def test_sparse_annotations_are_completed(self) -> None:
+        truth = truth_of((7, 3, 10, 10, 40), (9, 3, 10, 10, 40))
+        whole = score(truth, [found(7, 3, 10, 10, 40)]).metrics
+        for annotation in truth["annotations"]:
+            del annotation["area"], annotation["iscrowd"]
+        truth["annotations"][1]["segmentation"] = [[10, 10, 50, 10, 50, 50, 10, 50]]
+        assert score(truth, [found(7, 3, 10, 10, 40)]).metrics == whole
+
+    @pytest.mark.parametrize("fast", [False, True])
+    def test_instance_without_a_mask_is_one_that_no_mask_matches(self, fast: bool) -> None:
+        truth = truth_of((7, 3, 10, 10, 40), (9, 3, 10, 10, 40))
+        truth["annotations"][1]["segmentation"] = []
+        metrics = score(truth, [found(7, 3, 10, 10, 40), found(9, 3, 10, 10, 40)], fast=fast).metrics
+        assert metrics["bbox/AP"] == pytest.approx(1)
+        assert metrics["segm/AR100"] == pytest.approx(0.5)
+
+    def test_annotation_of_no_image_is_named(self) -> None:
+        truth = truth_of((7, 3, 10, 10, 40), (8, 3, 10, 10, 40))
+        with pytest.raises(ValueError, match=r"annotations\[1\] \(id 2\)"):
+            score(truth, [])
+
+    def test_per_class(self) -> None:
+        truth = truth_of((7, 90, 10, 10, 40))
+        scores = score(truth, [found(7, 90, 10, 10, 40)])
+        assert list(scores.per_class) == ["dog", "cat"]  # by id
+        assert scores.per_class["cat"]["segm/AP"] == pytest.approx(1)
+        assert scores.per_class["dog"]["segm/AP"] == -1
+        text = io.StringIO()
+        console = Console(file=text, width=120)
+        console.print(per_class_table(scores))
+        console.print(summary_table(scores.metrics))
+        assert "cat" in text.getvalue()
+        assert "1.000" in text.getvalue()
+        assert "AR_l" in text.getvalue()
+
+    def test_categories_of_one_name_stay_apart(self) -> None:
+        truth = truth_of((7, 90, 10, 10, 40))
+        for category in truth["categories"]:
+            category["name"] = "thing"
+        assert list(score(truth, []).per_class) == ["thing", "thing (90)"]
+
+    def test_without_the_fast_judge(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+        with pytest.raises(ValueError, match="fast-eval"):
+            score(truth_of(), [], fast=True)
+
+
+class TestChecks:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"image_id": 8}, r"image_id.*unknown: 8"),
+            ({"category_id": 1}, r"category_id.*unknown: 1"),
+            ({"score": float("nan")}, "detection 1 .*score: expected a finite number"),
+            ({"score": None}, "score"),
+            ({"score": "high"}, "score"),
+            ({"bbox": [1, 2, 3]}, "bbox: expected 4 finite numbers"),
+            ({"bbox": [1, 2, 3, float("inf")]}, "bbox"),
+            ({"bbox": None, "segmentation": None}, "neither"),
+            ({"segmentation": square(0, 0, 5, (50, 50))}, r"size \(100, 120\), got \[50, 50\]"),
+            ({"segmentation": {"size": [100, 120], "counts": "~~~"}}, "run-length"),
+            ({"mask_score": float("inf")}, "mask_score"),
+        ],
+    )
+    def test_faults_are_named(self, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+        results = [found(7, 3, 0, 0, 9), found(7, 3, 0, 0, 9) | change]
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        with pytest.raises(ValueError, match=message):
+            read_results(tmp_path / "results.json", truth_of())
+
+    def test_missing_ids(self) -> None:
+        with pytest.raises(ValueError, match="image_id in every detection, detection 0"):
+            check_results([{"category_id": 3}], truth_of())
+
+    @pytest.mark.parametrize("text", ["{}", "[1]", "[", ""])
+    def test_other_files(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(ValueError, match=r"results.json: expected"):
+            read_results(tmp_path / "results.json", truth_of())
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="expected a readable file"):
+            read_results(tmp_path / "none.json", truth_of())
+
+    def test_polygons_and_plain_run_lengths_are_taken(self) -> None:
+        truth = truth_of((7, 3, 10, 10, 40))
+        polygon = found(7, 3, 10, 10, 40) | {"segmentation": [[10, 10, 50, 10, 50, 50, 10, 50]]}
+        assert score(truth, check_results([polygon], truth)).metrics["segm/AP"] == pytest.approx(1)
+        runs = [10 * 100 + 10, *[40, 60] * 39, 40, 70 * 100 + 50]
+        plain = found(7, 3, 10, 10, 40) | {"segmentation": {"size": [100, 120], "counts": runs}}
+        assert score(truth, check_results([plain], truth)).metrics["segm/AP"] == pytest.approx(1)
+
+
+class TestImageResults:
+    def test_back_to_the_stored_image(self, tmp_path: Path) -> None:
+        # stored 100 x 120, resized to 200 x 180: scale 2 along y, 1.5 along x
+        results = image_results(
+            np.asarray([[15, 20, 75, 100], [0, 0, 0, 0]], np.float32),
+            np.asarray([0.75, 0.5], np.float32),
+            np.asarray([1, 0], np.int32),
+            np.ones((2, 28, 28), np.float32),
+            np.asarray([0.75, 0.25], np.float32),
+            image_id=7,
+            category_ids=[3, 90],
+            scale=np.asarray([2, 1.5], np.float32),
+            hw=(100, 120),
+        )
+        assert [result["category_id"] for result in results] == [90, 3]
+        assert results[0]["bbox"] == [10, 10, 40, 40]
+        assert results[0]["score"] == 0.75
+        assert "mask_score" not in results[0]
+        assert results[1]["mask_score"] == 0.25
+        assert coco_mask.area(results[1]["segmentation"]) == 0
+        mask = coco_mask.decode(results[0]["segmentation"])
+        assert mask.shape == (100, 120)
+        assert mask[10:50, 10:50].mean() > 0.99
+        assert mask.sum() == mask[10:50, 10:50].sum()
+        write_results(tmp_path / "new" / "results.json", results)
+        truth = truth_of((7, 90, 10, 10, 40))
+        read = read_results(tmp_path / "new" / "results.json", truth)
+        assert score(truth, read).metrics["bbox/AP"] == pytest.approx(1)
+
+    def test_numbers_that_are_none_are_left_out(self) -> None:
+        boxes = np.asarray([[0, 0, 5, 5], [np.nan, 0, 5, 5], [0, 0, 5, 5]], np.float32)
+        scores = np.asarray([np.nan, 1, 1], np.float32)
+        arguments = {"image_id": 1, "category_ids": [1], "scale": np.ones(2, np.float32), "hw": (9, 9)}
+        results = image_results(boxes, scores, np.zeros(3, np.int32), None, scores, **arguments)  # type: ignore[arg-type]
+        assert len(results) == 1
+        assert "segmentation" not in results[0]
+
+    @pytest.mark.parametrize("label", [-1, 2])
+    def test_label_without_category(self, label: int) -> None:
+        with pytest.raises(ValueError, match="num_classes"):
+            image_results(
+                np.zeros((1, 4), np.float32),
+                np.zeros(1, np.float32),
+                np.asarray([label], np.int32),
+                None,
+                np.zeros(1, np.float32),
+                image_id=1,
+                category_ids=[1, 2],
+                scale=np.ones(2, np.float32),
+                hw=(9, 9),
+            )
+
+
+@pytest.mark.parametrize("fast", [False, True])
+class TestPublishedNumbers:
+    def test_of_the_coco_api(self, fast: bool) -> None:
+        if not FAKE.exists():
+            pytest.skip(f"detections with known AP are not here: {FAKE}")
+        truth = json.loads((FAKE / "annotations" / "instances_val2014_100.json").read_text())
+        expected = json.loads((FAKE / "expected.json").read_text())
+        for what in ("bbox", "segm"):
+            results = read_results(FAKE / "results" / f"instances_val2014_fake{what}100_results.json", truth)
+            metrics = score(truth, results, fast=fast).metrics
+            for kind in ("bbox", "segm") if what == "segm" else ("bbox",):
+                numbers = expected["pycocotools"][f"fake{what}100 results, iouType={kind}"]
+                ours = [metrics[f"{kind}/{name}"] for name in STATISTICS]
+                assert ours == pytest.approx([numbers[name] for name in expected["stat_names"]], abs=1e-12)

@@ -1,0 +1,185 @@
+import importlib.util
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from jaxdet.evaluation.paste import paste_mask, paste_masks, paste_rle
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+
+# pycocotools 2.0.11 decodes with a call that NumPy 2 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def oracle(probabilities: np.ndarray, box: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """One pixel at a time, in float64, by the definition of bilinear interpolation with zeros outside."""
+    rows, columns = probabilities.shape
+    x1, y1, x2, y2 = (float(side) for side in box)
+    values = np.zeros(hw)
+    for y in range(hw[0]):
+        for x in range(hw[1]):
+            v = (y + 0.5 - y1) / (y2 - y1) * rows - 0.5
+            u = (x + 0.5 - x1) / (x2 - x1) * columns - 0.5
+            for i in range(rows):
+                for j in range(columns):
+                    values[y, x] += probabilities[i, j] * max(0, 1 - abs(v - i)) * max(0, 1 - abs(u - j))
+    return values
+
+
+def decode(rle: Any) -> np.ndarray:
+    return coco_mask.decode(rle).astype(bool)
+
+
+def encode(mask: np.ndarray) -> str:
+    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+
+
+def test_constant_map_fills_the_pixels_whose_centres_are_half_a_cell_inside() -> None:
+    # map of 2 cells on 4 pixels: a cell is 2 pixels; outside the outermost cell centres the value falls to 0
+    # half a cell beyond the box's side, and is 1/2 exactly on the side
+    mask = paste_mask(np.ones((2, 2), np.float32), np.asarray([2.0, 1.0, 6.0, 5.0], np.float32), (7, 9))
+    # pixel centres 2.5, 5.5 of x are 0.5 px = 1/4 cell inside the side: value 3/4 in x; corners 9/16: inside
+    expected = np.zeros((7, 9), bool)
+    expected[1:5, 2:6] = True
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_corner_of_a_constant_map_is_rounded_off() -> None:
+    # box 8 px, 2 cells of 4 px: the corner pixel is 1/8 cell inside: (5/8)^2 = 0.39 < 1/2; its neighbour along the
+    # side is 3/8 inside: 5/8 * 7/8 = 0.55
+    mask = paste_mask(np.ones((2, 2), np.float32), np.asarray([0.0, 0.0, 8.0, 8.0], np.float32), (8, 8))
+    assert not mask[0, 0]
+    assert mask[0, 1]
+    assert mask[1, 0]
+    assert mask.sum() == 60
+
+
+def test_exactly_the_threshold_is_inside() -> None:
+    assert paste_mask(np.full((4, 4), 0.5, np.float32), np.asarray([-4.0, -4.0, 8.0, 8.0]), (4, 4)).all()
+
+
+def test_one_cell_map_and_other_threshold() -> None:
+    box = np.asarray([1.0, 1.0, 2.0, 2.0])
+    assert paste_mask(np.ones((1, 1)), box, (3, 3), threshold=1.0).sum() == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_the_slow_definition(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    hw = (int(random.integers(5, 30)), int(random.integers(5, 30)))
+    corner = random.uniform(-10, 20, 2)
+    box = np.concatenate([corner, corner + random.uniform(0.3, 40, 2)]).astype(np.float32)
+    probabilities = random.uniform(0, 1, (7, 5)).astype(np.float32)
+    values = oracle(probabilities, box, hw)
+    clear = np.abs(values - 0.5) > 1e-4
+    assert clear.mean() > 0.99
+    mask = paste_mask(probabilities, box, hw)
+    np.testing.assert_array_equal(mask[clear], (values >= 0.5)[clear])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_run_lengths_are_byte_for_byte_those_of_the_mask(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    hw = (17, 13)
+    boxes = random.uniform(-8, 18, (20, 4))
+    boxes[:, 2:] = boxes[:, :2] + random.uniform(0, 30, (20, 2))
+    boxes[0] = [-50, -50, 100, 100]  # everything inside, if the map is
+    probabilities = random.uniform(0, 1, (20, 6, 6))
+    probabilities[0] = 1
+    for rle, each, box in zip(paste_masks(probabilities, boxes, hw), probabilities, boxes, strict=True):
+        mask = paste_mask(each, box, hw)
+        assert rle["size"] == [17, 13]
+        assert rle["counts"] == encode(mask)
+        np.testing.assert_array_equal(decode(rle), mask)
+
+
+def test_runs_join_from_column_to_column() -> None:
+    box = np.asarray([1.0, -30.0, 3.0, 40.0])  # far above and below: columns 1 and 2 are full, one run
+    rle = paste_rle(np.ones((3, 3)), box, (10, 6))
+    assert rle["counts"] == encode(np.repeat([[False, True, True, False, False, False]], 10, axis=0))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (5, 5, 5, 9),
+        (5, 5, 9, 5),
+        (5, 5, 5, 5),
+        (9, 9, 5, 5),
+        (np.nan, 1, 5, 5),
+        (1, 1, np.inf, 5),
+        (-np.inf, -np.inf, np.inf, np.inf),
+        (-3e38, 0, 3e38, 9),
+        (50, 50, 60, 60),
+        (-60, -60, -50, -50),
+        (1e30, 1e30, 2e30, 2e30),
+    ],
+)
+def test_box_without_pixels_gives_an_empty_mask(box: tuple[float, ...]) -> None:
+    ones = np.ones((28, 28), np.float32)
+    assert not paste_mask(ones, np.asarray(box), (20, 30)).any()
+    assert paste_rle(ones, np.asarray(box), (20, 30))["counts"] == encode(np.zeros((20, 30)))
+
+
+def test_huge_box_shows_the_middle_of_the_map() -> None:
+    ones = np.ones((28, 28), np.float32)
+    assert paste_mask(ones, np.asarray([-1e9, -1e9, 1e9, 1e9]), (20, 30)).all()
+
+
+def test_probabilities_that_are_not_numbers_are_outside() -> None:
+    assert not paste_mask(np.full((4, 4), np.nan), np.asarray([0.0, 0.0, 5.0, 5.0]), (6, 6)).any()
+
+
+def test_no_instances() -> None:
+    assert paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), (5, 5)) == []
+
+
+def test_image_sized_masks_are_never_made() -> None:
+    probabilities, boxes = np.ones((50, 28, 28), np.float32), np.tile([100.0, 100.0, 140.0, 130.0], (50, 1))
+    tracemalloc.start()
+    paste_masks(probabilities, boxes, (8000, 8000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6  # one mask of the image alone would be 64 MB
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "box", "hw"),
+    [((1, 28, 28), (4,), (5, 5)), ((28, 28), (1, 4), (5, 5)), ((28, 28), (4,), (0, 5)), ((0, 28), (4,), (5, 5))],
+)
+def test_wrong_shapes_are_named(probabilities: tuple[int, ...], box: tuple[int, ...], hw: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        paste_mask(np.zeros(probabilities), np.ones(box), hw)
+
+
+def test_unequal_numbers_are_an_error() -> None:
+    with pytest.raises(ValueError, match="2 masks, 3 boxes"):
+        paste_masks(np.zeros((2, 4, 4)), np.zeros((3, 4)), (5, 5))
+
+
+def test_golden() -> None:
+    path = REFERENCE / "golden" / "golden_ops.npz"
+    if not path.exists():
+        pytest.skip(f"the reference's numbers are not here: {path}")
+    golden = np.load(path)
+    hw = (200, 248)
+    logits = _recipe().normal("ops/paste", (12, 1, 28, 28))[:, 0]
+    probabilities = 1 / (1 + np.exp(-2 * logits))
+    pairs = zip(probabilities, golden["paste/boxes"], strict=True)
+    masks = np.stack([paste_mask(each, box, hw) for each, box in pairs])
+    expected = np.unpackbits(golden["paste/bin_packbits"])[: masks.size].reshape(masks.shape).astype(bool)
+    np.testing.assert_array_equal(masks, expected)
+    np.testing.assert_array_equal(masks.sum((1, 2)), golden["paste/area"])
+
+
+def _recipe() -> Any:
+    spec = importlib.util.spec_from_file_location("recipe", REFERENCE / "recipe.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

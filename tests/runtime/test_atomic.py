@@ -1,0 +1,66 @@
+"""Files that are whole or as they were."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxdet.runtime.atomic import replacing, write_json, write_text
+
+
+def test_a_file_is_replaced_at_the_end_and_only_then(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "picture.png"
+    write_text(path, "old")
+    with replacing(path) as scratch:
+        scratch.write_text("new")
+        assert path.read_text() == "old"
+        assert scratch.suffix == ".png"
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["picture.png"]
+
+
+def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json(path, {"a": Path()})
+    with pytest.raises(UnicodeEncodeError), replacing(path) as scratch:
+        scratch.write_text("a half and what no file can hold: \ud800")
+    assert path.read_text() == '{\n "a": 1\n}\n'
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.txt", tmp_path / "link"
+    link.symlink_to(path)
+    for text in ("new", "newer"):
+        write_text(link, text)
+        assert link.is_symlink()
+        assert path.read_text() == text
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"expected a file or nothing there, got a device or a pipe: .*pipe"):
+        write_text(tmp_path / "pipe", "x")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+KILLED = """
+import os, sys
+from jaxdet.runtime.atomic import replacing
+with replacing(sys.argv[1]) as scratch:
+    scratch.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_kill_leaves_the_old_file_and_the_next_write_clears_up(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=environment, timeout=60, check=False)
+    assert done.returncode == -9
+    assert path.read_text() == "old"
+    assert len(os.listdir(tmp_path)) == 2
+    write_text(path, "new")
+    assert os.listdir(tmp_path) == ["a.txt"]

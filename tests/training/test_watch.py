@@ -1,0 +1,173 @@
+"""What happens between steps: log lines, checkpoints and evaluations when they are due, and the end."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.checkpoints.reading import VARIABLES
+from jaxdet.training.log import RunLog
+from jaxdet.training.loop import Pending
+from jaxdet.training.meter import Meter
+from jaxdet.training.nonfinite import FiniteCheck
+from jaxdet.training.records import read_log
+from jaxdet.training.signals import StopRequest, stop_on_signal
+from jaxdet.training.step import TrainState
+from jaxdet.training.watch import Intervals, Watch
+from tests.training.stub import batch_of, finite
+
+
+class Store:
+    """Remembers what it was to save."""
+
+    def __init__(self) -> None:
+        self.saved: list[int] = []
+        self.waited = False
+
+    def save(self, step: int, state: dict[str, Any], metadata: dict[str, Any]) -> None:
+        assert VARIABLES in state
+        assert metadata["version"] == "x"
+        assert set(metadata["meter"]) == {"steps", "sums", "totals"}
+        self.saved.append(step)
+
+    def wait(self) -> None:
+        self.waited = True
+
+    def check(self) -> None:
+        pass
+
+
+def watch(tmp_path: Path, log: RunLog, stop: StopRequest, validate: Any = None) -> Watch:
+    return Watch(
+        intervals=Intervals(log=2, checkpoint=3, evaluate=4),
+        start=0,
+        total=10,
+        meter=Meter(4),
+        log=log,
+        store=Store(),  # type: ignore[arg-type]
+        metadata={"version": "x"},
+        validate=validate,
+        stop=stop,
+        workdir=tmp_path,
+    )
+
+
+IDS = np.arange(8)
+STATE = TrainState(step=jnp.int32(0), params={}, batch_stats={}, opt_state=())
+METRICS = {"loss": 1.0, "loss/a": 1.0, "grad_norm": 1.0, "lr": 0.1, "count/dropped": 7}
+
+
+def step_through(watched: Watch, steps: int, metrics: Any = METRICS) -> None:
+    pending = Pending(watched.meter, finite)
+    for step in range(1, steps + 1):
+        pending.push(step, metrics, batch_of(0))
+        watched(step, STATE, pending)
+
+
+def test_logs_checkpoints_and_evaluations_come_when_due(tmp_path: Path) -> None:
+    evaluated = []
+
+    def validate(state: TrainState) -> dict[str, float]:
+        evaluated.append(len(saved))
+        return {"bbox/AP": 0.25}
+
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, StopRequest(), validate)
+        saved = watched.store.saved  # type: ignore[attr-defined]
+        step_through(watched, 10)
+    assert saved == [3, 6, 9, 10]
+    assert evaluated == [1, 2]  # after steps 4 and 8; that of step 10 is the end of the run
+    records = read_log(tmp_path)
+    assert [r["step"] for r in records if "loss" in r] == [2, 4, 6, 8, 10]
+    assert [r["step"] for r in records if "bbox/AP" in r] == [4, 8]
+    assert [r["dropped"] for r in records if "loss" in r] == [14, 28, 42, 56, 70]
+
+
+def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(tmp_path: Path) -> None:
+    evaluated = []
+
+    def validate(state: TrainState) -> dict[str, float]:
+        evaluated.append(1)
+        return {"bbox/AP": 0.25}
+
+    for finished in (False, True, True):
+        with RunLog(tmp_path, 4) as log:  # the checkpoint of step 4 is the newest
+            assert log.evaluated == finished
+            watched = watch(tmp_path, log, StopRequest(), validate)
+            watched.start = 4
+            watched.resume(STATE)
+    assert [record["step"] for record in read_log(tmp_path)] == [4]
+    assert len(evaluated) == 1
+    with RunLog(tmp_path, 3) as log:  # none was due after 3 steps
+        watched = watch(tmp_path, log, StopRequest(), validate)
+        watched.start = 3
+        watched.resume(STATE)
+    assert len(evaluated) == 1
+
+
+def test_scores_of_the_end_come_into_the_log_once(tmp_path: Path) -> None:
+    """Killed after the last evaluation and before its scores were written: it is done again."""
+    for _ in range(2):
+        with RunLog(tmp_path, 10) as log:
+            watched = watch(tmp_path, log, StopRequest(), lambda state: {"bbox/AP": 0.5})
+            watched.start = 10
+            assert watched.evaluate(10, STATE) == {"bbox/AP": 0.5}
+    assert [record["step"] for record in read_log(tmp_path)] == [10]
+
+
+def test_intervals_longer_than_the_run_leave_its_end(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, StopRequest(), validate=lambda state: pytest.fail("evaluated before the end"))
+        watched.intervals = Intervals(log=99, checkpoint=99, evaluate=99)
+        step_through(watched, 10)
+    assert watched.store.saved == [10]  # type: ignore[attr-defined]
+    assert [r["step"] for r in read_log(tmp_path)] == [10]
+
+
+def test_a_state_with_a_loss_that_is_no_number_is_never_saved(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, StopRequest())
+        pending = Pending(watched.meter, FiniteCheck(tmp_path, IDS, skip=0))
+        for step in (1, 2):
+            pending.push(step, METRICS, batch_of(0))
+            watched(step, STATE, pending)
+        pending.push(3, METRICS | {"loss/a": jnp.nan}, batch_of(0))
+        with pytest.raises(FloatingPointError, match="step 3: loss/a = nan"):
+            watched(3, STATE, pending)
+        assert watched.store.saved == []  # type: ignore[attr-defined]
+
+
+def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log, stop_on_signal() as stop:
+        watched = watch(tmp_path, log, stop)
+        pending = Pending(watched.meter, FiniteCheck(tmp_path, IDS, skip=0))
+        pending.push(1, METRICS, batch_of(0))
+        watched(1, STATE, pending)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pending.push(2, METRICS, batch_of(0))
+        with pytest.raises(SystemExit) as left:
+            watched(2, STATE, pending)
+        assert left.value.code == 128 + signal.SIGTERM
+        assert watched.store.saved == [2]  # type: ignore[attr-defined]
+        assert watched.store.waited  # type: ignore[attr-defined]
+
+
+def test_a_signal_during_evaluation_does_not_wait_for_its_end(tmp_path: Path) -> None:
+    stop = StopRequest()
+
+    def validate(state: TrainState) -> dict[str, float]:
+        stop.break_off(0, 5000)
+        stop.signal = signal.SIGINT
+        stop.break_off(8, 5000)
+        raise AssertionError("not reached")
+
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, stop, validate)
+        with pytest.raises(SystemExit) as left:
+            step_through(watched, 4)
+    assert left.value.code == 130
+    assert watched.store.saved == [3, 4]  # type: ignore[attr-defined]
