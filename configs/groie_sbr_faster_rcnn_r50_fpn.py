@@ -4,34 +4,9 @@ Boxes read all levels: 7x7 convolution, sum, 7x7 non-local block.  Published: bo
 (Table 10); nobody has trained this one on COCO yet.
 """
 
-from jaxdet.data.settings import CocoFolder, Data
+from configs.base import best_groie, faster_rcnn
 from jaxdet.experiment import Experiment
-from jaxdet.models.branches import Head
-from jaxdet.models.proposals import RPN
-from jaxdet.models.schedule import Step
-from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.backbones.resnet import ResNet
-from jaxdet.nn.blocks.context import NonLocal
-from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
-from jaxdet.nn.heads.box import BoxHead
-from jaxdet.nn.heads.rpn import RPNHead
-from jaxdet.nn.heads.trunk import FC2
-from jaxdet.nn.necks import FPN
-from jaxdet.ops.matching import Matcher
 
 
 def get_config() -> Experiment:
-    model = TwoStage(
-        num_classes=80,
-        backbone=ResNet(depth=50),
-        neck=FPN(),
-        rpn=RPN(head=RPNHead()),
-        heads=(Head(box_extractor=GRoIE(size=7, pre=ConvReLU(7), post=NonLocal(7)), box_head=BoxHead(FC2())),),
-        schedule=(Step(matcher=Matcher(positive_iou=0.5, negative_iou=0.5, low_quality=False)),),
-    )
-    data = Data(
-        train=CocoFolder("data/coco/train2017", "data/coco/annotations/instances_train2017.json"),
-        val=CocoFolder("data/coco/val2017", "data/coco/annotations/instances_val2017.json"),
-        masks=False,
-    )
-    return Experiment(model, data)
+    return faster_rcnn(extractor=best_groie)

@@ -19,23 +19,51 @@ from flax import struct
 Array: TypeAlias = Any
 """``np.ndarray`` on the host, ``jax.Array`` on the device: the two have no common type that checkers know."""
 
-Features: TypeAlias = dict[int, jax.Array]
-"""A pyramid: log2 of the stride -> ``[B, H/2^l, W/2^l, C]``."""
+Levels: TypeAlias = dict[int, jax.Array]
+"""Feature maps by log2 of their stride: ``[B, H/2^l, W/2^l, C]``."""
+
+
+@struct.dataclass
+class Features:
+    """What a detector sees of a batch of images: the pyramid, and the maps of branches that look at every pixel."""
+
+    levels: Levels
+    semantic: jax.Array | None = None  #: ``[B, H/8, W/8, C]``, the embedding of a semantic branch
+    semantic_logits: jax.Array | None = None  #: ``[B, H/8, W/8, classes]`` float32, what that branch predicts
+
+    def select(self, levels: Sequence[int], reader: str) -> list[jax.Array]:
+        """The maps of ``levels``; ValueError, naming the reader, where the pyramid lacks one."""
+        missing = [level for level in levels if level not in self.levels]
+        if missing:
+            raise ValueError(
+                f"{reader} reads levels {tuple(levels)}, the pyramid has {sorted(self.levels)} and lacks {missing}: "
+                "change its levels, or the neck"
+            )
+        return [self.levels[level] for level in levels]
+
+
+@struct.dataclass
+class Masks:
+    """Bitmaps, each with the frame that it covers: the one form of a mask, for ground truth and for detections.
+
+    A frame is a box in image coordinates.  Pixel ``(i, j)`` of an ``[h, w]`` bitmap is the cell
+    ``frame_y1 + [i, i + 1) * frame_height / h``, likewise for x.  A frame may be the box of an instance, the box that
+    a mask head looked at (which stays the frame when the detection's own box moves on), or the whole canvas.
+    """
+
+    values: Array  #: ``[B, N, h, w]``, of ground truth uint8, 0 or 1; of detections float32 probabilities
+    frames: Array  #: ``[B, N, 4]`` float32
+    crop: Array | None = None  #: ``[B, N, 4]`` float32, boxes outside of which a mask is empty; None: nothing is cut
+    threshold: float = struct.field(pytree_node=False, default=0.5)  #: the least probability that counts as inside
 
 
 @struct.dataclass
 class Targets:
-    """Ground truth of a batch (or of one image, without the leading B).
-
-    A mask is a small bitmap and the frame (a box in image coordinates) that the bitmap covers: pixel ``(i, j)``
-    of an ``[h, w]`` bitmap is the cell ``frame_y1 + [i, i+1) * frame_height / h``, likewise for x.
-    A frame may be the instance's box (cheap) or the whole canvas (exact).
-    """
+    """Ground truth of a batch (or of one image, without the leading B)."""
 
     boxes: Array  #: ``[B, G, 4]`` float32
     labels: Array  #: ``[B, G]`` int32, 0..K-1
-    masks: Array  #: ``[B, G, h, w]`` uint8, 0 or 1
-    frames: Array  #: ``[B, G, 4]`` float32
+    masks: Masks  #: ``[B, G, h, w]``; with h = w = 0 where the data has no masks
     crowd: Array  #: ``[B, G]`` bool, True: a region of many instances, never a positive
     valid: Array  #: ``[B, G]`` bool
     semantic: Array | None = None  #: ``[B, H/8, W/8]`` uint8 class of each pixel, 255: not known; None: no such data
@@ -74,7 +102,7 @@ class Samples:
     gt_index: Array  #: ``[B, S]`` int32, the matched ground truth; 0 where not positive
     labels: Array  #: ``[B, S]`` int32, K where not positive
     positive: Array  #: ``[B, S]`` bool
-    truth: Array  #: ``[B, S]`` bool, the box is a ground truth itself
+    is_truth: Array  #: ``[B, S]`` bool, the box is a ground truth itself
     valid: Array  #: ``[B, S]`` bool
 
 
@@ -85,18 +113,7 @@ class Detections:
     boxes: Array  #: ``[B, D, 4]`` float32
     scores: Array  #: ``[B, D]`` float32, 0..1
     labels: Array  #: ``[B, D]`` int32, 0..K-1
-    masks: Array | None  #: ``[B, D, m, m]`` float32 probabilities inside the box; None without a mask head
-    mask_scores: Array  #: ``[B, D]`` float32, score of the mask; the box score where no branch rates masks
     valid: Array  #: ``[B, D]`` bool
-
-
-def select_levels(features: Features, levels: Sequence[int], reader: str) -> list[jax.Array]:
-    """The maps of ``levels``; ValueError, naming the reader, where the pyramid lacks one."""
-    missing = [level for level in levels if level not in features]
-    if missing:
-        there = sorted(level for level in features if level >= 0)  # the maps of a semantic branch are no levels
-        raise ValueError(
-            f"{reader} reads levels {tuple(levels)}, the pyramid has {there} and lacks {missing}: "
-            "change its levels, or the neck"
-        )
-    return [features[level] for level in levels]
+    index: Array  #: ``[B, D]`` int32, the candidate it was: an anchor, point or proposal; 0 where invalid
+    masks: Masks | None = None  #: ``[B, D, m, m]``; None where the model predicts none
+    mask_scores: Array | None = None  #: ``[B, D]`` float32, scores of the masks; None: those of the boxes

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import pytest
+from jaxdet.models.finish import Finish
 
 from jaxdet.config import check, differences, from_data, load_config, override, to_data, to_text
 from jaxdet.data.settings import CocoFolder, Data, Scenes
-from jaxdet.models.finish import Finish
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.trunk import FC2

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from jaxdet.models.schedule import check_schedule
 
 from jaxdet.config import check, config_name, from_data, load_config, to_data
 from jaxdet.experiment import Experiment
-from jaxdet.models.schedule import check_schedule
 from tools import zoo
 
 ROOT = Path(__file__).parents[1]

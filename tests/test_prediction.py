@@ -15,7 +15,7 @@ from PIL import Image
 import eval as eval_script
 import jaxdet
 import predict as predict_script
-from jaxdet.checkpoints.names.from_mmdet import to_mmdet
+from jaxdet.checkpoints.names.mmdet import to_mmdet
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import to_data
 from jaxdet.data import Category, CocoFolder, Data, load_image, single_batch, write_scenes
@@ -23,14 +23,14 @@ from jaxdet.data.scenes.write import cached_scenes
 from jaxdet.data.settings import Scenes
 from jaxdet.evaluation.evaluate import open_checkpoint
 from jaxdet.experiment import Experiment, Run
-from jaxdet.models.branches import Head
-from jaxdet.models.proposals import RPN
+from jaxdet.models.dense import rpn
+from jaxdet.models.parts.masks import MaskPrediction
+from jaxdet.models.roi.heads import BoxBranch, MaskBranch
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.backbones.resnet import ResNet
-from jaxdet.nn.extractors.single_level import OneLevel
+from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.mask import FCN
-from jaxdet.nn.heads.rpn import RPNHead
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.nn.necks import FPN
 from jaxdet.prediction import find_images, predict_files
@@ -146,9 +146,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as training leaves it, of a small model that knows nothing, and ``data`` beside it."""
     folder = tmp_path_factory.mktemp("run")
     write_scenes(folder / "data", train=0, val=3, size=64)
-    head = Head(OneLevel(size=7), BoxHead(FC2(channels=16)), OneLevel(size=14), FCN(channels=8, convs=1))
-    rpn = RPN(head=RPNHead(), pre_nms_test=50, post_nms_test=20)
-    model = TwoStage(num_classes=8, backbone=ResNet(depth=18), neck=FPN(channels=8), rpn=rpn, heads=(head,))
+    model = TwoStage(
+        num_classes=8,
+        backbone=ResNet(depth=18),
+        neck=FPN(channels=8),
+        rpn=rpn(test=(50, 20)),
+        heads=(BoxBranch(SingleLevel(size=7), BoxHead(FC2(channels=16))),),
+        parts=(MaskPrediction((MaskBranch(SingleLevel(size=14), FCN(channels=8, convs=1)),)),),
+    )
     val = CocoFolder(str(folder / "data" / "images"), str(folder / "data" / "instances_val.json"))
     data = Data(val=val, short_side=64, long_side=64, workers=0)
     batch = single_batch(np.zeros((64, 64, 3), np.uint8), data)
@@ -202,16 +207,16 @@ class TestCheckpoint:
         monkeypatch.chdir(tmp_path)
         image = sorted((run / "data" / "images").iterdir())[0]
         (tmp_path / "model=a.jpg").write_bytes(image.read_bytes())  # a file, whatever its name looks like
-        few = "model.finish.max_detections=2"
+        few = "model.suppression.max_detections=2"
         arguments = [few, "model=a.jpg", "--checkpoint", str(run), "--score-threshold", "0", str(image)]
-        assert predict_script.main([*arguments, "model.finish.nms_iou=0.4"]) == 0
+        assert predict_script.main([*arguments, "model.suppression.iou_threshold=0.4"]) == 0
         assert "4 detections in 2 images" in capsys.readouterr().out
         numbers = tmp_path / "metrics.json"
         assert eval_script.main([few, "--checkpoint", str(run), "--metrics", str(numbers), "run.eval_batch=2"]) == 0
         for script in (predict_script, eval_script):
-            wrong = ["model.finish.nms=0.4", "--checkpoint", str(run)] + [str(image)] * (script is predict_script)
+            wrong = ["model.suppression.iou=0.4", "--checkpoint", str(run)] + [str(image)] * (script is predict_script)
             assert script.main(wrong) == 1
-            assert "nearest valid key is 'model.finish.nms_iou'" in capsys.readouterr().err
+            assert "nearest valid key is 'model.suppression.iou_threshold'" in capsys.readouterr().err
         with pytest.raises(SystemExit):
             predict_script.main(["--checkpoint", str(run), few])
         assert "expected images" in capsys.readouterr().err
@@ -253,7 +258,9 @@ class TestCheckpoint:
         assert "box_head/logits" in capsys.readouterr().err
         assert eval_script.main(["--checkpoint", str(run), "model.num_clases=3"]) == 1
         assert "num_classes" in capsys.readouterr().err
-        assert load(run, overrides=["model.finish.max_detections=5"]).experiment.model.finish.max_detections == 5
+        assert (
+            load(run, overrides=["model.suppression.max_detections=5"]).experiment.model.suppression.max_detections == 5
+        )
 
     def test_weight_file_with_a_config(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         model = load(run)

@@ -7,10 +7,10 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+from jaxdet.models.schedule import Step
 
 from benchmarks.inputs import make_batch
 from jaxdet.models.detector import Detector
-from jaxdet.models.schedule import Step
 from jaxdet.models.two_stage import TwoStage
 
 

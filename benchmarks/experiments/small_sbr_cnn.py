@@ -5,21 +5,22 @@ It does not follow ``configs/demo.py``, which changes with what is quick: a tabl
 
 from jaxdet.data.settings import Data, Scenes
 from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
-from jaxdet.models.branches import Head
-from jaxdet.models.finish import Finish
-from jaxdet.models.proposals import RPN
-from jaxdet.models.schedule import make_schedule
+from jaxdet.models.dense import rpn
+from jaxdet.models.parts.masks import MaskPrediction, MaskScoring
+from jaxdet.models.roi.heads import BoxBranch, MaskBranch
+from jaxdet.models.roi.schedule import make_stages
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
 from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.dense import RPNHead
 from jaxdet.nn.heads.mask import FCN
-from jaxdet.nn.heads.rpn import RPNHead
 from jaxdet.nn.heads.score import MaskIoUHead
 from jaxdet.nn.heads.trunk import FCC
 from jaxdet.nn.necks import FPN
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.sampling import Sampler
+from jaxdet.ops.suppression import NMS
 
 SIZE = 128  # pixels
 CHANNELS = 48  # of the pyramid
@@ -27,31 +28,28 @@ LEVELS = (2, 3)  # objects are some tens of pixels large
 
 
 def get_config() -> Experiment:
-    head = Head(
-        box_extractor=GRoIE(size=7, pre=ConvReLU(3), levels=LEVELS),
-        box_head=BoxHead(FCC((32, 16), kernel="7x3", reduce="first"), class_agnostic=True),
-        mask_extractor=GRoIE(size=14, pre=ConvReLU(1), levels=LEVELS),
-        mask_head=FCN(channels=32, convs=2, linked=True),
+    boxes = BoxBranch(
+        GRoIE(size=7, pre=ConvReLU(3), levels=LEVELS),
+        BoxHead(FCC((32, 16), kernel="7x3", reduce="first"), class_agnostic=True),
     )
-    rpn = RPN(
-        head=RPNHead(channels=64),
+    masks = MaskBranch(GRoIE(size=14, pre=ConvReLU(1), levels=LEVELS), FCN(channels=32, convs=2, linked=True))
+    proposals = rpn(
+        RPNHead(channels=64),
         anchors=Anchors(scales=(6.0,)),  # the smallest has a side of 24 pixels; half the objects are below 35
         sampler=Sampler(number=128, positive_fraction=0.5),
-        pre_nms_train=300,
-        post_nms_train=200,
-        pre_nms_test=300,
-        post_nms_test=200,
+        train=(300, 200),
+        test=(300, 200),
     )
     model = TwoStage(
         num_classes=8,
         backbone=ResNet(depth=18, width=32, frozen_stages=-1, norm="group"),
         neck=FPN(channels=CHANNELS),
-        rpn=rpn,
-        heads=(head,),
-        schedule=make_schedule((0, 0), (0.5, 0.6), (1.0, 0.75), sampler=Sampler(number=32, positive_fraction=0.5)),
-        test_heads=(0, 0, 0),  # a step more than in training; worth a point of mask AP
-        mask_iou=MaskIoUHead(FCC((32, 16)), channels=CHANNELS),
-        finish=Finish(score_threshold=0.001, max_detections=50),
+        rpn=proposals,
+        heads=(boxes,),
+        stages=make_stages((0, 0), (0.5, 0.6), (1.0, 0.75), sampler=Sampler(number=32, positive_fraction=0.5)),
+        test_heads=(0, 0, 0),  # a stage more than in training; worth a point of mask AP
+        suppression=NMS(score_threshold=0.001, max_detections=50),
+        parts=(MaskPrediction((masks,)), MaskScoring(MaskIoUHead(FCC((32, 16)), channels=CHANNELS))),
     )
     data = Data(
         train=Scenes("train", count=2000, size=SIZE),

@@ -15,12 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxdet.models.schedule import make_schedule
 
 from benchmarks.inputs import make_targets
 from benchmarks.table import markdown
 from benchmarks.timing import compiled, compiled_in_turns, machine, milliseconds
 from jaxdet.config import load_config
-from jaxdet.models.schedule import make_schedule
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.ops.sampling import Sampler
 from jaxdet.runtime.large_pages import ask_for_large_pages

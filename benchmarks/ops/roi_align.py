@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.boxes import HW, random_boxes
 from benchmarks.floor import Cost, Row, floor_table, measured_peak
 from benchmarks.peers.twins import apart, in_turn, torch_twin
-from jaxdet.nn.extractors.single_level import OneLevel
+from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.ops.roi_align import roi_align
 from jaxdet.runtime.large_pages import ask_for_large_pages
 
@@ -43,7 +43,7 @@ def rows(repeats: int, number: int, ratio: int) -> list[Row]:
     pyramid = [rng.standard_normal((1, HW[0] // s, HW[1] // s, CHANNELS), np.float32) for s in STRIDES]
     boxes = random_boxes(rng, number)
     cotangent = rng.standard_normal((number, BINS, BINS, CHANNELS), np.float32)
-    level = np.asarray(OneLevel().level_of(jnp.asarray(boxes)))
+    level = np.asarray(SingleLevel().level_of(jnp.asarray(boxes)))
 
     def crops(maps: list[Any]) -> Any:
         rois = jnp.asarray(boxes)[None], jnp.asarray(level)[None], jnp.ones((1, number), bool)

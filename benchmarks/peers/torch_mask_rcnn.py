@@ -15,7 +15,7 @@ from torch.nn import functional
 from benchmarks.peers.torch_nms import nms
 from benchmarks.peers.torch_resnet import twin_of
 from benchmarks.peers.torch_roi_align import roi_align
-from jaxdet.checkpoints.names.from_mmdet import to_mmdet
+from jaxdet.checkpoints.names.mmdet import to_mmdet
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.ops.boxes import DeltaCoder
 from jaxdet.ops.matching import Matcher

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from jaxdet.checkpoints.names.from_mmdet import to_mmdet
+from jaxdet.checkpoints.names.mmdet import to_mmdet
 from jaxdet.nn.backbones.resnet import BLOCKS
 
 FROZEN = ("conv1", "bn1", "layer1")

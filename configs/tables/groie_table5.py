@@ -3,7 +3,8 @@
 Left out are the rows of Grid R-CNN and GC-Net, whose parts are not in jaxdet yet.
 """
 
-from configs.tables.parts import (
+from configs.base import first_groie
+from configs.tables.rows import (
     BACKGROUND_BOXES,
     BACKGROUND_MASKS,
     GROIE_FASTER,
@@ -11,7 +12,6 @@ from configs.tables.parts import (
     Row,
     by_name,
     first_generation,
-    first_groie,
     groie_row,
 )
 

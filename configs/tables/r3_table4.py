@@ -7,18 +7,8 @@ yet.
 import dataclasses
 import functools
 
-from configs.tables.parts import (
-    GROIE_MASK,
-    HTC,
-    R3_ADVANCED,
-    Row,
-    by_name,
-    fcc,
-    first_groie,
-    htc,
-    mask_rcnn,
-    r3_cnn,
-)
+from configs.base import fcc, first_groie, htc, mask_rcnn, r3_cnn
+from configs.tables.rows import GROIE_MASK, HTC, R3_ADVANCED, Row, by_name
 
 advanced = functools.partial(r3_cnn, trunk=fcc(before=True), score=fcc(before=True, after=True), mask_passes="head")
 

@@ -7,17 +7,9 @@ yet.
 import dataclasses
 import functools
 
-from configs.tables.parts import (
-    GROIE_MASK,
-    HTC,
-    Row,
-    best_groie,
-    by_name,
-    fcc,
-    htc,
-    r3_cnn,
-)
-from jaxdet.nn.extractors.single_level import OneLevel
+from configs.base import best_groie, fcc, htc, r3_cnn
+from configs.tables.rows import GROIE_MASK, HTC, Row, by_name
+from jaxdet.nn.extractors.single_level import SingleLevel
 
 with_heads = functools.partial(r3_cnn, trunk=fcc("7x3", "first", before=True), score=fcc())  # Table 7 row 4
 
@@ -27,7 +19,7 @@ ROWS = {
     "row_4": Row("SBR-CNN", with_heads(extractor=best_groie), 42.0, 39.2, params=(62_026_052, 61_800_708)),
     "row_4_boxes": Row(
         "SBR-CNN, GRoIE for boxes alone",
-        with_heads(extractor=best_groie, mask_extractor=OneLevel),
+        with_heads(extractor=best_groie, mask_extractor=SingleLevel),
         None,
         params=(52_391_364, 52_166_020),
         note="not in the paper, but among the authors' configs",

@@ -1,6 +1,7 @@
 """SBR-CNN (Rossi et al. 2022), Table 6: convolutions (L2C) and non-local blocks (NLb, NLa) in the box head."""
 
-from configs.tables.parts import HTC, LINEAR, R3_DEEPER, R3_NAIVE, Row, by_name, fcc, htc, r3_cnn
+from configs.base import CASCADE_STDS, fcc, htc, r3_cnn
+from configs.tables.rows import HTC, R3_DEEPER, R3_NAIVE, Row, by_name
 
 ROWS = {
     "row_1": Row("HTC", htc(), 41.7, 36.9, "77.2M", HTC),
@@ -29,7 +30,7 @@ ROWS = {
     "row_9": Row("R3-CNN, aabb, L2C 7x7", r3_cnn("aabb", trunk=fcc()), 41.4, 37.2, "37.1M", (37_412_249, 37_186_905)),
     "row_10": Row(
         "R3-CNN, aabb, L2C 7x3",
-        r3_cnn("aabb", trunk=fcc("7x3"), stds=(LINEAR[0], LINEAR[0])),
+        r3_cnn("aabb", trunk=fcc("7x3"), stds=(CASCADE_STDS[0], CASCADE_STDS[0])),
         41.0,
         37.1,
         "38.3M",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdet.checkpoints.files.weights import read_weights
-from jaxdet.checkpoints.names.from_mmdet import from_mmdet
+from jaxdet.checkpoints.names.mmdet import from_mmdet
 from jaxdet.checkpoints.names.torchvision import (
     CLASS,
     COCO_IDS,
@@ -52,7 +52,7 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
     """A plain state dict (no wrappers) by whose names it bears; ``like`` as in ``import_weights``."""
     if any(name.startswith("roi_heads.") for name in state):
         return from_torchvision(state, keep=_labels_to_keep(state, like))
-    if any(name.startswith(("backbone.layer", "rpn_head.", "roi_head.")) for name in state):
+    if any(name.startswith(("backbone.layer", "rpn_head.", "roi_head.", "bbox_head.")) for name in state):
         return Imported(from_mmdet(state, like))
     if "conv1.weight" in state and any(name.startswith("layer1.") for name in state):
         return from_folded_resnet(state) if "conv1.bias" in state else from_torchvision_resnet(state)
@@ -65,7 +65,7 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
 
 def _labels_to_keep(state: Mapping[str, Array], like: Mapping[str, Any]) -> tuple[int, ...] | None:
     """COCO's 80 ids, where torchvision's 90 labels, which are ids with gaps, meet a model of 80 classes; else None."""
-    logits = state.get(f"{CLASS}.bias"), flatten(like).get(("params", "heads_0", "box_head", "logits", "bias"))
+    logits = state.get(f"{CLASS}.bias"), flatten(like).get(("params", "heads_0", "head", "logits", "bias"))
     if [getattr(bias, "shape", None) for bias in logits] != [(91,), (81,)]:
         return None
     _log.info("torchvision's 90 labels are COCO's ids: the 80 that COCO uses are taken, in ascending order")

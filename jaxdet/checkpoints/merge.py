@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdet.checkpoints.tree import Variables, flatten, unflatten
 
-CLASS_DEPENDENT = (r"/box_head/logits/", r"/box_head/deltas/", r"/mask_head/logits/", r"/mask_iou/iou/")
+CLASS_DEPENDENT = (r"/heads_\d+/head/(logits|deltas)/", r"/mask_scores/head/iou/", r"/dense/head/logits/")
 """The leaves whose shape or meaning depends on the list of classes."""
 
 

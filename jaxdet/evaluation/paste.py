@@ -1,17 +1,21 @@
-"""From a mask head's small map to the pixels of an image, on the host.
+"""From a mask's bitmap to the pixels of an image, on the host.
 
-The rule is the reference's: a pixel asks the map at its centre, bilinearly, where the cells of the map divide the
-box evenly, values sit at the cells' centres, and everything outside the map is 0 (``grid_sample`` with
-``align_corners=False``).  Bilinear weights separate into rows and columns, and a pixel without overlap with the
-box is 0 anyway, so an instance costs what its box covers; it goes straight to run lengths, never to a stack of
-image-sized masks.
+The rule is the reference's: a pixel asks the bitmap at its centre, bilinearly, where the cells of the bitmap divide its
+frame evenly and values sit at the cells' centres.  Without a crop everything outside the frame is 0 (``grid_sample``
+with ``align_corners=False``): the frame is where the mask ends.  With a crop the mask ends there, and beyond the
+outermost centres of the frame, which is the whole canvas, the nearest value counts (``interpolate`` of torch).
+
+Bilinear weights separate into rows and columns, and pixels that the mask cannot reach are left alone, so an instance
+costs what its frame or crop covers; it goes straight to run lengths, never to a stack of image-sized masks.
 """
 
-from typing import TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+
+from jaxdet.structures import Masks
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -24,64 +28,82 @@ class Rle(TypedDict):
 
 
 def paste_mask(
-    probabilities: NDArray[np.floating], box: NDArray[np.floating], hw: tuple[int, int], threshold: float = 0.5
+    values: NDArray[Any],
+    frame: NDArray[np.floating],
+    hw: tuple[int, int],
+    threshold: float = 0.5,
+    crop: NDArray[np.floating] | None = None,
 ) -> NDArray[np.bool_]:
     """Paint one instance.
 
     Args:
-        probabilities: ``[m, n]`` inside the box, 0..1.
-        box: ``[4]`` x1, y1, x2, y2 in pixels of the image to paint; may reach outside of it.
+        values: ``[m, n]`` probabilities, 0..1, or uint8, 255 for one.
+        frame: ``[4]`` x1, y1, x2, y2 of what the values cover, in pixels of the image to paint; may reach outside.
         hw: height and width of the image.
         threshold: the least probability that counts as inside.
+        crop: ``[4]`` box; a pixel whose centre is not inside stays empty.  None: nothing is cut.
 
     Returns:
-        ``[h, w]``; all False for a box without extent or with a coordinate that is not finite.
+        ``[h, w]``; all False for a frame or crop without extent or with a coordinate that is not finite.
 
     Raises:
         ValueError: shapes other than these, or a size below 1.
     """
-    top, left, inside = _window(probabilities, box, hw, threshold)
+    top, left, inside = _window(values, frame, hw, threshold, crop)
     mask = np.zeros(hw, bool)
     mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return mask
 
 
 def paste_rle(
-    probabilities: NDArray[np.floating], box: NDArray[np.floating], hw: tuple[int, int], threshold: float = 0.5
+    values: NDArray[Any],
+    frame: NDArray[np.floating],
+    hw: tuple[int, int],
+    threshold: float = 0.5,
+    crop: NDArray[np.floating] | None = None,
 ) -> Rle:
-    """``paste_mask`` as run lengths, at a cost (time and memory) that goes with the box and not with the image."""
-    top, left, inside = _window(probabilities, box, hw, threshold)
+    """``paste_mask`` as run lengths, at a cost (time and memory) that goes with the mask and not with the image."""
+    top, left, inside = _window(values, frame, hw, threshold, crop)
     return _encode(inside, top, left, hw)
 
 
-def paste_masks(
-    probabilities: NDArray[np.floating], boxes: NDArray[np.floating], hw: tuple[int, int], threshold: float = 0.5
-) -> list[Rle]:
-    """``paste_rle`` of each ``probabilities [D, m, n]`` in its box of ``boxes [D, 4]``, in order."""
-    if len(probabilities) != len(boxes):
-        given = f"{len(probabilities)} masks, {len(boxes)} boxes"
-        raise ValueError(f"paste_masks: expected a box for each mask, got {given}")
-    return [paste_rle(each, box, hw, threshold) for each, box in zip(probabilities, boxes, strict=True)]
+def paste_masks(masks: Masks, hw: tuple[int, int]) -> list[Rle]:
+    """``paste_rle`` of each of ``masks [D, m, n]``, in order; frames and crops are in pixels of the image to paint."""
+    if len(masks.values) != len(masks.frames):
+        given = f"{len(masks.values)} masks, {len(masks.frames)} frames"
+        raise ValueError(f"paste_masks: expected a frame for each mask, got {given}")
+    crops = [None] * len(masks.values) if masks.crop is None else masks.crop
+    return [
+        paste_rle(values, frame, hw, masks.threshold, crop)
+        for values, frame, crop in zip(masks.values, masks.frames, crops, strict=True)
+    ]
 
 
 def _window(
-    probabilities: NDArray[np.floating], box: NDArray[np.floating], hw: tuple[int, int], threshold: float
+    values: NDArray[Any],
+    frame: NDArray[np.floating],
+    hw: tuple[int, int],
+    threshold: float,
+    crop: NDArray[np.floating] | None,
 ) -> tuple[int, int, NDArray[np.bool_]]:
-    """The part of the image that the box can reach: its top, its left, and which of its pixels are inside."""
-    if probabilities.ndim != 2 or min(probabilities.shape) < 1:
-        raise ValueError(f"paste: expected a map [m, n] for one instance, got shape {probabilities.shape}")
-    if box.shape != (4,):
-        raise ValueError(f"paste: expected a box [4] for one instance, got shape {box.shape}")
+    """The part of the image that the mask can reach: its top, its left, and which of its pixels are inside."""
+    if values.ndim != 2 or min(values.shape) < 1:
+        raise ValueError(f"paste: expected a map [m, n] for one instance, got shape {values.shape}")
+    if frame.shape != (4,) or (crop is not None and crop.shape != (4,)):
+        given = frame.shape if crop is None else (frame.shape, crop.shape)
+        raise ValueError(f"paste: expected a box [4] for one instance, got shape {given}")
     if min(hw) < 1:
         raise ValueError(f"paste: expected an image of at least 1 x 1 pixels, got height, width = {hw}")
-    with np.errstate(over="ignore"):
-        low, high = box.astype(np.float32).reshape(2, 2)
-        extent = high - low
-    if not (np.isfinite(box).all() and np.isfinite(extent).all() and (extent > 0).all()):
+    if not _has_extent(frame) or (crop is not None and not _has_extent(crop)):
         return 0, 0, np.zeros((0, 0), bool)
-    left, column_taps, column_weights = _taps(probabilities.shape[1], low[0], high[0], hw[1])
-    top, row_taps, row_weights = _taps(probabilities.shape[0], low[1], high[1], hw[0])
-    framed = np.pad(probabilities.astype(np.float32), 1)  # the ring of zeros is what lies outside the map
+    low, high = frame.astype(np.float32).reshape(2, 2)
+    cut = [None, None] if crop is None else [(crop[axis], crop[axis + 2]) for axis in (0, 1)]
+    left, column_taps, column_weights = _taps(values.shape[1], low[0], high[0], hw[1], cut[0])
+    top, row_taps, row_weights = _taps(values.shape[0], low[1], high[1], hw[0], cut[1])
+    if values.dtype == np.uint8:
+        values = values / np.float32(255)
+    # The ring is what lies outside the frame.
+    framed = np.pad(values.astype(np.float32), 1, mode="constant" if crop is None else "edge")
     lines = _blend(framed, row_taps, row_weights)
     values = _blend(lines.T.copy(), column_taps, column_weights)  # columns first, as run lengths want them
     return top, left, (values >= threshold).T
@@ -94,8 +116,17 @@ def _blend(rows: Floats, taps: NDArray[np.intp], weights: Floats) -> Floats:
     return mixed
 
 
-def _taps(cells: int, low: np.float32, high: np.float32, limit: int) -> tuple[int, NDArray[np.intp], Floats]:
-    """Linear interpolation along one axis.
+def _has_extent(box: NDArray[np.floating]) -> bool:
+    with np.errstate(over="ignore"):
+        low, high = box.astype(np.float32).reshape(2, 2)
+        extent = high - low
+    return bool(np.isfinite(box).all() and np.isfinite(extent).all() and (extent > 0).all())
+
+
+def _taps(
+    cells: int, low: np.float32, high: np.float32, limit: int, cut: tuple[float, float] | None = None
+) -> tuple[int, NDArray[np.intp], Floats]:
+    """Linear interpolation along one axis, for the pixels whose centres lie in ``cut`` if there is one.
 
     Returns:
         The first pixel ``start`` that the map can reach; for each of the p pixels from there on the two cells
@@ -104,6 +135,9 @@ def _taps(cells: int, low: np.float32, high: np.float32, limit: int) -> tuple[in
     reach = (np.float64(high) - low) / cells  # a whole cell: half would do, rounding has room
     start = int(np.clip(np.floor(low - reach), 0, limit))
     stop = int(np.clip(np.ceil(high + reach), start, limit))
+    if cut is not None:
+        start = int(np.clip(np.ceil(cut[0] - 0.5), start, stop))
+        stop = int(np.clip(np.ceil(cut[1] - 0.5), start, stop))
     centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
     # in float32 and in this order as the reference: a probability of exactly one half must fall to the same side
     position = ((centres - low) / (high - low) * 2 - 1 + 1) * np.float32(cells / 2) - np.float32(0.5)

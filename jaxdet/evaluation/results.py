@@ -19,6 +19,7 @@ from jaxdet.data.validation.values import is_number, short, whole
 from jaxdet.evaluation.paste import paste_rle
 from jaxdet.runtime.atomic import write_json
 from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.structures import Detections
 
 Result: TypeAlias = dict[str, Any]
 Truth: TypeAlias = Mapping[str, Any]
@@ -26,31 +27,21 @@ Truth: TypeAlias = Mapping[str, Any]
 
 
 def image_results(
-    boxes: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    labels: NDArray[np.int32],
-    masks: NDArray[np.float32] | None,
-    mask_scores: NDArray[np.float32],
+    found: Detections,
     *,
     image_id: int,
     category_ids: Sequence[int],
     scale: NDArray[np.float32],
     hw: tuple[int, int],
-    mask_threshold: float = 0.5,
 ) -> list[Result]:
     """Detections of one image as COCO results, in the order given.
 
     Args:
-        boxes: ``[D, 4]`` in pixels of the resized image.
-        scores: ``[D]``.
-        labels: ``[D]`` 0..K-1.
-        masks: ``[D, m, m]`` probabilities inside the boxes, or None.
-        mask_scores: ``[D]``.
+        found: without the leading axis of a batch, on the host, in pixels of the resized image; ``valid`` is not asked.
         image_id: of the data set.
         category_ids: the id that each label stands for.
         scale: ``[2]`` resized size / stored size (y, x).
         hw: size of the stored image.
-        mask_threshold: the least probability that counts as inside.
 
     Returns:
         A result for each detection.  One whose box or score is not finite is left out: JSON has no such number.
@@ -58,23 +49,27 @@ def image_results(
     Raises:
         ValueError: a label without a category.
     """
+    boxes, scores, labels, masks = found.boxes, found.scores, found.labels, found.masks
+    mask_scores = scores if found.mask_scores is None else found.mask_scores
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(category_ids):
         raise ValueError(
             f"labels: expected 0 to {len(category_ids) - 1} (the data has {len(category_ids)} categories), "
             f"got {labels.min()} to {labels.max()}; is the model's num_classes that of the data?"
         )
-    original = boxes / np.asarray(scale, np.float32)[[1, 0, 1, 0]]
-    found = []
+    factors = np.asarray(scale, np.float32)[[1, 0, 1, 0]]
+    original = boxes / factors
+    results = []
     for i in np.flatnonzero(np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & np.isfinite(mask_scores)):
         x1, y1, x2, y2 = (float(side) for side in original[i])
         result: Result = {"image_id": int(image_id), "category_id": int(category_ids[labels[i]])}
         result |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(scores[i])}
         if masks is not None:
-            result["segmentation"] = paste_rle(masks[i], original[i], hw, mask_threshold)
+            crop = None if masks.crop is None else masks.crop[i] / factors
+            result["segmentation"] = paste_rle(masks.values[i], masks.frames[i] / factors, hw, masks.threshold, crop)
             if mask_scores[i] != scores[i]:
                 result["mask_score"] = float(mask_scores[i])
-        found.append(result)
-    return found
+        results.append(result)
+    return results
 
 
 def write_results(path: str | PathLike[str], results: Sequence[Result]) -> None:

@@ -9,7 +9,7 @@ from jaxdet.structures import Batch, Detections
 
 @runtime_checkable
 class Detector(Protocol):
-    """A model with one and with two stages alike; linen modules with the last four members have it.
+    """A model with one and with two stages alike; linen modules with the last five members have it.
 
     ``losses`` and ``predict`` are called through ``init`` and ``apply``, by name.
     """
@@ -29,6 +29,10 @@ class Detector(Protocol):
 
     def predict(self, batch: Batch) -> Detections:
         """Detections in coordinates of the resized images."""
+        ...
+
+    def intermediates(self, batch: Batch) -> dict[str, Any]:
+        """What is computed on the way to the detections, by name; which names there are, the model says."""
         ...
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:

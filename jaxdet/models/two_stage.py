@@ -1,133 +1,199 @@
-"""Two-stage detection as one reads it: backbone, neck, proposals, heads, finish."""
+"""Two-stage detection as one reads it: features, proposals, stages, suppression, parts."""
 
-from typing import Literal
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.models.branches import Head, Losses
-from jaxdet.models.finish import Finish
-from jaxdet.models.loop import test_boxes, train_boxes
-from jaxdet.models.mask_loop import test_masks, train_masks
-from jaxdet.models.proposals import RPN
-from jaxdet.models.repeat import Repeat, Rolled, Unrolled, is_faster_unrolled, why_not_rolled
-from jaxdet.models.samples import without_fillers
-from jaxdet.models.schedule import Step, check_schedule, check_test_heads, check_unshared
-from jaxdet.models.scoring import mask_iou_losses, rate_masks
-from jaxdet.models.semantic import semantic_losses
-from jaxdet.nn.backbones.resnet import normalize
-from jaxdet.nn.heads.score import MaskIoUHead
-from jaxdet.nn.heads.semantic import SEMANTIC_LOGITS, SemanticHead
+from jaxdet.models.dense import DenseDetector
+from jaxdet.models.features import (
+    Dtype,
+    Losses,
+    Normalization,
+    extract_features,
+    feature_intermediates,
+    in_frozen_backbone,
+    semantic_losses,
+    targets_of,
+    without_fillers,
+)
+from jaxdet.models.parts.part import Found, Part, Seen, Setting, with_places
+from jaxdet.models.roi.boxes import PredictedStage, move
+from jaxdet.models.roi.heads import BoxBranch
+from jaxdet.models.roi.loop import by_stage
+from jaxdet.models.roi.scan import choose
+from jaxdet.models.roi.schedule import Stage, check_stages, check_test_heads, check_unshared
+from jaxdet.nn.heads.semantic import SemanticHead
+from jaxdet.ops.suppression import NMS, Suppression
 from jaxdet.structures import Batch, Detections, Features, Proposals, Targets
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class TwoStage(nn.Module):
-    """Faster R-CNN (Ren et al. 2015), and Mask R-CNN (He et al. 2017) where the head has a mask branch.
+    """Faster R-CNN (Ren et al. 2015), and with parts behind it Mask R-CNN (He et al. 2017) and its descendants.
 
-    ``schedule`` says which head works at which step of training: several heads make a Cascade or HTC, one head at
-    several steps R3-CNN.  ``test_heads`` are the heads of the steps at test, if those differ.  ``unroll``: the steps
-    are written out in the program, not rolled into a scan; None: whatever was measured to be faster on the backend.
-    ``mask_iou`` rates masks (Mask Scoring R-CNN, SBR-CNN); ``semantic`` is HTC's branch, whose embedding the
-    extractors of the heads may add (``PlusSemantic``).  ``pixel_mean`` and ``pixel_std`` normalise RGB images of
-    0..255.  ``dtype`` is the dtype of computation; parameters, geometry and losses stay float32.
+    ``stages`` say which head works when in training: several heads make a Cascade or HTC, one head at several stages
+    R3-CNN.  ``test_heads`` are the heads of the stages at test, if those differ.  ``suppression`` makes detections of
+    what the stages say; ``parts`` know more about these, one after the other: their masks (`MaskPrediction`), the
+    scores of their masks (`MaskScoring`).  ``semantic`` is HTC's branch, whose embedding the extractors of the heads
+    may add (`PlusSemantic`).  ``unroll``: the stages are written out in the program, not rolled into a scan; None:
+    whatever was measured to be faster on the backend.  ``dtype`` is that of computation; parameters, geometry and
+    losses stay float32.
     """
 
     num_classes: int
     backbone: nn.Module
     neck: nn.Module
-    rpn: RPN
-    heads: tuple[Head, ...]
-    schedule: tuple[Step, ...] = (Step(),)
+    rpn: DenseDetector
+    heads: tuple[BoxBranch, ...]
+    stages: tuple[Stage, ...] = (Stage(),)
     test_heads: tuple[int, ...] | None = None
-    unroll: bool | None = None
-    mask_iou: MaskIoUHead | None = None
+    suppression: Suppression = NMS()
+    parts: tuple[Part, ...] = ()
     semantic: SemanticHead | None = None
-    finish: Finish = Finish()
-    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    pixel_std: tuple[float, float, float] = IMAGENET_STD
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    unroll: bool | None = None
+    normalization: Normalization = Normalization()
+    dtype: Dtype = "float32"
+
+    preserve_adopted_names: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", with_places(self.parts))
+        super().__post_init__()
 
     def setup(self) -> None:
-        check_schedule(self.schedule, self.heads)
+        check_stages(self.stages, self.heads)
         check_test_heads(self.test_heads, self.heads)
-        check_unshared({f"heads[{i}]": head for i, head in enumerate(self.heads)} | {"mask_iou": self.mask_iou})
-        if self.mask_iou is not None and self.heads[0].mask_head is None:
-            raise ValueError("mask_iou rates masks, but the heads have no mask branch: give them one, or drop mask_iou")
+        check_unshared({"heads": self.heads, "parts": self.parts})
 
-    def losses(self, batch: Batch, key: jax.Array) -> tuple[Losses, Losses]:
-        """Loss terms by name, whose sum is minimised, and metrics; ``key`` drives the samplers."""
-        if batch.targets is None:
-            raise ValueError("losses need ground truth, got a batch without targets; predict works without")
-        rpn_key, head_key = jax.random.split(key)
+    def losses(self, batch: Batch, key: jax.Array, proposals: Proposals | None = None) -> tuple[Losses, Losses]:
+        """Loss terms by name, whose sum is minimised, and metrics; ``key`` drives the samplers.
+
+        ``proposals`` are what the stages begin with, in place of the model's own.
+        """
+        targets_of(batch)
+        rpn_key, stage_key = jax.random.split(key)
         features = self.features(batch)
         batch = without_fillers(batch)
-        targets = jax.tree.map(jnp.asarray, batch.targets)
-        rpn_losses, proposals = self.rpn.losses(features, batch.true_hw, targets, rpn_key)
-        head_losses, metrics = self.head_losses(features, proposals, targets, batch.true_hw, head_key)
-        terms = {**rpn_losses, **head_losses}
-        if self.semantic is not None:
-            terms |= semantic_losses(features[SEMANTIC_LOGITS], targets, self.semantic.weight)
+        targets = targets_of(batch)
+        outputs = self.rpn(features, batch.true_hw)
+        terms = {
+            f"loss_rpn_{name.removeprefix('loss_')}": value
+            for name, value in self.rpn.losses(outputs, batch.true_hw, targets, rpn_key).items()
+        }
+        if proposals is None:
+            proposals = self.rpn.proposals(outputs, batch.true_hw, self.rpn.train)
+        more, metrics = self.stage_losses(features, proposals, targets, batch.true_hw, stage_key)
+        terms |= more
+        if self.semantic is not None and features.semantic_logits is not None:
+            terms |= semantic_losses(features.semantic_logits, targets, self.semantic.weight)
         return terms, metrics
 
-    def predict(self, batch: Batch) -> Detections:
-        """Detections of a batch, in coordinates of the resized images."""
+    def stage_losses(
+        self, features: Features, proposals: Proposals, targets: Targets, true_hw: jax.Array, key: jax.Array
+    ) -> tuple[Losses, Losses]:
+        """Losses and metrics of the stages and parts, on given features and proposals."""
+        if self.is_initializing():
+            self._make_parameters(features)
+        loop = choose(self.heads, self.stages, self.unroll)
+        stages = loop.train_boxes(self.heads, self.stages, features, proposals, targets, true_hw, self.num_classes, key)
+        terms = by_stage([stage.losses for stage in stages])
+        seen = Seen([stage.samples for stage in stages])
+        for part in self.parts:
+            more, seen = part.losses(features, seen, targets, self._setting(self.stages))
+            terms |= more
+        return terms, by_stage([stage.metrics for stage in stages])
+
+    def predict(self, batch: Batch, proposals: Proposals | None = None) -> Detections:
+        """Detections of a batch, in coordinates of the resized images.
+
+        ``proposals`` are what the stages begin with, in place of the model's own.
+        """
         features = self.features(batch)
-        proposals = self.rpn.proposals(features, batch.true_hw)
+        if proposals is None or self.is_initializing():
+            outputs = self.rpn(features, batch.true_hw)
+            proposals = self.rpn.proposals(outputs, batch.true_hw, self.rpn.test)
         return self.detect(features, proposals, batch.true_hw)
+
+    def detect(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> Detections:
+        """Detections from given features and proposals."""
+        if self.is_initializing():
+            self._make_parameters(features)
+        stages = self.predict_stages(features, proposals, true_hw)
+        scores = jax.nn.softmax(jnp.stack([stage.logits for stage in stages]).mean(0))[..., :-1]
+        found = Found(jax.vmap(self.suppression)(stages[-1].by_class, scores, proposals.valid))
+        for part in self.parts:
+            found = part(features, found, self._setting(self._test_stages()))
+        return found.detections
+
+    def predict_stages(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> list[PredictedStage]:
+        """What each stage at test says about the boxes that the one before has moved."""
+        stages = self._test_stages()
+        loop = choose(self.heads, stages, self.unroll)
+        seen: list[PredictedStage] = loop.predict_boxes(
+            self.heads, stages, features, proposals, true_hw, self.num_classes
+        )
+        return seen
+
+    def intermediates(
+        self, batch: Batch, boxes: jax.Array | None = None, labels: jax.Array | None = None
+    ) -> dict[str, Any]:
+        """What is computed on the way to the detections, by name.
+
+        Args:
+            batch: images.
+            boxes: ``[B, N, 4]``, what stages and parts look at; None: the model's own proposals, all slots of them.
+            labels: ``[B, N]``, the class of the masks that are rated; None: the likeliest of the last stage.
+
+        Returns:
+            ``backbone/{level}`` and ``pyramid/{level}`` (`feature_intermediates`); ``rpn/{level}/logits`` and
+            ``deltas`` (`DenseDetector.intermediates`); ``proposals`` (`Proposals`); of each stage at test
+            ``stage{t}/boxes [B, N, 4]`` that it looks at, ``crops [B * N, s, s, C]``, ``logits [B, N, K + 1]`` and
+            ``deltas [B, N, K or 1, 4]``; and what the parts say about the boxes (`MaskPrediction.intermediates`).
+        """
+        named = feature_intermediates(
+            batch, self.backbone, self.neck, normalization=self.normalization, dtype=self.dtype
+        )
+        features = self.features(batch)
+        outputs = self.rpn(features, batch.true_hw)
+        proposals = self.rpn.proposals(outputs, batch.true_hw, self.rpn.test)
+        named |= self.rpn.intermediates(outputs, "rpn") | {"proposals": proposals}
+        first = boxes = proposals.boxes if boxes is None else boxes
+        valid = jnp.ones(boxes.shape[:2], bool)
+        for t, stage in enumerate(self._test_stages()):
+            head = self.heads[stage.head]
+            logits, deltas = head(features, boxes, valid, self.num_classes)
+            seen = {"boxes": boxes, "crops": head.crops(features, boxes, valid), "logits": logits, "deltas": deltas}
+            named |= {f"stage{t}/{name}": value for name, value in seen.items()}
+            boxes = move(head, boxes, logits, deltas, batch.true_hw)
+        labels = logits[..., :-1].argmax(-1) if labels is None else labels
+        for part in self.parts:
+            named |= part.intermediates(features, first, labels, self._setting(self._test_stages()), named)
+        return named
 
     def features(self, batch: Batch) -> Features:
         """The pyramid of a batch of images, and the maps of the semantic branch if there is one."""
-        mean, std = jnp.asarray(self.pixel_mean), jnp.asarray(self.pixel_std)
-        image = normalize(jnp.asarray(batch.image), batch.true_hw, mean, std)
-        pyramid: Features = self.neck(self.backbone(image.astype(self.dtype)))
-        return pyramid if self.semantic is None else pyramid | self.semantic(pyramid)
-
-    def head_losses(
-        self, features: Features, proposals: Proposals, targets: Targets, true_hw: jax.Array, key: jax.Array
-    ) -> tuple[Losses, Losses]:
-        """Losses and metrics of the heads on given proposals."""
-        repeat = self.repeat(self.schedule, features)
-        terms, metrics, samples = train_boxes(repeat, features, proposals, targets, true_hw, self.num_classes, key)
-        if self.heads[0].mask_head is not None:
-            mask_terms, last = train_masks(repeat, features, samples, targets, self.num_classes)
-            terms |= mask_terms
-            if self.mask_iou is not None:
-                terms |= mask_iou_losses(self.mask_iou, last, targets, self.num_classes)
-        return terms, metrics
-
-    def detect(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> Detections:
-        """Detections from given proposals."""
-        repeat = self.repeat(self.test_schedule(), features)
-        logits, boxes = test_boxes(repeat, features, proposals, true_hw, self.num_classes)
-        found = jax.vmap(self.finish)(boxes, jax.nn.softmax(logits)[..., :-1], proposals.valid)
-        masks, mask_scores = None, found.scores
-        if self.heads[0].mask_head is not None:
-            seen = test_masks(repeat, features, found, self.num_classes)
-            masks = seen.probabilities
-            if self.mask_iou is not None:
-                mask_scores *= rate_masks(self.mask_iou, seen.crops, seen.logits, found.labels, self.num_classes)
-        return Detections(found.boxes, found.scores, found.labels, masks, mask_scores, found.valid)
-
-    def test_schedule(self) -> tuple[Step, ...]:
-        """The steps at test; only their heads matter."""
-        if self.test_heads is None:
-            return self.schedule
-        return tuple(Step(head) for head in self.test_heads)
-
-    def repeat(self, schedule: tuple[Step, ...], features: Features) -> Repeat:
-        """The way in which steps are run; the parameter tree is the same in both."""
-        if self.is_initializing():  # some steps leave out a head, or a part of one; parameters are made of all parts
-            for head in self.heads:
-                head.use_all_parts(features, self.num_classes)
-        unroll = self.unroll
-        if unroll is None:
-            unroll = is_faster_unrolled(len(schedule)) or why_not_rolled(self.heads, schedule) is not None
-        return (Unrolled if unroll else Rolled)(self.heads, schedule)
+        return extract_features(
+            batch,
+            self.backbone,
+            self.neck,
+            normalization=self.normalization,
+            dtype=self.dtype,
+            semantic=self.semantic,
+        )
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at this path is not trained (stem and first stages of the backbone)."""
-        return path[0] == "backbone" and bool(self.backbone.is_frozen(path[1:]))
+        return in_frozen_backbone(self.backbone, path)
+
+    def _test_stages(self) -> tuple[Stage, ...]:
+        """The stages at test; only their heads matter."""
+        return self.stages if self.test_heads is None else tuple(Stage(head) for head in self.test_heads)
+
+    def _setting(self, stages: tuple[Stage, ...]) -> Setting:
+        return Setting(self.num_classes, stages, self.unroll)
+
+    def _make_parameters(self, features: Features) -> None:
+        """Some stages leave out a head, but parameters are made of all of them, and of all parts."""
+        for head in self.heads:
+            head.make_parameters(features, self.num_classes)

@@ -1,30 +1,64 @@
-"""Feature Pyramid Network (Lin et al. 2017)."""
+"""Necks: the maps of a backbone -> a pyramid whose levels all know what the coarse ones saw."""
+
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv, xavier_uniform
-from jaxdet.structures import Features
+from jaxdet.structures import Levels
 
 
-def upsample_to(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Nearest neighbour doubling of ``[B, h, w, C]``, cut to the size of ``like`` (2h or 2h - 1, likewise w)."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, : like.shape[1], : like.shape[2]]
+class Subsample(nn.Module):
+    """One more level, every second pixel of the last: what the region proposal network of FPN reads."""
+
+    @nn.compact
+    def __call__(self, backbone_top: jax.Array, pyramid_top: jax.Array, level: int) -> Levels:
+        """The levels above ``level``, which is that of both maps ``[B, h, w, C]``."""
+        return {level + 1: pyramid_top[:, ::2, ::2]}
+
+
+class StridedConvs(nn.Module):
+    """``number`` more levels, each by a 3x3 convolution of stride 2 of the one before (RetinaNet, section 4).
+
+    The first reads the last map of the backbone, as in the paper, or that of the pyramid.  ``relu`` stands between the
+    convolutions; the reference has none, torchvision and CondInst have one.
+    """
+
+    number: int = 2
+    source: Literal["backbone", "pyramid"] = "backbone"
+    relu: bool = False
+
+    @nn.compact
+    def __call__(self, backbone_top: jax.Array, pyramid_top: jax.Array, level: int) -> Levels:
+        """As `Subsample`."""
+        if self.source not in ("backbone", "pyramid"):
+            raise ValueError(f'StridedConvs.source is "backbone" or "pyramid", got {self.source!r}')
+        x, levels = backbone_top if self.source == "backbone" else pyramid_top, {}
+        for i in range(1, self.number + 1):
+            x = nn.relu(x) if self.relu and i > 1 else x
+            name = f"conv{level + i}"
+            levels[level + i] = x = Conv(pyramid_top.shape[-1], 3, 2, kernel_init=xavier_uniform, name=name)(x)
+        return levels
 
 
 class FPN(nn.Module):
-    """Backbone maps ``{2..5}`` -> pyramid ``{2..6}`` of ``channels`` channels.
+    """Feature Pyramid Network (Lin et al. 2017): maps ``{2..5}`` -> pyramid ``{2..6}`` of ``channels`` channels.
 
-    Level 6 is every second pixel of level 5 and serves the RPN only.  A backbone of three stages, ``{2..4}``, makes a
-    pyramid ``{2..5}`` in the same way.
+    ``lowest`` is the first level: 3 leaves the finest out (RetinaNet).  ``top`` makes the levels above the last map of
+    the backbone.  A backbone of three stages, ``{2..4}``, makes a pyramid ``{2..5}`` in the same way.
     """
 
     channels: int = 256
+    lowest: int = 2
+    top: Subsample | StridedConvs = Subsample()
 
     @nn.compact
-    def __call__(self, features: Features) -> Features:
-        levels = sorted(features)
+    def __call__(self, features: Levels) -> Levels:
+        levels = sorted(level for level in features if level >= self.lowest)
+        if not levels:
+            raise ValueError(f"FPN.lowest: the backbone has levels {sorted(features)}, none from {self.lowest} on")
         merged = {
             level: Conv(self.channels, 1, kernel_init=xavier_uniform, name=f"lateral{level}")(features[level])
             for level in levels
@@ -35,5 +69,10 @@ class FPN(nn.Module):
             level: Conv(self.channels, 3, kernel_init=xavier_uniform, name=f"output{level}")(merged[level])
             for level in levels
         }
-        top = levels[-1]
-        return {**pyramid, top + 1: pyramid[top][:, ::2, ::2]}
+        last = levels[-1]
+        return {**pyramid, **self.top(features[last], pyramid[last], last)}
+
+
+def upsample_to(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Nearest neighbour doubling of ``[B, h, w, C]``, cut to the size of ``like`` (2h or 2h - 1, likewise w)."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, : like.shape[1], : like.shape[2]]

@@ -1,11 +1,25 @@
-"""Anchor boxes on a pyramid."""
+"""Where dense detectors look: anchor boxes on a pyramid, and which of them exist."""
 
 import dataclasses
 import math
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+class Places(Protocol):
+    """Where a dense detector looks: the same number of places in every cell of every level."""
+
+    @property
+    def levels(self) -> tuple[int, ...]: ...
+
+    @property
+    def per_cell(self) -> int: ...
+
+    def grid(self, level: int, height: int, width: int) -> np.ndarray:
+        """Places ``[height * width * per_cell, 4]`` of a level of that many cells, in the order y, x, place."""
 
 
 @dataclasses.dataclass(frozen=True)

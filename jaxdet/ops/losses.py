@@ -1,21 +1,102 @@
-"""Loss terms, element by element in float32; callers weigh, sum and normalise.
+"""Losses in float32, one value for each element or box; callers weigh, sum and normalise.
 
-Sources: Fast R-CNN (Girshick 2015, eq. 3) for smooth L1, Mask R-CNN (He et al. 2017, section 3) for the mask term.
+The loss of a model is a value in its config: ``class_loss=Focal()``, ``box_loss=SmoothL1(beta=1 / 9)``.
+
+Class losses take logits ``[..., K]`` and labels ``[...]`` int32, where K stands for background, and give ``[...]``.
+Box losses take the coder, reference boxes ``[..., 4]``, predicted deltas ``[..., 4]`` and true boxes ``[..., 4]``, and
+give ``[...]``; references and true boxes need positive sides, so callers replace those of invalid slots before
+(`boxes.safe`), or gradients are NaN.
 """
+
+import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
-
-def l1(predicted: jax.Array, target: jax.Array) -> jax.Array:
-    """Absolute difference, elementwise."""
-    return jnp.abs(predicted.astype(jnp.float32) - target)
+from jaxdet.ops.boxes import DeltaCoder, area
 
 
-def smooth_l1(predicted: jax.Array, target: jax.Array, beta: float = 1.0) -> jax.Array:
-    """``d^2 / (2 beta)`` for a difference ``d`` below beta, ``d - beta / 2`` above, elementwise."""
-    return optax.losses.huber_loss(predicted.astype(jnp.float32), target, delta=beta) / beta
+class ClassLoss(Protocol):
+    """The price of class logits."""
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array: ...
+
+
+class BoxLoss(Protocol):
+    """The price of box deltas."""
+
+    def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Sigmoid cross entropy of each class by itself, summed over classes; background is 0 in all of them."""
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return binary_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1])).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Focal:
+    """Focal loss (Lin et al. 2017, eq. 5), summed over classes.
+
+    Each class is a sigmoid of its own.  ``gamma`` plays down what is classified well already, so that the many places
+    of background do not drown the few objects; ``alpha`` weighs objects, ``1 - alpha`` the background.
+    """
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        targets = jax.nn.one_hot(labels, logits.shape[-1])
+        logits = logits.astype(jnp.float32)
+        return optax.losses.sigmoid_focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class L1:
+    """Absolute difference of the deltas, summed over the four of a box."""
+
+    def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
+        return jnp.abs(deltas.astype(jnp.float32) - coder.encode(references, boxes)).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothL1:
+    """Of each difference d of the deltas, ``d^2 / (2 beta)`` below beta and ``d - beta / 2`` above, summed over a box.
+
+    Fast R-CNN (Girshick 2015, eq. 3), with the place of the bend as a setting.
+    """
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"SmoothL1.beta: expected a positive number, got {self.beta}; without a bend it is L1()")
+
+    def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
+        target = coder.encode(references, boxes)
+        return (optax.losses.huber_loss(deltas.astype(jnp.float32), target, delta=self.beta) / self.beta).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class GIoU:
+    """One minus the generalised IoU of the decoded boxes (Rezatofighi et al. 2019, algorithm 1); 0 to 2.
+
+    Where IoU is 0 whatever the distance, the second term still pulls boxes together: it is the share of the smallest
+    box around both that neither of them covers.
+    """
+
+    def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
+        found = coder.decode(references, deltas)
+        low, high = jnp.maximum(found[..., :2], boxes[..., :2]), jnp.minimum(found[..., 2:], boxes[..., 2:])
+        shared = jnp.prod(jnp.maximum(high - low, 0.0), -1)
+        union = area(found) + area(boxes) - shared
+        around = jnp.maximum(found[..., 2:], boxes[..., 2:]) - jnp.minimum(found[..., :2], boxes[..., :2])
+        hull = jnp.maximum(jnp.prod(around, -1), 1e-6)
+        return 1.0 - (shared / jnp.maximum(union, 1e-6) - (hull - union) / hull)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Targets of mask heads and of mask score heads."""
+"""Ground-truth masks as losses need them: inside boxes, on a grid over the canvas, and beside predictions."""
 
 import dataclasses
 
@@ -6,33 +6,61 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.ops.roi_align import make_lattice, sample_average
+from jaxdet.structures import Masks
 
 
-def mask_targets(
-    masks: jax.Array, frames: jax.Array, boxes: jax.Array, gt_index: jax.Array, valid: jax.Array, size: int = 28
-) -> jax.Array:
+def mask_targets(masks: Masks, boxes: jax.Array, gt_index: jax.Array, valid: jax.Array, size: int = 28) -> jax.Array:
     """What a mask head should predict inside each box: ``[B, S, size, size]`` float32, 0 or 1.
 
-    ``masks [B, G, h, w]`` are bitmaps that cover ``frames [B, G, 4]``; ``boxes [B, S, 4]`` look at the bitmap
-    ``gt_index [B, S]``.  The bitmap is sampled by aligned, adaptive RoIAlign and cut at one half, as in the reference.
-    With a frame that is the whole canvas at its resolution the result equals the reference's; with a crop it differs
-    by the resolution of the bitmap.  Invalid boxes give 0.
+    ``boxes [B, S, 4]`` look at the mask ``gt_index [B, S]`` of ``masks [B, G, h, w]``.  The bitmap is sampled by
+    aligned, adaptive RoIAlign and cut at one half, as in the reference.  With a frame that is the whole canvas at its
+    resolution the result equals the reference's; with a crop it differs by the resolution of the bitmap.  Invalid
+    boxes give 0.
     """
-    batch, _, height, width = masks.shape
+    batch, _, height, width = masks.values.shape
     extent = jnp.asarray([height, width], jnp.int32)
-    boxes, valid, origin, pixels = _look_up(frames, boxes, gt_index, valid, extent)
+    boxes, valid, origin, pixels = _look_up(masks.frames, boxes, gt_index, valid, extent)
     start = (boxes[..., 1::-1] - origin) * pixels - 0.5
     lattice = make_lattice(start, (boxes[..., :1:-1] - boxes[..., 1::-1]) * pixels, valid, (size, size), 0)
     lattice = dataclasses.replace(
         lattice, base=gt_index * height * width, extent=jnp.broadcast_to(extent, (*gt_index.shape, 2))
     )
-    share = sample_average(masks.reshape(batch, -1, 1).astype(jnp.float32), lattice, (size, size))[..., 0]
+    share = sample_average(masks.values.reshape(batch, -1, 1).astype(jnp.float32), lattice, (size, size))[..., 0]
     return (share >= 0.5).astype(jnp.float32)
 
 
+def masks_on_grid(masks: Masks, stride: int, grid_hw: tuple[int, int]) -> jax.Array:
+    """Masks ``[B, G, h, w]`` on a grid of one cell for each ``stride x stride`` pixels: ``[B, G, *grid_hw]`` float32.
+
+    A cell has the bilinear value of its mask at the cell's centre, ``((x + 0.5) * stride, (y + 0.5) * stride)`` in
+    pixels of the image, 0 outside the frame; cut it at one half for a bitmap.  With frames that are the whole canvas
+    at its resolution and an even stride that is the mean of the four pixels around the centre.  Frames without extent
+    or with a coordinate that is not finite give 0.
+    """
+    height, width = masks.values.shape[2:]
+    frames = masks.frames
+    fine = jnp.isfinite(frames).all(-1) & (frames[..., 2:] > frames[..., :2]).all(-1)
+    frames = jnp.where(fine[..., None], frames, jnp.asarray([0.0, 0.0, 1.0, 1.0]))
+    weights = [
+        _taps(frames[..., 1 - axis], frames[..., 3 - axis], cells, (height, width)[axis], stride)
+        for axis, cells in enumerate(grid_hw)
+    ]
+    values = jnp.where(fine[..., None, None], masks.values.astype(jnp.float32), 0.0)
+    return jnp.einsum("bgyh,bghw,bgxw->bgyx", weights[0], values, weights[1], precision="highest")
+
+
+def _taps(low: jax.Array, high: jax.Array, cells: int, pixels: int, stride: int) -> jax.Array:
+    """Weights ``[B, G, cells, pixels]`` of linear interpolation along one axis of frames from ``low`` to ``high``."""
+    centre = (jnp.arange(cells) + 0.5) * stride
+    inside = (centre >= low[..., None]) & (centre < high[..., None])
+    position = (centre - low[..., None]) * (pixels / (high - low))[..., None] - 0.5
+    position = jnp.clip(position, 0.0, pixels - 1.0)  # the outer half of the outermost pixels has their value
+    weight = jnp.maximum(1.0 - jnp.abs(position[..., None] - jnp.arange(pixels)), 0.0)
+    return jnp.where(inside[..., None], weight, 0.0)
+
+
 def mask_iou_targets(
-    masks: jax.Array,
-    frames: jax.Array,
+    masks: Masks,
     boxes: jax.Array,
     gt_index: jax.Array,
     valid: jax.Array,
@@ -49,15 +77,13 @@ def mask_iou_targets(
     probability of 0.62; 0 would be the probability of one half.  Invalid boxes give 0, and no gradient flows.
     """
     predicted = logits_of_class > threshold
-    share = instance_share(masks, frames, boxes, gt_index, valid)
+    share = instance_share(masks, boxes, gt_index, valid)
     overlap = (predicted * targets).sum((-2, -1))
     union = predicted.sum((-2, -1)) + targets.sum((-2, -1)) / (share + 1e-7) - overlap
     return jnp.where(valid & (union > 0), overlap / jnp.where(union > 0, union, 1.0), 0.0)
 
 
-def instance_share(
-    masks: jax.Array, frames: jax.Array, boxes: jax.Array, gt_index: jax.Array, valid: jax.Array
-) -> jax.Array:
+def instance_share(masks: Masks, boxes: jax.Array, gt_index: jax.Array, valid: jax.Array) -> jax.Array:
     """Which part of its object's pixels a box covers: ``[B, S]`` float32, 0..1; arguments as ``mask_targets``.
 
     As in the reference a box counts from the pixel of its upper left corner up to, and not with, that of its lower
@@ -65,15 +91,16 @@ def instance_share(
     the whole canvas, and in a crop of an object that fits its bitmap.  In a crop that was averaged down, a pixel that
     the box cuts counts by the part inside.  Invalid boxes, and objects without pixels, give 0.
     """
-    extent = jnp.asarray(masks.shape[2:], jnp.int32)
-    boxes, valid, origin, pixels = _look_up(frames, boxes, gt_index, valid, extent)
+    bitmaps = masks.values
+    extent = jnp.asarray(bitmaps.shape[2:], jnp.int32)
+    boxes, valid, origin, pixels = _look_up(masks.frames, boxes, gt_index, valid, extent)
     corners = jnp.maximum(jnp.trunc(boxes), 0.0)
     start = (corners[..., 1::-1] - origin) * pixels
     size = jnp.maximum(corners[..., :1:-1] - corners[..., 1::-1], 1.0) * pixels
-    inside_y, inside_x = (_covered(start[..., a], size[..., a], masks.shape[2 + a]) for a in (0, 1))
-    objects = jnp.take_along_axis(masks, gt_index[..., None, None], axis=1)
+    inside_y, inside_x = (_covered(start[..., a], size[..., a], bitmaps.shape[2 + a]) for a in (0, 1))
+    objects = jnp.take_along_axis(bitmaps, gt_index[..., None, None], axis=1)
     covered = (objects * inside_y[..., :, None] * inside_x[..., None, :]).sum((-2, -1))
-    area = jnp.take_along_axis(masks.sum((-2, -1), dtype=jnp.float32), gt_index, axis=1)
+    area = jnp.take_along_axis(bitmaps.sum((-2, -1), dtype=jnp.float32), gt_index, axis=1)
     return jnp.where(valid, covered / (area + 1e-7), 0.0)
 
 

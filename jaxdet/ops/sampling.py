@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxdet.ops.devices import top_k
 from jaxdet.ops.matching import Match
-from jaxdet.ops.top_k import top_k
 
 
 @struct.dataclass

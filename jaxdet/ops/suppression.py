@@ -8,20 +8,117 @@ number of iterations is the length of the longest chain of suppressions, a handf
 Blocks stop when enough boxes are kept.
 """
 
+import dataclasses
 import math
-from typing import TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxdet.ops.boxes import area, intersection
+from jaxdet.structures import Detections
 
 BLOCK = 512
 """Boxes settled together: large enough to fill a vector unit, small enough for a [BLOCK, BLOCK] matrix in cache."""
 
 
 State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+class Suppression(Protocol):
+    """From candidates of one image to its detections; a value in a config."""
+
+    @property
+    def max_detections(self) -> int: ...
+
+    def __call__(
+        self, boxes: jax.Array, scores: jax.Array, valid: jax.Array, level: jax.Array | None = None
+    ) -> Detections:
+        """Detections ``[D]``, best first, without masks; ``index`` is the row of the candidate.
+
+        Args:
+            boxes: ``[N, K, 4]``, or ``[N, 1, 4]`` where all classes of a candidate have one box.
+            scores: ``[N, K]``.
+            valid: ``[N]``.
+            level: ``[N]`` int32, the pyramid level of each candidate, where there is one.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class NMS:
+    """Every class of every candidate above ``score_threshold`` counts; the best of each heap of overlapping ones stay.
+
+    ``within``: boxes suppress each other inside a class, or inside a pyramid level (proposals, which have one class).
+    ``score_threshold`` None admits every score.  Of equal scores the first candidate comes first, and of one candidate
+    the lower class, as in the reference.
+    """
+
+    score_threshold: float | None = 0.05
+    iou_threshold: float = 0.5
+    max_detections: int = 100
+    within: Literal["class", "level"] = "class"
+
+    def __call__(
+        self, boxes: jax.Array, scores: jax.Array, valid: jax.Array, level: jax.Array | None = None
+    ) -> Detections:
+        if not len(scores):  # no row can be taken from nothing: one candidate that is not valid
+            boxes, scores, valid = jnp.zeros((1, 1, 4)), jnp.zeros((1, scores.shape[1])), jnp.zeros(1, bool)
+            level = jnp.zeros(1, jnp.int32)
+        if level is None and self.within == "level":
+            raise ValueError(
+                'NMS(within="level") needs the level of each candidate; there are none, set within="class"'
+            )
+        n, classes = scores.shape
+        boxes = jnp.broadcast_to(boxes, (n, classes, 4)).reshape(-1, 4)
+        labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), n)
+        groups = labels if level is None or self.within == "class" else jnp.repeat(level, classes)
+        scores = scores.reshape(-1)
+        candidate = jnp.repeat(valid, classes) & jnp.isfinite(boxes).all(-1)
+        if self.score_threshold is not None:
+            candidate &= scores > self.score_threshold
+        apart = offset_by_group(boxes, groups, candidate)
+        kept = nms(apart, scores, candidate, threshold=self.iou_threshold, limit=self.max_detections)
+        row = kept.index
+        return Detections(boxes[row], scores[row], labels[row], kept.valid, row // classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class FastNMS:
+    """YOLACT's suppression (Bolya et al. 2019, section 3.4): a box that is suppressed itself may suppress others.
+
+    In each class the ``per_class`` best candidates are compared all at once, so that there is no sequence of
+    decisions; a little too much is removed for it.  Then ``score_threshold`` applies, and the best of all stay.
+    """
+
+    score_threshold: float = 0.05
+    iou_threshold: float = 0.5
+    per_class: int = 200
+    max_detections: int = 100
+
+    def __call__(
+        self, boxes: jax.Array, scores: jax.Array, valid: jax.Array, level: jax.Array | None = None
+    ) -> Detections:
+        n, classes = scores.shape
+        boxes = jnp.broadcast_to(boxes, (n, classes, 4))
+        candidate = valid[:, None] & jnp.isfinite(boxes).all(-1) & (scores > self.score_threshold)
+
+        def one_class(boxes: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+            best, row = jax.lax.top_k(scores, min(self.per_class, n))
+            better = jnp.triu(overlaps(boxes[row], boxes[row], self.iou_threshold), 1) & (best > 0)[:, None]
+            return jnp.where(better.any(0), 0.0, best), row
+
+        # A candidate that does not count has score 0 and stands where it can suppress nothing.
+        safe_boxes = jnp.where(candidate[..., None], boxes, 0.0)
+        safe_scores = jnp.where(candidate, scores, 0.0)
+        found, rows = jax.vmap(one_class, in_axes=(1, 1))(safe_boxes, safe_scores)  # [K, per_class]
+        limit = min(self.max_detections, found.size)
+        best, place = jax.lax.top_k(found.reshape(-1), limit)
+        spare = (0, self.max_detections - limit)
+        is_valid = jnp.pad(best > 0, spare)
+        label = jnp.where(is_valid, jnp.pad(place // found.shape[1], spare), 0).astype(jnp.int32)
+        index = jnp.where(is_valid, jnp.pad(rows.reshape(-1)[place], spare), 0).astype(jnp.int32)
+        return Detections(safe_boxes[index, label], jnp.pad(best, spare), label, is_valid, index)
 
 
 @struct.dataclass

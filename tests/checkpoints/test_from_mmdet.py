@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdet.checkpoints.merge import merge
-from jaxdet.checkpoints.names.from_mmdet import from_mmdet, mmdet_names, to_mmdet
+from jaxdet.checkpoints.names.mmdet import from_mmdet, mmdet_names, to_mmdet
 from jaxdet.checkpoints.tree import flatten, unflatten
 from jaxdet.structures import Batch
 

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from jaxdet.checkpoints.files.weights import read_weights, write_safetensors
 from jaxdet.checkpoints.importing import import_weights, recognise
-from jaxdet.checkpoints.names.from_mmdet import from_mmdet, to_mmdet
+from jaxdet.checkpoints.names.mmdet import from_mmdet, to_mmdet
 from jaxdet.checkpoints.store import CheckpointStore
 
 

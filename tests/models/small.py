@@ -5,16 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from jaxdet.models.branches import Head
 from jaxdet.models.proposals import RPN
 from jaxdet.models.schedule import Step
+from jaxdet.nn.heads.rpn import RPNHead
+
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.backbones.resnet import ResNet
-from jaxdet.nn.extractors.single_level import OneLevel
+from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.mask import FCN
-from jaxdet.nn.heads.rpn import RPNHead
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.nn.necks import FPN
 from jaxdet.ops.anchors import Anchors
@@ -29,9 +29,9 @@ FIRST = Sampler(number=16, positive_fraction=0.5, order="first")
 
 def make_head(**changes: Any) -> Head:
     parts = {
-        "box_extractor": OneLevel(size=3, finest=14.0),
+        "box_extractor": SingleLevel(size=3, finest=14.0),
         "box_head": BoxHead(FC2(channels=8)),
-        "mask_extractor": OneLevel(size=6, finest=14.0),
+        "mask_extractor": SingleLevel(size=6, finest=14.0),
         "mask_head": FCN(channels=8, convs=1),
     }
     return Head(**parts | changes)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jaxdet.models.branches import Head, box_losses, of_class
 from jaxdet.models.finish import Finished
 from jaxdet.models.loop import refine, test_boxes, train_boxes
@@ -14,6 +13,7 @@ from jaxdet.models.mask_loop import test_masks, train_masks
 from jaxdet.models.repeat import Unrolled
 from jaxdet.models.samples import sample
 from jaxdet.models.schedule import Step
+
 from jaxdet.ops.boxes import DeltaCoder
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-
 from jaxdet.models.proposals import RPN
+
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler

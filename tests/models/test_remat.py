@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jaxdet.models.schedule import make_schedule
+
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads.mask import FCN

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-
 from jaxdet.models.repeat import stack, why_not_rolled
 from jaxdet.models.schedule import Step, make_schedule
+
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
 from jaxdet.nn.heads.box import BoxHead

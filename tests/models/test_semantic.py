@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jaxdet.models.semantic import semantic_losses
+
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.extractors.single_level import OneLevel
+from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.semantic import PlusSemantic, SemanticHead
 from jaxdet.structures import Targets
 from tests.models.small import initialize, make_batch, make_head, make_model, make_targets
@@ -62,7 +62,7 @@ def test_targets_that_do_not_fit_are_refused(semantic: Any, message: str) -> Non
 def test_the_whole_model_with_the_branch() -> None:
     """Its loss is there with its weight, and what it sees changes what the heads say."""
     branch = SemanticHead(num_classes=5, levels=(2, 3, 4, 5, 6), channels=8, convs=1)
-    head = make_head(box_extractor=PlusSemantic(OneLevel(size=7, finest=14.0)))
+    head = make_head(box_extractor=PlusSemantic(SingleLevel(size=7, finest=14.0)))
     model = make_model(heads=(head,), semantic=branch)
     batch = make_batch([make_targets(0)])
     labels = np.zeros((1, 8, 8), np.uint8)
@@ -82,4 +82,4 @@ def test_the_whole_model_with_the_branch() -> None:
 
 def test_extractors_that_look_for_a_branch_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="semantic=SemanticHead"):
-        PlusSemantic(OneLevel()).apply({}, {}, jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))
+        PlusSemantic(SingleLevel()).apply({}, {}, jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jaxdet.models.finish import Finish
 from jaxdet.models.proposals import RPN
 from jaxdet.models.schedule import Step
+from jaxdet.nn.heads.rpn import RPNHead
+
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.heads.box import BoxHead
-from jaxdet.nn.heads.rpn import RPNHead
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.ops.anchors import Anchors
 from jaxdet.structures import Batch, Detections

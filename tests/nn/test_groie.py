@@ -12,7 +12,7 @@ import pytest
 from jaxdet.nn.blocks.attention import Attention
 from jaxdet.nn.blocks.context import NonLocal
 from jaxdet.nn.extractors.groie import ConvReLU, GRoIE, RectangularReLU, hashed
-from jaxdet.nn.extractors.single_level import OneLevel
+from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.ops.roi_align import roi_align
 from jaxdet.structures import Features
 from tests.nn.test_attention import named_params
@@ -67,7 +67,7 @@ TABLES = {
     # Table 10
     "10 GRoIE": (GOLDEN["v2"], 9_634_688),
 }
-"""Every row but the baseline, which is ``OneLevel``, with its number of parameters at 256 channels."""
+"""Every row but the baseline, which is ``SingleLevel``, with its number of parameters at 256 channels."""
 
 
 def named_conv(name: str, out: int, into: int, kernel: int) -> dict:
@@ -280,7 +280,7 @@ def test_levels_are_pooled_as_by_the_extractor_of_one_level() -> None:
     pyramid, boxes, valid = random_case(9)
     options = {"size": 3, "sampling_ratio": 1, "aligned": False, "levels": (3,)}
     ours = jax.jit(GRoIE(**options).apply)({}, pyramid, boxes, valid)
-    np.testing.assert_allclose(ours, jax.jit(OneLevel(**options).__call__)(pyramid, boxes, valid), atol=1e-6)
+    np.testing.assert_allclose(ours, jax.jit(SingleLevel(**options).__call__)(pyramid, boxes, valid), atol=1e-6)
 
 
 def test_no_boxes_give_no_crops() -> None:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxdet.nn.heads.rpn import RPNHead
 
-from jaxdet.nn.extractors.single_level import OneLevel, crops_as_batch
+from jaxdet.nn.extractors.single_level import SingleLevel, crops_as_batch
 from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.mask import FCN
-from jaxdet.nn.heads.rpn import RPNHead
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.nn.necks import FPN, upsample_to
 from tests.ops.golden import INPUTS, OPS
@@ -102,7 +102,7 @@ def test_mask_head_of_one_class_is_that_channel() -> None:
 
 def test_level_by_the_size_of_the_box() -> None:
     """Sides of 111, 112, 223, 224, 447, 448 and more; an empty box reads the finest level."""
-    extractor, sides = OneLevel(), np.float32([0, 1, 111, 112, 223, 224, 447, 448, 5000])
+    extractor, sides = SingleLevel(), np.float32([0, 1, 111, 112, 223, 224, 447, 448, 5000])
     boxes = np.stack([0 * sides, 0 * sides, sides, sides], 1)
     np.testing.assert_array_equal(jax.jit(extractor.level_of)(boxes), [0, 0, 0, 1, 1, 2, 2, 3, 3])
     long = np.float32([[0, 0, 448, 28], [0, 0, 7, 448]])  # areas of 112 and 56 squared
@@ -112,7 +112,7 @@ def test_level_by_the_size_of_the_box() -> None:
 
 @pytest.mark.parametrize("jit", [True, False])
 def test_golden_levels(jit: bool) -> None:
-    level_of = jax.jit(OneLevel().level_of) if jit else OneLevel().level_of
+    level_of = jax.jit(SingleLevel().level_of) if jit else SingleLevel().level_of
     np.testing.assert_array_equal(level_of(OPS["levels/rois"][:, 1:]), OPS["levels/lvl"])
     np.testing.assert_array_equal(level_of(INPUTS["fixed_rois"]), OPS["levels/fixed_rois_lvl"])
 
@@ -122,7 +122,7 @@ def test_extractor_reads_the_level_of_the_box() -> None:
     pyramid = {level: jnp.full((1, 512 >> level, 512 >> level, 2), float(level)) for level in (2, 3, 4, 5)}
     sides = np.float32([50, 120, 230, 450])
     boxes = np.stack([0 * sides, 0 * sides, sides, sides], 1)[None]
-    crops = jax.jit(OneLevel(size=3).__call__)(pyramid, boxes, np.array([[True, True, True, False]]))
+    crops = jax.jit(SingleLevel(size=3).__call__)(pyramid, boxes, np.array([[True, True, True, False]]))
     np.testing.assert_allclose(crops[0, :, 1, 1, 0], [2, 3, 4, 0], rtol=1e-6)
     assert crops_as_batch(crops).shape == (4, 3, 3, 2)
 
@@ -130,4 +130,4 @@ def test_extractor_reads_the_level_of_the_box() -> None:
 def test_a_pyramid_that_lacks_a_level_is_an_error() -> None:
     pyramid = {level: jnp.zeros((1, 32 >> level, 32 >> level, 1)) for level in (2, 3)}
     with pytest.raises(ValueError, match=r"the extractor reads levels \(2, 3, 4, 5\), the pyramid has \[2, 3\]"):
-        OneLevel()(pyramid, jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))
+        SingleLevel()(pyramid, jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))

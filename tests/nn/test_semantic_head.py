@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.extractors.single_level import OneLevel
+from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.semantic import SEMANTIC, SEMANTIC_LOGITS, PlusSemantic, SemanticHead, resize, semantic_crops
 from jaxdet.ops.roi_align import roi_align
 
@@ -143,7 +143,7 @@ def test_a_size_that_does_not_divide_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [7, 14])
 def test_an_extractor_plus_the_semantic_crops(size: int) -> None:
-    features, alone = pyramid(), OneLevel(size=size, sampling_ratio=2)
+    features, alone = pyramid(), SingleLevel(size=size, sampling_ratio=2)
     features[SEMANTIC] = jax.random.normal(KEY, (2, 8, 12, 4))
     both = PlusSemantic(alone).apply({}, features, BOXES, VALID)
     pyramids = alone.apply({}, features, BOXES, VALID)

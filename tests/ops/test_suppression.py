@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jaxdet.models.finish import Finish
+
 from jaxdet.ops.suppression import Kept, nms, offset_by_group
 from tests.ops import oracles
 from tests.ops.golden import OPS

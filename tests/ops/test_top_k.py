@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdet.ops.top_k import top_k
+from jaxdet.ops.devices import top_k
 from jaxdet.runtime.mesh import data_mesh
 from tests.devices import run_on_devices
 

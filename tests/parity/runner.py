@@ -14,14 +14,13 @@ import numpy as np
 import optax
 
 from jaxdet.checkpoints.merge import merge
-from jaxdet.checkpoints.names.from_mmdet import from_mmdet, mmdet_names
+from jaxdet.checkpoints.names.mmdet import from_mmdet, mmdet_names
 from jaxdet.checkpoints.tree import flatten, unflatten
 from jaxdet.config import load_config
 from jaxdet.evaluation.paste import paste_mask
-from jaxdet.models.loop import refine
-from jaxdet.models.two_stage import TwoStage
-from jaxdet.nn.extractors.single_level import crops_as_batch
-from jaxdet.structures import Batch, Detections, Features, Proposals, Targets
+from jaxdet.models.features import Normalization
+from jaxdet.models.one_stage import OneStage
+from jaxdet.structures import Batch, Detections, Masks, Proposals, Targets
 
 Arrays = dict[str, Any]
 
@@ -48,25 +47,29 @@ CONFIGS = {
     "r3_maskiou_rect": "tables/sbr_table7.py:row_5",
     "r3_advanced": "tables/sbr_table7.py:row_7_square",
     "sbr_cnn": "sbr_cnn.py",
+    "retinanet_r50": "retinanet_r50_fpn.py",
+    "htc_semantic_r50": "htc_semantic_r50_fpn.py",
 }
 """Reference model -> config of the project."""
 
 
-def load_model(name: str, roi_samples: int = 128) -> TwoStage:
+def load_model(name: str, roi_samples: int = 128) -> Any:
     """The model of a config with samplers that take the first boxes, not random ones, and raw pixels as they are."""
     if name not in CONFIGS:
         raise ValueError(f"no config for {name}; there are {sorted(CONFIGS)}")
-    model = load_config(f"{Path(__file__).parents[2]}/configs/{CONFIGS[name]}").model
+    model: Any = load_config(f"{Path(__file__).parents[2]}/configs/{CONFIGS[name]}").model
 
     def first(sampler: Any, **changes: Any) -> Any:
         return dataclasses.replace(sampler, order="first", **changes)
 
-    schedule = tuple(dataclasses.replace(s, sampler=first(s.sampler, number=roi_samples)) for s in model.schedule)
-    rpn = model.rpn.clone(sampler=first(model.rpn.sampler))
-    return model.clone(rpn=rpn, schedule=schedule, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1.0, 1.0, 1.0))
+    model = model.clone(normalization=Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    if isinstance(model, OneStage):
+        return model
+    stages = tuple(dataclasses.replace(s, sampler=first(s.sampler, number=roi_samples)) for s in model.stages)
+    return model.clone(rpn=model.rpn.clone(sampler=first(model.rpn.sampler)), stages=stages)
 
 
-def load_variables(model: TwoStage, state_dict: Arrays, batch: Batch) -> Arrays:
+def load_variables(model: Any, state_dict: Arrays, batch: Batch) -> Arrays:
     """The weights through the project's importer; every leaf must be there and fit.
 
     What the state dict has beyond that stays away.
@@ -92,8 +95,9 @@ def make_batch(inputs: Arrays) -> Batch:
     targets = Targets(
         boxes=slots("gt_boxes", np.float32),
         labels=slots("gt_labels", np.int32),
-        masks=slots("gt_masks", np.uint8),
-        frames=np.tile(np.array([0, 0, width, height], np.float32), (1, number, 1)),
+        masks=Masks(
+            slots("gt_masks", np.uint8), frames=np.tile(np.array([0, 0, width, height], np.float32), (1, number, 1))
+        ),
         crowd=np.zeros((1, number), bool),
         valid=np.arange(number)[None] < real,
     )
@@ -113,16 +117,17 @@ def run(model: str, state_dict: Arrays, inputs: Arrays, groups: set[str]) -> Arr
     """Outputs of the groups asked for, by the names of the golden files; features come always."""
     net, batch = load_model(model), make_batch(inputs)
     variables = load_variables(net, state_dict, batch)
-    pyramid, proposals, out = jax.jit(lambda v: net.apply(v, batch, method=_features))(variables)
-    if "heads" in groups:
-        out |= jax.jit(lambda v, p: net.apply(v, p, batch, inputs["fixed_rois"], method=_heads))(variables, pyramid)
-        out |= _spare_mask_heads(net, variables, state_dict, out)
+    named = jax.jit(lambda v: net.apply(v, batch, *_looked_at(net, inputs, groups), method="intermediates"))(variables)
+    out = _features(net, named)
+    if "heads" in groups and not isinstance(net, OneStage):
+        out |= _heads(named) | _spare_mask_heads(net, variables, state_dict, named)
     if "test" in groups:
-        for prefix, boxes in (("test", proposals), ("test_fixedprop", _proposals(inputs))):
-            detect = jax.jit(lambda v, p, b: net.apply(v, p, b, batch.true_hw, method="detect"))
-            out |= _detections(prefix, net, detect(variables, pyramid, boxes), batch)
+        out |= _detections("test", jax.jit(lambda v: net.apply(v, batch, method="predict"))(variables), batch)
+        if not isinstance(net, OneStage):
+            found = jax.jit(lambda v, p: net.apply(v, batch, p, method="predict"))(variables, _proposals(inputs))
+            out |= _detections("test_fixedprop", found, batch)
     if "train" in groups:
-        terms, grads = jax.jit(lambda v: _loss_and_grads(net, v, batch, _proposals(inputs)))(variables)
+        terms, grads = jax.jit(lambda v: _loss_and_grads(net, v, batch, _given(net, inputs)))(variables)
         out |= {f"train/{name}": np.asarray(value) for name, value in terms.items()}
         out["train/grad_norms"] = _norms(net, grads, trained_only=True)
     return {k: v if isinstance(v, dict) else np.asarray(v) for k, v in out.items()}
@@ -139,7 +144,7 @@ def sgd(model: str, state_dict: Arrays, inputs: Arrays, steps: int = 5) -> Array
 
     @jax.jit
     def step(params: Any, state: Any) -> Any:
-        terms, grads = _loss_and_grads(net, {**variables, "params": params}, batch, _proposals(inputs))
+        terms, grads = _loss_and_grads(net, {**variables, "params": params}, batch, _given(net, inputs))
         updates, state = rule.update(grads, state, params)
         return optax.apply_updates(params, updates), state, terms
 
@@ -151,85 +156,79 @@ def sgd(model: str, state_dict: Arrays, inputs: Arrays, steps: int = 5) -> Array
     return {"loss_names": list(terms), "losses": np.array(history), "param_norms_after": norms}
 
 
-def _features(net: TwoStage, batch: Batch) -> tuple[Features, Proposals, Arrays]:
-    """Pyramid and proposals of the images, and what is compared of them in torch layout."""
-    levels = net.backbone(batch.image)
-    pyramid = net.neck(levels)
-    out = {f"backbone/C{i}": _nchw(x) for i, x in levels.items()} | {f"fpn/P{i}": _nchw(x) for i, x in pyramid.items()}
-    for i, level in enumerate(net.rpn.anchors.levels):
-        objectness, deltas = net.rpn.head(pyramid[level])
-        out |= {f"rpn/cls{i}": _nchw(objectness), f"rpn/reg{i}": _nchw(deltas)}
-    proposals = net.rpn.proposals(pyramid, batch.true_hw)
-    out["rpn/proposals"] = jnp.concatenate([proposals.boxes[0], proposals.scores[0, :, None]], 1)
-    return pyramid, proposals, out
+def _looked_at(net: Any, inputs: Arrays, groups: set[str]) -> tuple[Any, ...]:
+    """The fixed RoIs, and the classes whose masks are rated."""
+    if isinstance(net, OneStage) or "heads" not in groups:
+        return ()
+    rois = jnp.asarray(inputs["fixed_rois"], jnp.float32)[None]
+    return rois, (jnp.arange(rois.shape[1]) * 5 % net.num_classes)[None]
 
 
-def _heads(net: TwoStage, pyramid: Features, batch: Batch, rois: Any) -> Arrays:
-    """What every step says about the fixed RoIs, which move from step to step; masks are of where they began."""
-    rois = jnp.asarray(rois, jnp.float32)[None]
-    boxes, valid, out = rois, jnp.ones(rois.shape[:2], bool), {}
-    for t, step in enumerate(net.test_schedule()):
-        head = net.heads[step.head]
-        crops = crops_as_batch(head.box_extractor(pyramid, boxes, valid))
-        logits, deltas = (x[None] for x in head.box_head(crops, net.num_classes))
+def _given(net: Any, inputs: Arrays) -> tuple[Any, ...]:
+    return () if isinstance(net, OneStage) else (_proposals(inputs),)
+
+
+def _features(net: Any, named: Arrays) -> Arrays:
+    """Features and what the dense head says of them, in torch layout."""
+    out = {}
+    for name, value in named.items():
+        kind, _, rest = name.partition("/")
+        if kind in ("backbone", "pyramid"):
+            out[f"{ {'backbone': 'backbone/C', 'pyramid': 'fpn/P'}[kind] }{rest}"] = _nchw(value)
+    dense, ours, theirs = (net.dense, "dense", "head") if isinstance(net, OneStage) else (net.rpn, "rpn", "rpn")
+    for i, level in enumerate(dense.places.levels):
+        for kind, name in (("logits", "cls"), ("deltas", "reg")):
+            _, height, width, _ = named[f"pyramid/{level}"].shape
+            out[f"{theirs}/{name}{i}"] = _nchw(named[f"{ours}/{level}/{kind}"].reshape(1, height, width, -1))
+    if "proposals" in named:
+        proposals = named["proposals"]
+        out["rpn/proposals"] = jnp.concatenate([proposals.boxes[0], proposals.scores[0, :, None]], 1)
+    return out
+
+
+def _heads(named: Arrays) -> Arrays:
+    """What every stage says about the fixed RoIs, which move from stage to stage; masks are of where they began."""
+    out = {}
+    stages = [name.partition("/")[0].removeprefix("stage") for name in named if name.endswith("/deltas")]
+    for t in sorted(int(t) for t in stages if t.isdecimal()):
+        boxes, crops, logits, deltas = (named[f"stage{t}/{part}"] for part in ("boxes", "crops", "logits", "deltas"))
         out |= {
             f"loop{t}/rois": jnp.pad(boxes[0], ((0, 0), (1, 0))),
             f"loop{t}/bbox_feats": _nchw(crops),
             f"loop{t}/cls": logits[0],
             f"loop{t}/reg": deltas[0].reshape(len(crops), -1),
         }
-        boxes = refine(head, boxes, logits, deltas, batch.true_hw)
-    return out if net.heads[0].mask_head is None else out | _masks(net, pyramid, rois, valid)
-
-
-def _masks(net: TwoStage, pyramid: Features, boxes: jax.Array, valid: jax.Array) -> Arrays:
-    """Every pass of the mask branch over the same crops, and the mask IoU of the last."""
-    schedule = net.test_schedule()
-    crops = net.heads[schedule[-1].head].mask_crops(pyramid, boxes, valid)
-    features, out = net.heads[0].no_mask_features(crops), {"mask/feats": _nchw(crops)}
-    for t, step in enumerate(schedule):
-        head = net.heads[step.head]
-        features = head.mask_features(crops, features)
-        logits = head.mask_head.classify(features, net.num_classes)
-        out |= {f"mask/last_feat{t}": _nchw(features), f"mask/pred{t}": _nchw(logits)}
-    if net.mask_iou is not None:
-        labels = jnp.arange(len(crops)) * 5 % net.num_classes
-        own = jnp.take_along_axis(logits, labels[:, None, None, None], axis=3)[..., 0]
-        out |= {"mask/iou_labels": labels, "mask/iou_pred": net.mask_iou(crops, own, net.num_classes)}
+        if "masks/crops" in named:
+            out |= {
+                "mask/feats": _nchw(named["masks/crops"]),
+                f"mask/last_feat{t}": _nchw(named[f"masks/stage{t}/features"]),
+                f"mask/pred{t}": _nchw(named[f"masks/stage{t}/logits"]),
+            }
+    if "mask_scores/rated" in named:
+        rated = named["mask_scores/rated"]
+        out |= {"mask/iou_labels": jnp.arange(len(rated)) * 5 % rated.shape[1], "mask/iou_pred": rated}
     return out
 
 
-def _spare_mask_heads(net: TwoStage, variables: Arrays, state_dict: Arrays, found: Arrays) -> Arrays:
-    """Logits of mask heads that the state dict has and no step uses, as in the reference's cascade."""
+def _spare_mask_heads(net: Any, variables: Arrays, state_dict: Arrays, named: Arrays) -> Arrays:
+    """Logits of mask heads that the state dict has and no stage uses, as in the reference's cascade."""
     own = "roi_head.mask_head.0."
     names = {name for name in mmdet_names(variables).values() if name.startswith(own)}
     out: Arrays = {}
     t = len(net.heads)
     while names and f"roi_head.mask_head.{t}.conv_logits.bias" in state_dict:
         state = state_dict | {name: state_dict[name.replace(own, f"roi_head.mask_head.{t}.")] for name in names}
-        spare = {**variables, **from_mmdet(state, variables)}
-        crops = jnp.moveaxis(found["mask/feats"], 1, -1)
-        out[f"mask/pred{t}"] = _nchw(net.apply(spare, crops, method=_first_mask_head))
+        head, weights = net.parts[0].heads[0].head, from_mmdet(state, variables)["params"]["masks"]["heads_0"]["head"]
+        out[f"mask/pred{t}"] = _nchw(head.apply({"params": weights}, named["masks/crops"], net.num_classes))
         t += 1
     return out
 
 
-def _first_mask_head(net: TwoStage, crops: jax.Array) -> jax.Array:
-    return net.heads[0].mask_head(crops, net.num_classes)
-
-
-def _loss_and_grads(net: TwoStage, variables: Arrays, batch: Batch, proposals: Proposals) -> tuple[Arrays, Any]:
-    """RPN losses on the image, head losses on the fixed proposals, and the gradient of their sum."""
-
-    def terms_of(net: TwoStage) -> Arrays:
-        targets = jax.tree.map(jnp.asarray, batch.targets)
-        features, key = net.features(batch), jax.random.key(0)
-        rpn_terms, _ = net.rpn.losses(features, batch.true_hw, targets, key)
-        head_terms, _ = net.head_losses(features, proposals, targets, batch.true_hw, key)
-        return rpn_terms | head_terms
+def _loss_and_grads(net: Any, variables: Arrays, batch: Batch, given: tuple[Any, ...]) -> tuple[Arrays, Any]:
+    """Losses of the image, those of the stages on the fixed proposals, and the gradient of their sum."""
 
     def total(params: Any) -> tuple[jax.Array, Arrays]:
-        terms = net.apply({**variables, "params": params}, method=terms_of)
+        terms, _ = net.apply({**variables, "params": params}, batch, jax.random.key(0), *given, method="losses")
         return sum(terms.values()), terms
 
     (value, terms), grads = jax.value_and_grad(total, has_aux=True)(variables["params"])
@@ -241,24 +240,27 @@ def _proposals(inputs: Arrays) -> Proposals:
     return Proposals(boxes, jnp.ones(boxes.shape[:2]), jnp.ones(boxes.shape[:2], bool))
 
 
-def _detections(prefix: str, net: TwoStage, found: Detections, batch: Batch) -> Arrays:
+def _detections(prefix: str, found: Detections, batch: Batch) -> Arrays:
     """Valid detections of the image in original coordinates, with pasted masks."""
     valid = np.asarray(found.valid[0])
     scale = batch.scale[0]
-    boxes = np.asarray(found.boxes[0])[valid] / np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
-    scores = [found.scores[0]] if net.mask_iou is None else [found.scores[0], found.mask_scores[0]]
+    factors = np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
+    boxes = np.asarray(found.boxes[0])[valid] / factors
+    scores = [found.scores[0]] if found.mask_scores is None else [found.scores[0], found.mask_scores[0]]
     out = {
         f"{prefix}/boxes": np.concatenate([boxes, np.stack(scores, 1)[valid]], 1),
         f"{prefix}/labels": np.asarray(found.labels[0])[valid],
     }
     if found.masks is not None:
         hw = tuple(int(v) for v in batch.original_hw[0])
-        masks = [paste_mask(m, b, hw) for m, b in zip(np.asarray(found.masks[0])[valid], boxes, strict=True)]
+        frames = np.asarray(found.masks.frames[0])[valid] / factors
+        values = np.asarray(found.masks.values[0])[valid]
+        masks = [paste_mask(m, f, hw, found.masks.threshold) for m, f in zip(values, frames, strict=True)]
         out[f"{prefix}/masks"] = np.array(masks).reshape(-1, *hw)
     return out
 
 
-def _norms(net: TwoStage, tree: Any, trained_only: bool) -> dict[str, float]:
+def _norms(net: Any, tree: Any, trained_only: bool) -> dict[str, float]:
     names = mmdet_names({"params": tree})
     return {
         names[path]: float(np.linalg.norm(np.asarray(leaf, np.float64)))

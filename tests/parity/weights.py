@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxdet.checkpoints.names.from_mmdet import to_mmdet
+from jaxdet.checkpoints.names.mmdet import to_mmdet
 from jaxdet.checkpoints.tree import Variables, flatten, unflatten
 
 WEIGHT_GAIN = {

@@ -1,7 +1,7 @@
 """Names and layouts of two code bases side by side: one table, read in both directions.
 
-A ``Row`` pairs a module path here with a module name there.  ``{x}`` in both stands for a number that is the same
-on both sides.  The module's layout says which arrays it has.  A new kind of model adds rows, not code.
+A ``Pair`` pairs a module path here with a module name there.  ``{x}`` in both stands for a number that is the same
+on both sides.  The module's layout says which arrays it has.  A new kind of model adds pairs, not code.
 """
 
 import functools
@@ -17,11 +17,11 @@ from jaxdet.checkpoints.names.layouts import Leaf
 from jaxdet.checkpoints.tree import Array, Path, Variables, flatten, unflatten
 
 UNMAPPED = "unmapped"
-"""Collection in which arrays without a row travel under their torch name, so that a merge must name them."""
+"""Collection in which arrays without a pair travel under their torch name, so that a merge must name them."""
 
 
 @dataclass(frozen=True)
-class Row:
+class Pair:
     """A module here, the same module there, and the arrays that it may have."""
 
     ours: str
@@ -29,7 +29,7 @@ class Row:
     leaves: tuple[Leaf, ...]
 
 
-Table: TypeAlias = tuple[Row, ...]
+Table: TypeAlias = tuple[Pair, ...]
 _PREFIX = re.compile(r"^((?:module\.)*).*", re.DOTALL)  # of torch wrappers for several devices; one is usual
 
 
@@ -37,7 +37,7 @@ def from_state(table: Table, state: Mapping[str, Any]) -> Variables:
     """Variables (float32, our layouts) of a torch state dict in torch layout.
 
     Accepts the spellings that checkpoints come in: the arrays inside ``state_dict`` or ``model``, a ``module.``
-    before every name, ``num_batches_tracked`` counters.  A name without a row is kept in the collection
+    before every name, ``num_batches_tracked`` counters.  A name without a pair is kept in the collection
     ``unmapped``.  ValueError: a wrong number of axes, an entry that is no array, two entries for one leaf.
     """
     flat: dict[Path, Array] = {}
@@ -52,7 +52,7 @@ def from_state(table: Table, state: Mapping[str, Any]) -> Variables:
 
 
 def to_state(table: Table, variables: Mapping[str, Any]) -> dict[str, Array]:
-    """The torch state dict (float32, torch layouts) of variables.  ValueError lists the leaves without a row."""
+    """The torch state dict (float32, torch layouts) of variables.  ValueError lists the leaves without a pair."""
     state: dict[str, Array] = {}
     unknown = []
     for (collection, *path), value in flatten(variables).items():
@@ -66,7 +66,7 @@ def to_state(table: Table, variables: Mapping[str, Any]) -> dict[str, Array]:
         array = found[1].layout.to_torch(np.asarray(value, dtype=np.float32))
         state[found[0]] = np.ascontiguousarray(array)
     if unknown:
-        raise ValueError(f"no torch name for {', '.join(unknown)}: add a row to the table")
+        raise ValueError(f"no torch name for {', '.join(unknown)}: add a pair to the table")
     return state
 
 
@@ -74,7 +74,7 @@ def their_name(table: Table, path: Path) -> str:
     """The torch name of a leaf, by its path below the collection, as ``("rpn", "head", "conv", "kernel")``."""
     found = _find_path(table, path)
     if found is None:
-        raise ValueError(f"no torch name for {'/'.join(path)}: add a row to the table")
+        raise ValueError(f"no torch name for {'/'.join(path)}: add a pair to the table")
     return found[0]
 
 
@@ -110,9 +110,9 @@ def _converted(leaf: Leaf, name: str, value: Array) -> Array:
 def _find(table: Table, name: str) -> tuple[Path, Leaf] | None:
     """Path here (with its collection) and leaf of a torch name."""
     module, _, suffix = name.rpartition(".")
-    for row in table:
-        leaf = next((leaf for leaf in row.leaves if leaf.theirs == suffix), None)
-        ours = _translate(row.theirs, row.ours, module) if leaf else None
+    for pair in table:
+        leaf = next((leaf for leaf in pair.leaves if leaf.theirs == suffix), None)
+        ours = _translate(pair.theirs, pair.ours, module) if leaf else None
         if leaf is not None and ours is not None:
             return (leaf.collection, *ours.split("/"), leaf.ours), leaf
     return None
@@ -120,9 +120,9 @@ def _find(table: Table, name: str) -> tuple[Path, Leaf] | None:
 
 def _find_path(table: Table, path: Path) -> tuple[str, Leaf] | None:
     """Torch name and leaf of a path here (without its collection)."""
-    for row in table:
-        leaf = next((leaf for leaf in row.leaves if leaf.ours == path[-1]), None)
-        theirs = _translate(row.ours, row.theirs, "/".join(path[:-1])) if leaf else None
+    for pair in table:
+        leaf = next((leaf for leaf in pair.leaves if leaf.ours == path[-1]), None)
+        theirs = _translate(pair.ours, pair.theirs, "/".join(path[:-1])) if leaf else None
         if leaf is not None and theirs is not None:
             return f"{theirs}.{leaf.theirs}", leaf
     return None

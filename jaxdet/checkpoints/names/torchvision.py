@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from jaxdet.checkpoints.names.layouts import CONV, LINEAR, LINEAR_OVER_7X7, TRANSPOSED_CONV
-from jaxdet.checkpoints.names.mmdet import resnet
-from jaxdet.checkpoints.names.table import Row, Table, from_state, plain_state
+from jaxdet.checkpoints.names.mmdet.backbone import resnet
+from jaxdet.checkpoints.names.table import Pair, Table, from_state, plain_state
 from jaxdet.checkpoints.tree import Array, Variables
 
 BATCH_NORM_EPS = 1e-5
@@ -48,8 +48,8 @@ class Imported:
 
 
 def _either(ours: str, theirs: Sequence[str], leaves: Any) -> Table:
-    """Rows for a module that has changed its name between torchvision's versions."""
-    return tuple(Row(ours, name, leaves) for name in theirs)
+    """Pairs for a module that has changed its name between torchvision's versions."""
+    return tuple(Pair(ours, name, leaves) for name in theirs)
 
 
 def _detector() -> Table:
@@ -59,18 +59,18 @@ def _detector() -> Table:
             name = f"backbone.fpn.{theirs}.{i}"
             rows += _either(f"neck/{ours}{i + 2}", (name, f"{name}.0"), CONV)
         names = (f"roi_heads.mask_head.mask_fcn{i + 1}", f"roi_heads.mask_head.{i}.0")
-        rows += _either(f"heads_0/mask_head/conv{i + 1}", names, CONV)
+        rows += _either(f"masks/heads_0/head/conv{i + 1}", names, CONV)
     return (
         *rows,
         *_either("rpn/head/conv", ("rpn.head.conv", "rpn.head.conv.0.0"), CONV),
-        Row("rpn/head/objectness", "rpn.head.cls_logits", CONV),
-        Row("rpn/head/deltas", "rpn.head.bbox_pred", CONV),
-        Row("heads_0/box_head/trunk/fc1", "roi_heads.box_head.fc6", LINEAR_OVER_7X7),
-        Row("heads_0/box_head/trunk/fc2", "roi_heads.box_head.fc7", LINEAR),
-        Row("heads_0/box_head/logits", CLASS, LINEAR),
-        Row("heads_0/box_head/deltas", _BOX, LINEAR),
-        Row("heads_0/mask_head/upsample", "roi_heads.mask_predictor.conv5_mask", TRANSPOSED_CONV),
-        Row("heads_0/mask_head/logits", _MASK, CONV),
+        Pair("rpn/head/objectness", "rpn.head.cls_logits", CONV),
+        Pair("rpn/head/deltas", "rpn.head.bbox_pred", CONV),
+        Pair("heads_0/head/trunk/fc1", "roi_heads.box_head.fc6", LINEAR_OVER_7X7),
+        Pair("heads_0/head/trunk/fc2", "roi_heads.box_head.fc7", LINEAR),
+        Pair("heads_0/head/logits", CLASS, LINEAR),
+        Pair("heads_0/head/deltas", _BOX, LINEAR),
+        Pair("masks/heads_0/head/upsample", "roi_heads.mask_predictor.conv5_mask", TRANSPOSED_CONV),
+        Pair("masks/heads_0/head/logits", _MASK, CONV),
     )
 
 

@@ -178,7 +178,10 @@ def single_batch(image: NDArray[np.uint8], data: Data) -> "Batch":
 
 def to_batch(arrays: dict[str, Any]) -> "Batch":
     """Stacked arrays as the nouns of ``structures``."""
-    from jaxdet.structures import Batch, Targets
+    from jaxdet.structures import Batch, Masks, Targets
 
     targets = arrays.get("targets")
-    return Batch(**{**arrays, "targets": None if targets is None else Targets(**targets)})
+    if targets is None:
+        return Batch(**arrays)
+    others = {name: leaf for name, leaf in targets.items() if name not in ("masks", "frames")}
+    return Batch(**{**arrays, "targets": Targets(masks=Masks(targets["masks"], targets["frames"]), **others)})

@@ -2,11 +2,10 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdet.nn.blocks.layers import Conv, NormKind, make_norm
-from jaxdet.structures import Features
+from jaxdet.structures import Levels
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_FROM = 50
@@ -68,7 +67,7 @@ class ResNet(nn.Module):
     stages: int = 4
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> Features:
+    def __call__(self, image: jax.Array) -> Levels:
         if self.depth not in BLOCKS:
             raise ValueError(f"ResNet depth must be one of {sorted(BLOCKS)}, got {self.depth}")
         if not 1 <= self.stages <= 4:
@@ -107,10 +106,3 @@ def max_pool(x: jax.Array) -> jax.Array:
     # A NumPy scalar: with a traced start value XLA no longer sees a maximum, and there is no gradient.
     lowest = np.array(-np.inf, x.dtype)
     return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
-
-
-def normalize(image: jax.Array, true_hw: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """``(image - mean) / std`` in float32 for ``[B, H, W, 3]``, and 0 outside ``true_hw [B, 2]``."""
-    rows, columns = jnp.arange(image.shape[1]), jnp.arange(image.shape[2])
-    inside = (rows[None, :, None] < true_hw[:, 0, None, None]) & (columns[None, None] < true_hw[:, 1, None, None])
-    return jnp.where(inside[..., None], (image.astype(jnp.float32) - mean) / std, 0.0)

@@ -3,6 +3,7 @@
 No layer has a dtype of its own: parameters are float32, computation follows the dtype of the input.
 """
 
+import math
 from typing import Literal, TypeAlias
 
 import flax.linen as nn
@@ -26,6 +27,11 @@ SPECTRAL_GAIN = 1.2
 def gaussian(std: float) -> Initializer:
     """Normal values with mean 0."""
     return nn.initializers.normal(std)
+
+
+def prior_bias(probability: float) -> Initializer:
+    """The bias with which a sigmoid begins at that probability (RetinaNet, Lin et al. 2017, section 4.1)."""
+    return nn.initializers.constant(-math.log((1 - probability) / probability))
 
 
 def convolve(
@@ -71,6 +77,7 @@ class Conv(nn.Module):
     bias: bool = True
     kernel_init: Initializer = kaiming_fan_out
     padding: int | None = None
+    bias_init: Initializer = nn.initializers.zeros
     method: Method | None = None
 
     @nn.compact
@@ -80,7 +87,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (kh, kw, x.shape[-1], self.features)).astype(x.dtype)
         pads = (kh // 2, kw // 2) if self.padding is None else (self.padding, self.padding)
         y = convolve(x, kernel, self.stride, pads, self.method)
-        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype) if self.bias else y
+        return y + self.param("bias", self.bias_init, (self.features,)).astype(x.dtype) if self.bias else y
 
 
 class Linear(nn.Module):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxdet.nn.blocks.layers import Conv
 from jaxdet.nn.extractors.single_level import crops_as_batch
 from jaxdet.ops.roi_align import roi_align
-from jaxdet.structures import Features, select_levels
+from jaxdet.structures import Features
 
 
 class ConvReLU(nn.Module):
@@ -88,7 +88,7 @@ class GRoIE(nn.Module):
 
     def _pool(self, features: Features, boxes: jax.Array, valid: jax.Array) -> list[jax.Array]:
         """Crops ``[B, N, size, size, C]`` of each level, or of one level a box."""
-        maps = select_levels(features, self.levels, "the extractor")
+        maps = features.select(self.levels, "the extractor")
         scales = [2.0**-level for level in self.levels]
         size = (self.size, self.size)
         align = functools.partial(roi_align, size=size, sampling_ratio=self.sampling_ratio, aligned=self.aligned)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from jaxdet.ops.boxes import area
 from jaxdet.ops.roi_align import roi_align
-from jaxdet.structures import Features, select_levels
+from jaxdet.structures import Features
 
 
-class OneLevel(nn.Module):
+class SingleLevel(nn.Module):
     """Each box reads the level that suits its size (FPN, Lin et al. 2017, eq. 1); no parameters.
 
     A box of area below ``(2 * finest) ** 2`` reads the first level, each doubling of its side the next one.
@@ -26,7 +26,7 @@ class OneLevel(nn.Module):
     def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
         """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``; invalid ones are 0."""
         return roi_align(
-            select_levels(features, self.levels, "the extractor"),
+            features.select(self.levels, "the extractor"),
             [2.0**-level for level in self.levels],
             boxes,
             self.level_of(boxes),

@@ -59,9 +59,9 @@ class FCN(nn.Module):
 
     def __call__(self, crops: jax.Array, num_classes: int) -> jax.Array:
         """Crops ``[N, 14, 14, C]`` -> logits ``[N, 28, 28, K]``, K = ``num_classes``, of an only pass."""
-        return self.classify(self.features(crops, self.nothing(crops)), num_classes)
+        return self.classify(self.features(crops, self.empty_features(crops)), num_classes)
 
-    def nothing(self, crops: jax.Array) -> jax.Array:
+    def empty_features(self, crops: jax.Array) -> jax.Array:
         """What the first pass gets in place of earlier features: zeros ``[N, 14, 14, channels]``."""
         return jnp.zeros((*crops.shape[:-1], self.channels), crops.dtype)
 

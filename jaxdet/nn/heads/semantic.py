@@ -1,5 +1,7 @@
 """The semantic branch of Hybrid Task Cascade (Chen et al. 2019, section 3.3 and fig. 2): what each pixel shows."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,13 +9,10 @@ import numpy as np
 
 from jaxdet.nn.blocks.layers import Conv
 from jaxdet.ops.roi_align import roi_align
-from jaxdet.structures import Features, select_levels
+from jaxdet.structures import Features
 
 LEVEL = 3
 """Where the branch works: all levels are brought to the size of this one, and semantic targets have it."""
-
-SEMANTIC, SEMANTIC_LOGITS = -1, -2
-"""Where the branch's maps lie among the features, whose other keys are log2 of a stride."""
 
 _CROP = 14  # pixels; smaller crops are means of these
 
@@ -21,8 +20,8 @@ _CROP = 14  # pixels; smaller crops are means of these
 class SemanticHead(nn.Module):
     """All levels summed at the size of level 3, then convolutions.
 
-    Pyramid -> ``SEMANTIC_LOGITS``: logits ``[B, H/8, W/8, num_classes]``, float32, and ``SEMANTIC``: the embedding
-    ``[B, H/8, W/8, channels]`` that box and mask branches may look at (`PlusSemantic`).  ``weight`` is that of the
+    Adds to the features ``semantic_logits [B, H/8, W/8, num_classes]``, float32, and ``semantic [B, H/8, W/8,
+    channels]``, the embedding that box and mask branches may look at (`PlusSemantic`).  ``weight`` is that of the
     loss, ``channels`` are also those of the pyramid.  The 183 classes are COCO's things and stuff by their ids in
     COCO-stuff's maps.
     """
@@ -35,7 +34,7 @@ class SemanticHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features) -> Features:
-        maps = select_levels(features, (LEVEL, *self.levels), "the semantic branch")
+        maps = features.select((LEVEL, *self.levels), "the semantic branch")
         like, x = maps[0], jnp.zeros((), maps[0].dtype)
         for level, source in zip(self.levels, maps[1:], strict=True):
             x += nn.relu(Conv(self.channels, 1, name=f"lateral{level}")(resize(source, like.shape[1:3])))
@@ -43,7 +42,7 @@ class SemanticHead(nn.Module):
             x = nn.relu(Conv(self.channels, 3, name=f"conv{i}")(x))
         logits = Conv(self.num_classes, 1, name="logits")(x)
         embedding = nn.relu(Conv(self.channels, 1, name="embedding")(x))
-        return {SEMANTIC: embedding, SEMANTIC_LOGITS: logits.astype(jnp.float32)}
+        return dataclasses.replace(features, semantic=embedding, semantic_logits=logits.astype(jnp.float32))
 
 
 class PlusSemantic(nn.Module):
@@ -53,10 +52,10 @@ class PlusSemantic(nn.Module):
 
     def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
         """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``."""
-        if SEMANTIC not in features:
+        if features.semantic is None:
             raise ValueError("PlusSemantic needs the semantic branch: set semantic=SemanticHead() in the model")
         crops = self.extractor(features, boxes, valid)
-        return crops + semantic_crops(features[SEMANTIC], boxes, valid, crops.shape[2])
+        return crops + semantic_crops(features.semantic, boxes, valid, crops.shape[2])
 
 
 def resize(x: jax.Array, hw: tuple[int, ...]) -> jax.Array:

@@ -1,0 +1,12 @@
+"""RetinaNet (Lin et al. 2017) with ResNet-101 and FPN, 1x schedule on COCO.
+
+The reference implementation publishes box AP 38.5 on val2017 for these settings (mmdetection's model zoo,
+retinanet_r101_fpn_1x_coco); nobody has trained this one on COCO yet.
+"""
+
+from configs.base import retinanet
+from jaxdet.experiment import Experiment
+
+
+def get_config() -> Experiment:
+    return retinanet(depth=101)

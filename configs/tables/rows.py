@@ -1,0 +1,92 @@
+"""What the files of the papers' tables share: a row, and the models with the settings of mmdetection 1.x.
+
+A table file has ``ROWS`` and ``get_config``, so that ``--config configs/tables/sbr_table6.py:row_3`` trains row 3.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import flax.linen as nn
+
+from configs.base import box_branch, cascade_rpn, coco, mask_branch, mask_parts, two_stage
+from jaxdet.experiment import Experiment, Optimizer, Schedule
+from jaxdet.nn.extractors.single_level import SingleLevel
+from jaxdet.ops.losses import SmoothL1
+
+# Parameters, all and trained, that the authors' code has; of models that stand in several tables.
+FASTER_RCNN = (41_753_056, 41_527_712)
+MASK_RCNN = (44_396_336, 44_170_992)
+HTC = (77_456_190, 77_230_846)
+R3_NAIVE = (44_138_228, 43_912_884)
+R3_DEEPER = (60_830_105, 60_604_761)
+R3_ADVANCED = (50_298_020, 50_072_676)
+
+# The box branch of mmdetection 1.x moves boxes of the background class too, and its mask branch draws their masks.
+BACKGROUND_BOXES = 4 * (1024 + 1)
+BACKGROUND_MASKS = 256 + 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a paper's table."""
+
+    what: str
+    experiment: Experiment
+    box_ap: float | None
+    mask_ap: float | None = None
+    printed: str = ""  #: parameters as the paper prints them: those trained, cut off and not rounded
+    params: tuple[int, int] | None = None  #: all and trained ones of the authors' code
+    background: int = 0  #: so many of these are about the background class, which has none here
+    note: str = ""
+
+
+def by_name(rows: Mapping[str, Row]) -> Callable[[str], Experiment]:
+    """``get_config`` of a table: the experiment of the row of that name.  ValueError lists the names."""
+
+    def get_config(row: str = "") -> Experiment:
+        if row not in rows:
+            names = ", ".join(rows)
+            raise ValueError(f"expected the name of a row behind the file, as in FILE.py:NAME, got {row!r}: {names}")
+        return rows[row].experiment
+
+    return get_config
+
+
+def first_generation(box_extractor: nn.Module, mask_extractor: nn.Module | None = None) -> Experiment:
+    """Faster or Mask R-CNN with the settings of mmdetection 1.x, on six devices, as in GRoIE's paper.
+
+    Smooth L1, more proposals in training, gradients clipped.  Boxes are measured as everywhere here, without 1.x's
+    pixel that it adds to width and height, and RoIAlign is the aligned one.
+    """
+    heads = [box_branch(lambda size: box_extractor, box_loss=SmoothL1())]
+    parts = () if mask_extractor is None else mask_parts([mask_branch(lambda size: mask_extractor)])
+    rule = Optimizer(clip_norm=35.0, schedule=Schedule(warmup_ratio=1 / 3))  # the rate of 12 images is 0.015
+    model = two_stage(heads, rpn=cascade_rpn(), parts=parts)
+    return coco(model, rule, batch_size=12, masks=mask_extractor is not None)
+
+
+def two_samples(size: int) -> SingleLevel:
+    """One level a box, two samples an axis and cell, as in mmdetection 1.x."""
+    return SingleLevel(size, sampling_ratio=2)
+
+
+def groie_row(
+    what: str, extractor: nn.Module, box_ap: float, params: tuple[int, int] = (41_757_156, 41_531_812), note: str = ""
+) -> Row:
+    """A row of GRoIE's tables: Faster R-CNN with that extractor; ``params`` of one without parameters of its own."""
+    name = f"Faster R-CNN{what}"
+    return Row(name, first_generation(extractor), box_ap, params=params, background=BACKGROUND_BOXES, note=note)
+
+
+GROIE_FASTER = groie_row("", two_samples(7), 36.5)
+"""The baseline of GRoIE's tables."""
+
+GROIE_MASK = Row(
+    "Mask R-CNN",
+    first_generation(two_samples(7), two_samples(14)),
+    37.3,
+    34.1,
+    params=(44_400_693, 44_175_349),
+    background=BACKGROUND_BOXES + BACKGROUND_MASKS,
+)
+"""Mask R-CNN of GRoIE's Table V, which later papers repeat."""

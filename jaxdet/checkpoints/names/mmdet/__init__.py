@@ -1,0 +1,67 @@
+"""Weights of mmdetection 2.x (and of the forks that kept its names) in both directions.
+
+Labels agree (0..K-1, background last), channels come RGB as in mmdetection's pytorch-style configs, and the order
+inside class-specific and anchor outputs is the same, so only names and layouts change.  mmdetection 1.x puts background
+first and names its heads otherwise: its names are not in the table.
+
+The names of a part follow from its place in the variables (``backbone``, ``neck``, ``rpn``, ``heads_0``, ``masks``, ..)
+and from what it holds there.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from jaxdet.checkpoints.names.mmdet import backbone, dense, masks, roi
+from jaxdet.checkpoints.names.table import Table, from_state, their_name, to_state
+from jaxdet.checkpoints.tree import Array, Path, Variables, flatten
+
+_Tree: TypeAlias = Mapping[str, Any]
+
+_PARTS: dict[str, Callable[[_Tree, _Tree], Table]] = {
+    "backbone": lambda part, model: backbone.resnet("backbone", "backbone."),
+    "neck": lambda part, model: backbone.fpn(part),
+    "rpn": lambda part, model: dense.RPN,
+    "dense": lambda part, model: dense.retina(part),
+    "heads": roi.box_branches,
+    "masks": masks.mask_branches,
+    "mask_scores": masks.mask_scores,
+    "semantic": lambda part, model: roi.semantic(part),
+}
+"""Pairs of names for a part, from its variables and those of the whole model, by the part's place."""
+
+
+def table_for(variables: _Tree) -> Table:
+    """Pairs for the composition in a model's variables: arrays or shapes, the whole tree or some parts of it."""
+    model = variables.get("params", {})
+    pairs = [*backbone.resnet("backbone", "backbone.")]
+    for place, part in model.items():
+        kind = place.rstrip("0123456789").rstrip("_")
+        if kind in _PARTS and place != "backbone":
+            # Box heads are several parts in a row; the pairs of all of them are made at once.
+            pairs += _PARTS[kind](part, model) if place in (kind, f"{kind}_0") else ()
+    return tuple(pairs)
+
+
+def from_mmdet(state: Mapping[str, Any], like: Mapping[str, Any]) -> Variables:
+    """``{"params": ..., "batch_stats": ...}``, float32, of an mmdetection state dict in torch layout.
+
+    ``like`` are the variables to be filled (arrays or shapes): mmdetection's names depend on the composition.
+    Names without a pair stay in the collection ``unmapped``, where ``merge`` lists them: what only another
+    composition has, and what a checkpoint carries without use.  Errors as ``table.from_state``.
+    """
+    return from_state(table_for(like), state)
+
+
+def to_mmdet(variables: Mapping[str, Any]) -> dict[str, Array]:
+    """The mmdetection state dict of variables: the inverse of ``from_mmdet``, errors as ``table.to_state``."""
+    return to_state(table_for(variables), variables)
+
+
+def mmdet_names(variables: Mapping[str, Any]) -> dict[Path, str]:
+    """mmdetection's name of every leaf, by its path below the collection.
+
+    ``("rpn", "head", "conv", "kernel")`` is ``"rpn_head.rpn_conv.weight"``.  ValueError for a leaf without a pair.
+    """
+    table = table_for(variables)
+    paths = [path[1:] for path in flatten(variables)]
+    return {path: their_name(table, path) for path in paths}

@@ -1,0 +1,42 @@
+"""Names of backbones and necks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdet.checkpoints.names.layouts import BATCH_NORM, CONV
+from jaxdet.checkpoints.names.table import Pair, Table
+
+
+def resnet(ours: str, theirs: str) -> Table:
+    """Pairs for a ResNet; torchvision and mmdetection name its modules alike."""
+    block, their_block = f"{ours}/layer{{stage}}_{{block}}", f"{theirs}layer{{stage}}.{{block}}"
+    return (
+        Pair(f"{ours}/conv1", f"{theirs}conv1", CONV),
+        Pair(f"{ours}/bn1", f"{theirs}bn1", BATCH_NORM),
+        Pair(f"{block}/conv{{n}}", f"{their_block}.conv{{n}}", CONV),
+        Pair(f"{block}/bn{{n}}", f"{their_block}.bn{{n}}", BATCH_NORM),
+        Pair(f"{block}/downsample_conv", f"{their_block}.downsample.0", CONV),
+        Pair(f"{block}/downsample_bn", f"{their_block}.downsample.1", BATCH_NORM),
+    )
+
+
+def fpn(tree: Mapping[str, Any]) -> Table:
+    """Pairs for an FPN, which mmdetection counts from its own first level; extra levels follow in the same list."""
+    levels = numbers("lateral", tree)
+    extra = numbers("conv", tree.get("top", {}))
+    return (
+        *(Pair(f"neck/lateral{n}", f"neck.lateral_convs.{i}.conv", CONV) for i, n in enumerate(levels)),
+        *(Pair(f"neck/output{n}", f"neck.fpn_convs.{i}.conv", CONV) for i, n in enumerate(levels)),
+        *(Pair(f"neck/top/conv{n}", f"neck.fpn_convs.{i}.conv", CONV) for i, n in enumerate(extra, len(levels))),
+    )
+
+
+def convs(ours: str, theirs: str, tree: Mapping[str, Any], prefix: str = "conv") -> Table:
+    """Pairs for ``conv1``, ``conv2``, .., which mmdetection counts from 0, at ``{}`` in ``theirs``."""
+    return tuple(Pair(f"{ours}/{prefix}{n}", theirs.format(n - 1), CONV) for n in numbers(prefix, tree))
+
+
+def numbers(prefix: str, tree: Mapping[str, Any]) -> list[int]:
+    """The numbers of the names that are the prefix and a number, ascending."""
+    found = (name.removeprefix(prefix) for name in tree if name.startswith(prefix))
+    return sorted(int(number) for number in found if number.isdecimal())

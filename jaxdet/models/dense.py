@@ -1,0 +1,222 @@
+"""The dense detector: something is said about every place of every level, and the best places become detections.
+
+With one class and a sampler it is the region proposal network (Ren et al. 2015); with K classes, a focal loss and no
+sampler it is RetinaNet (Lin et al. 2017).  What they share is here once: places and which of them exist, matching,
+losses, the best of each level, decoding, suppression.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxdet.models.features import Losses
+from jaxdet.nn.heads.dense import DenseHead, RPNHead
+from jaxdet.ops.anchors import Anchors, Places, inside, on_image
+from jaxdet.ops.boxes import DeltaCoder, clip, safe
+from jaxdet.ops.devices import top_k
+from jaxdet.ops.losses import L1, BinaryCrossEntropy, BoxLoss, ClassLoss, masked_sum
+from jaxdet.ops.matching import Matcher
+from jaxdet.ops.sampling import Choice, Sampler
+from jaxdet.ops.suppression import NMS, Suppression
+from jaxdet.structures import Detections, Features, Proposals, Targets
+
+
+@struct.dataclass
+class DenseOutputs:
+    """What the head says about every place, level by level, and inside a level in the order y, x, place."""
+
+    places: list[jax.Array]  #: ``[n, 4]`` float32, anchors or points as boxes
+    exists: list[jax.Array]  #: ``[B, n]`` bool, the cell is not padding
+    logits: list[jax.Array]  #: ``[B, n, K]`` float32
+    deltas: list[jax.Array]  #: ``[B, n, 4]`` float32
+    codes: list[jax.Array] | None  #: ``[B, n, c]``, what else the head says; None where it says nothing else
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which places go on: the ``per_level`` best of each level, of which ``suppression`` leaves a few."""
+
+    per_level: int = 1000
+    suppression: Suppression = NMS()
+
+
+class DenseDetector(nn.Module):
+    """Places are scored and moved by ``head``; the best become detections, or proposals of a second stage.
+
+    ``sampler`` chooses the places to train on; None: all of them, and the losses are divided by the number of
+    positives.  ``border`` admits places that far outside the image to training, negative: all.  ``train`` and ``test``
+    select what goes on.  Places in the padding beyond ``true_hw`` rounded up to ``pad_multiple`` do not exist, so that
+    what is found does not depend on the canvas.
+    """
+
+    head: DenseHead
+    places: Places = Anchors()
+    coder: DeltaCoder = DeltaCoder()
+    matcher: Matcher = Matcher()
+    sampler: Sampler | None = None
+    class_loss: ClassLoss = BinaryCrossEntropy()
+    box_loss: BoxLoss = L1()
+    border: float = -1.0
+    train: Selection = Selection()
+    test: Selection = Selection()
+    pad_multiple: int = 32
+
+    def __call__(self, features: Features, true_hw: jax.Array, num_classes: int = 1) -> DenseOutputs:
+        """Head outputs on all levels of the places, for images of ``true_hw [B, 2]``."""
+        levels = self.places.levels
+        padded = jnp.ceil(true_hw / self.pad_multiple) * self.pad_multiple
+        outputs = DenseOutputs([], [], [], [], None)
+        codes = []
+        for level, features_of_level in zip(levels, features.select(levels, "the dense head"), strict=True):
+            maps = self.head(features_of_level, num_classes)
+            batch, height, width, channels = maps.deltas.shape
+            if channels != 4 * self.places.per_cell:
+                raise ValueError(
+                    f"the head scores {channels // 4} anchors a cell, the anchors have {self.places.per_cell} "
+                    "(scales times ratios): set anchors of the head to that"
+                )
+            outputs.places.append(jnp.asarray(self.places.grid(level, height, width)))
+            outputs.exists.append(on_image(padded / 2**level, height, width, self.places.per_cell))
+            outputs.logits.append(maps.logits.reshape(batch, -1, num_classes).astype(jnp.float32))
+            outputs.deltas.append(maps.deltas.reshape(batch, -1, 4).astype(jnp.float32))
+            if maps.codes is not None:
+                codes.append(maps.codes.reshape(batch, outputs.deltas[-1].shape[1], -1))
+        return dataclasses.replace(outputs, codes=codes or None)
+
+    def intermediates(self, outputs: DenseOutputs, name: str) -> dict[str, Any]:
+        """``{name}/{level}/logits [B, n, K]`` and ``deltas [B, n, 4]``, and ``codes [B, n, c]`` if there are any."""
+        named: dict[str, Any] = {}
+        for i, level in enumerate(self.places.levels):
+            named |= {f"{name}/{level}/logits": outputs.logits[i], f"{name}/{level}/deltas": outputs.deltas[i]}
+            if outputs.codes is not None:
+                named[f"{name}/{level}/codes"] = outputs.codes[i]
+        return named
+
+    def losses(self, outputs: DenseOutputs, true_hw: jax.Array, targets: Targets, key: jax.Array) -> Losses:
+        """``loss_cls`` and ``loss_bbox``; ``key`` drives the sampler."""
+        places, exists = jnp.concatenate(outputs.places), jnp.concatenate(outputs.exists, 1)
+        logits, deltas = jnp.concatenate(outputs.logits, 1), jnp.concatenate(outputs.deltas, 1)
+        keys = jax.random.split(key, true_hw.shape[0])
+        chosen, labels, boxes = jax.vmap(lambda *image: self._targets(places, logits.shape[-1], *image))(
+            exists, true_hw, targets, keys
+        )
+        references = places
+        if self.sampler is not None:
+            logits = jnp.take_along_axis(logits, chosen.index[..., None], axis=1)
+            deltas = jnp.take_along_axis(deltas, chosen.index[..., None], axis=1)
+            references = places[chosen.index]
+        references = safe(jnp.broadcast_to(references, boxes.shape), chosen.positive)
+        # The reference counts at least one positive, and where it samples one negative, in each image; a slot of the
+        # batch without an image has no places.
+        counts = [chosen.positive.sum(1)]
+        if self.sampler is not None:
+            counts.append((chosen.valid & ~chosen.positive).sum(1))
+        number = jnp.maximum(jnp.where(exists.any(1), jnp.maximum(jnp.stack(counts), 1), 0).sum(), 1)
+        distance = self.box_loss(self.coder, references, deltas, boxes)
+        return {
+            "loss_cls": masked_sum(self.class_loss(logits, labels), chosen.valid) / number,
+            "loss_bbox": masked_sum(distance, chosen.positive) / number,
+        }
+
+    def detections(self, outputs: DenseOutputs, true_hw: jax.Array, selection: Selection) -> Detections:
+        """The best places of each level, moved, cut to the image and thinned out; no gradient.
+
+        ``index`` counts the places of all levels in order, as ``jnp.concatenate(outputs.codes, 1)`` has them.
+        """
+        outputs = jax.lax.stop_gradient(outputs)
+        sizes = [len(places) for places in outputs.places]
+        first = [sum(sizes[:i]) for i in range(len(sizes))]
+
+        def one_image(exists: Any, logits: Any, deltas: Any, hw: jax.Array) -> Detections:
+            best = [
+                self._best(*level, hw, selection.per_level)
+                for level in zip(outputs.places, exists, logits, deltas, strict=True)
+            ]
+            level = jnp.concatenate([jnp.full(len(b[1]), i, jnp.int32) for i, b in enumerate(best)])
+            boxes, scores, valid = (jnp.concatenate([b[part] for b in best]) for part in (0, 1, 2))
+            found = selection.suppression(boxes[:, None], scores, valid, level)
+            place = jnp.concatenate([index + start for (_, _, _, index), start in zip(best, first, strict=True)])
+            return dataclasses.replace(found, index=jnp.where(found.valid, place[found.index], 0))
+
+        return jax.vmap(one_image)(outputs.exists, outputs.logits, outputs.deltas, true_hw)
+
+    def proposals(self, outputs: DenseOutputs, true_hw: jax.Array, selection: Selection) -> Proposals:
+        """`detections` as proposals, whatever their class."""
+        found = self.detections(outputs, true_hw, selection)
+        return Proposals(found.boxes, found.scores, found.valid)
+
+    def _targets(
+        self,
+        places: jax.Array,
+        num_classes: int,
+        exists: jax.Array,
+        true_hw: jax.Array,
+        targets: Targets,
+        key: jax.Array,
+    ) -> tuple[Choice, jax.Array, jax.Array]:
+        """Of one image: the places to train on, their labels ``[S]``, and the boxes ``[S, 4]`` that they should give.
+
+        Where there is one class, an object is of that class whatever it is.
+        """
+        usable = exists & inside(places, true_hw, self.border)
+        match = self.matcher(places, usable, targets.boxes, targets.valid, targets.crowd)
+        if self.sampler is None:
+            chosen = Choice(jnp.arange(len(places)), match.positive, match.positive | match.negative)
+            gt_index = match.gt_index
+        else:
+            chosen = self.sampler(match, key)
+            gt_index = match.gt_index[chosen.index]
+        own = jnp.minimum(targets.labels[gt_index], num_classes - 1)
+        labels = jnp.where(chosen.positive, own, num_classes)
+        return chosen, labels, safe(targets.boxes[gt_index], chosen.positive)
+
+    def _best(
+        self, places: jax.Array, exists: jax.Array, logits: jax.Array, deltas: jax.Array, hw: jax.Array, limit: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Boxes, scores ``[n, K]``, validity and index of the ``limit`` places of a level with the highest score."""
+        scores = jax.nn.sigmoid(logits)
+        usable = exists & jnp.isfinite(logits).all(-1)
+        best, index = top_k(jnp.where(usable, scores.max(-1), -1.0), min(limit, len(scores)))
+        boxes = clip(self.coder.decode(places[index], deltas[index]), hw)
+        return boxes, scores[index], best >= 0.0, index
+
+
+def rpn(
+    head: DenseHead = RPNHead(),
+    *,
+    anchors: Places = Anchors(),
+    sampler: Sampler = Sampler(number=256, positive_fraction=0.5),
+    coder: DeltaCoder = DeltaCoder(),
+    box_loss: BoxLoss = L1(),
+    border: float = -1.0,
+    iou_threshold: float = 0.7,
+    train: tuple[int, int] = (2000, 1000),
+    test: tuple[int, int] = (1000, 1000),
+    **settings: Any,
+) -> DenseDetector:
+    """The region proposal network of Faster R-CNN (Ren et al. 2015): a dense detector of one class with a sampler.
+
+    ``train`` and ``test`` are the most boxes a level that enter suppression, and the most of all levels that leave it;
+    ``iou_threshold`` is that of suppression, which knows levels apart.  Other ``settings`` are `DenseDetector`'s.
+    """
+
+    def selection(numbers: tuple[int, int]) -> Selection:
+        per_level, limit = numbers
+        return Selection(per_level, NMS(None, iou_threshold, limit, within="level"))
+
+    return DenseDetector(
+        head,
+        places=anchors,
+        coder=coder,
+        matcher=Matcher(positive_iou=0.7, negative_iou=0.3, min_positive_iou=0.3),
+        sampler=sampler,
+        box_loss=box_loss,
+        border=border,
+        train=selection(train),
+        test=selection(test),
+        **settings,
+    )

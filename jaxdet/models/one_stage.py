@@ -1,0 +1,87 @@
+"""One-stage detection as one reads it: features, a dense detector, parts."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+
+from jaxdet.models.dense import DenseDetector
+from jaxdet.models.features import (
+    Dtype,
+    Losses,
+    Normalization,
+    extract_features,
+    feature_intermediates,
+    in_frozen_backbone,
+    targets_of,
+    without_fillers,
+)
+from jaxdet.models.parts.part import Found, Part, Seen, Setting, with_places
+from jaxdet.models.roi.schedule import check_unshared
+from jaxdet.structures import Batch, Detections, Features
+
+
+class OneStage(nn.Module):
+    """RetinaNet (Lin et al. 2017), and with ``parts`` behind it detectors that also say more about their detections.
+
+    ``dense`` says class and box of every place of the pyramid.  ``normalization`` and ``dtype`` are as in `TwoStage`.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    neck: nn.Module
+    dense: DenseDetector
+    parts: tuple[Part, ...] = ()
+    normalization: Normalization = Normalization()
+    dtype: Dtype = "float32"
+    preserve_adopted_names: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", with_places(self.parts))
+        super().__post_init__()
+
+    def setup(self) -> None:
+        check_unshared({"dense": self.dense, "parts": self.parts})
+
+    def losses(self, batch: Batch, key: jax.Array) -> tuple[Losses, Losses]:
+        """Loss terms by name, whose sum is minimised, and metrics; ``key`` drives what is sampled."""
+        targets_of(batch)
+        features = self.features(batch)
+        batch = without_fillers(batch)
+        targets = targets_of(batch)
+        outputs = self.dense(features, batch.true_hw, self.num_classes)
+        terms = self.dense.losses(outputs, batch.true_hw, targets, key)
+        seen = Seen([])
+        for part in self.parts:
+            more, seen = part.losses(features, seen, targets, Setting(self.num_classes, ()))
+            terms |= more
+        return terms, {}
+
+    def predict(self, batch: Batch) -> Detections:
+        """Detections of a batch, in coordinates of the resized images."""
+        features = self.features(batch)
+        outputs = self.dense(features, batch.true_hw, self.num_classes)
+        found = Found(self.dense.detections(outputs, batch.true_hw, self.dense.test))
+        for part in self.parts:
+            found = part(features, found, Setting(self.num_classes, ()))
+        return found.detections
+
+    def intermediates(self, batch: Batch) -> dict[str, Any]:
+        """What is computed on the way to the detections, by name.
+
+        ``backbone/{level}`` and ``pyramid/{level}`` (`feature_intermediates`); ``dense/{level}/logits`` and ``deltas``
+        (`DenseDetector.intermediates`).
+        """
+        named = feature_intermediates(
+            batch, self.backbone, self.neck, normalization=self.normalization, dtype=self.dtype
+        )
+        outputs = self.dense(self.features(batch), batch.true_hw, self.num_classes)
+        return named | self.dense.intermediates(outputs, "dense")
+
+    def features(self, batch: Batch) -> Features:
+        """The pyramid of a batch of images."""
+        return extract_features(batch, self.backbone, self.neck, normalization=self.normalization, dtype=self.dtype)
+
+    def is_frozen(self, path: tuple[str, ...]) -> bool:
+        """Whether the parameter at this path is not trained (stem and first stages of the backbone)."""
+        return in_frozen_backbone(self.backbone, path)

@@ -1,0 +1,1 @@
+"""Parts that follow suppression: each takes the detections and gives them back with more known about them."""

@@ -1,0 +1,125 @@
+"""Masks of the detections (He et al. 2017), and how good each of them is (Huang et al. 2019)."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.models.features import Losses
+from jaxdet.models.parts.part import Found, Seen, Setting
+from jaxdet.models.roi.heads import MaskBranch
+from jaxdet.models.roi.loop import by_stage
+from jaxdet.models.roi.masks import MaskPass, check_masks
+from jaxdet.models.roi.scan import choose
+from jaxdet.ops import losses
+from jaxdet.ops.masks import mask_iou_targets
+from jaxdet.structures import Features, Masks, Targets
+
+_NO_MASKS = "MaskScoring rates masks, but nothing before it draws any: put MaskPrediction before it among the parts"
+
+
+class MaskPrediction(nn.Module):
+    """Draws the mask of each detection inside its box; a branch for each head of the box stages.
+
+    At test each stage's branch looks at the detections, and their probabilities are averaged.
+    """
+
+    place: ClassVar[str] = "masks"
+
+    heads: tuple[MaskBranch, ...]
+
+    def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
+        self._check(setting)
+        if self.is_initializing():  # some stages leave out a branch, or a part of one; parameters are made of all
+            for branch in self.heads:
+                branch.make_parameters(features, setting.num_classes)
+        boxes = found.detections
+        loop = choose(self.heads, setting.stages, setting.unroll)
+        drawn = loop.predict_masks(self.heads, setting.stages, features, boxes, setting.num_classes)
+        masks = Masks(drawn.probabilities, frames=boxes.boxes)
+        return Found(dataclasses.replace(boxes, masks=masks), drawn.view)
+
+    def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
+        """``loss_mask`` of each stage, on the positives among its samples."""
+        self._check(setting)
+        check_masks(targets)
+        loop = choose(self.heads, setting.stages, setting.unroll)
+        trained = loop.train_masks(self.heads, setting.stages, features, seen.samples, targets, setting.num_classes)
+        return by_stage([stage.losses for stage in trained]), dataclasses.replace(seen, masks=trained[-1])
+
+    def intermediates(
+        self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
+    ) -> dict[str, Any]:
+        """``masks/crops [B * N, s, s, C]`` of the last head; of each stage ``masks/stage{t}/features`` and ``logits``.
+
+        Every pass looks at these crops, after the one before, and logits ``[B * N, m, m, K]`` are of all classes.
+        """
+        crops = self.heads[setting.stages[-1].head].crops(features, boxes, jnp.ones(boxes.shape[:2], bool))
+        seen, named = self.heads[0].empty_features(crops), {"masks/crops": crops}
+        for t, stage in enumerate(setting.stages):
+            seen = self.heads[stage.head].look(crops, seen)
+            logits = self.heads[stage.head].head.classify(seen, setting.num_classes)
+            named |= {f"masks/stage{t}/features": seen, f"masks/stage{t}/logits": logits}
+        return named
+
+    def _check(self, setting: Setting) -> None:
+        used = {stage.head for stage in setting.stages}
+        if not used <= set(range(len(self.heads))):
+            raise ValueError(
+                f"the stages use heads {sorted(used)}, the mask branch has {len(self.heads)}: give it one for each box "
+                "head"
+            )
+        for t, stage in enumerate(setting.stages):
+            if stage.mask_passes and not self.heads[stage.head].linked:
+                raise ValueError(
+                    f"stage {t} wants {stage.mask_passes} mask passes before its own, but mask head {stage.head} is "
+                    "not linked: set linked=True in it, or mask_passes to 0 (make_stages: mask_passes='none')"
+                )
+
+
+class MaskScoring(nn.Module):
+    """Predicts the IoU of each mask with its object; the score of a mask is that times the score of its box.
+
+    Trained on the last stage's masks.  Gradients flow on into mask head and features, as in the reference; the weight
+    of the stage has no part in it.
+    """
+
+    place: ClassVar[str] = "mask_scores"
+
+    head: nn.Module
+
+    def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
+        if found.view is None:
+            raise ValueError(_NO_MASKS)
+        boxes = found.detections
+        rated = self.rate(found.view, boxes.labels, setting.num_classes)
+        return dataclasses.replace(found, detections=dataclasses.replace(boxes, mask_scores=boxes.scores * rated))
+
+    def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
+        """``loss_mask_iou``: how far the predicted IoU of each positive's mask is from the true one."""
+        if seen.masks is None:
+            raise ValueError(_NO_MASKS)
+        masks, samples = seen.masks, seen.masks.samples
+        truth = mask_iou_targets(
+            targets.masks, samples.boxes, samples.gt_index, samples.positive, masks.view.logits, masks.bitmaps
+        )
+        return {
+            "loss_mask_iou": losses.mask_iou(self.rate(masks.view, samples.labels, setting.num_classes), truth)
+        }, seen
+
+    def intermediates(
+        self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
+    ) -> dict[str, Any]:
+        """``mask_scores/rated [B * N, K]``, of the last stage's masks of class ``labels``."""
+        logits = before[f"masks/stage{len(setting.stages) - 1}/logits"]
+        own = jnp.take_along_axis(logits, labels.reshape(-1, 1, 1, 1), axis=3)[..., 0]
+        return {"mask_scores/rated": self.head(before["masks/crops"], own, setting.num_classes)}
+
+    def rate(self, view: MaskPass, labels: jax.Array, num_classes: int) -> jax.Array:
+        """Predicted IoU ``[B, N]``, float32, not bounded, of the masks in view, of class ``labels [B, N]``."""
+        logits = view.logits
+        rated = self.head(view.crops, logits.reshape(-1, *logits.shape[2:]), num_classes)
+        own = jnp.take_along_axis(rated, labels.reshape(-1, 1), axis=1)
+        return own.reshape(labels.shape).astype(jnp.float32)

@@ -1,0 +1,75 @@
+"""What parts are, and what they hand to each other."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import jax
+from flax import struct
+
+from jaxdet.models.features import Losses
+from jaxdet.models.roi.masks import MaskPass, TrainedMasks
+from jaxdet.models.roi.schedule import Stage
+from jaxdet.structures import Detections, Features, Samples, Targets
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a model tells its parts about itself."""
+
+    num_classes: int
+    stages: tuple[Stage, ...]  #: of training, or of test; empty in a one-stage model
+    unroll: bool | None = None  #: whether stages are written out (`jaxdet.models.roi.scan.choose`)
+
+
+@struct.dataclass
+class Found:
+    """At test: the detections, and how the mask branch came to their masks, for parts that look at that."""
+
+    detections: Detections
+    view: MaskPass | None = None
+
+
+@struct.dataclass
+class Seen:
+    """In training: what the parts before have trained on."""
+
+    samples: list[Samples]  #: of each stage
+    masks: TrainedMasks | None = None  #: of the last stage
+
+
+class Part(Protocol):
+    """A part that follows suppression.
+
+    A linen module.  Its parameters lie below ``place`` in those of the model.  It makes all of them when it is called
+    on detections, whichever of them that call needs.
+    """
+
+    place: ClassVar[str]
+
+    def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
+        """The detections with more known about them; their number, order and validity may change, shapes may not."""
+
+    def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
+        """Loss terms of this part, and what the parts after it may look at."""
+
+    def intermediates(
+        self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What this part computes of ``boxes [B, N, 4]`` with ``labels [B, N]``, by name; ``before``: what others did."""
+
+
+def with_places(parts: Sequence[Any]) -> tuple[Any, ...]:
+    """The parts, each named by its place, and from the second of a kind on by a number too.
+
+    Linen names the members of a tuple by their number, so that the parameters of a part would move when another part
+    is put before it.  A model that keeps parts sets ``preserve_adopted_names``, and linen keeps these names.
+    """
+    count = Counter[str]()
+    named = []
+    for part in parts:
+        count[part.place] += 1
+        suffix = f"_{count[part.place]}" if count[part.place] > 1 else ""
+        named.append(part.clone(name=f"{part.place}{suffix}") if part.name is None else part)
+    return tuple(named)

@@ -1,0 +1,1 @@
+"""The second stage: heads that look at regions of interest, once or in a cascade of stages."""

@@ -1,0 +1,91 @@
+"""Branches of the second stage: an extractor that crops features, and a head that looks at the crops."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.nn.blocks.remat import rematerialized
+from jaxdet.nn.extractors.single_level import crops_as_batch
+from jaxdet.ops.boxes import DeltaCoder
+from jaxdet.ops.losses import L1, BoxLoss
+from jaxdet.structures import Features
+
+
+class BoxBranch(nn.Module):
+    """Says class and box of regions.
+
+    ``coder`` scales the deltas that ``head`` predicts, ``box_loss`` judges them.  ``remat``: in training, what the
+    branch computes is not kept but computed again for its gradients.
+    """
+
+    extractor: nn.Module
+    head: nn.Module
+    coder: DeltaCoder = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
+    box_loss: BoxLoss = L1()
+    remat: bool = False
+
+    @rematerialized
+    def __call__(
+        self, features: Features, boxes: jax.Array, valid: jax.Array, num_classes: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Logits ``[B, N, K + 1]`` and deltas ``[B, N, K or 1, 4]``, float32, for ``boxes [B, N, 4]``."""
+        logits, deltas = self.head(self.crops(features, boxes, valid), num_classes)
+        lead = valid.shape
+        return (
+            logits.reshape(*lead, logits.shape[-1]).astype(jnp.float32),
+            deltas.reshape(*lead, *deltas.shape[1:]).astype(jnp.float32),
+        )
+
+    def crops(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
+        """What the head looks at: ``[B * N, s, s, C]``."""
+        return crops_as_batch(self.extractor(features, boxes, valid))
+
+    def make_parameters(self, features: Features, num_classes: int) -> None:
+        """Run all layers on a box of each image: linen makes parameters where a layer is first used."""
+        images = len(next(iter(features.levels.values())))
+        self(features, jnp.zeros((images, 1, 4)), jnp.ones((images, 1), bool), num_classes)
+
+
+class MaskBranch(nn.Module):
+    """Draws masks inside regions, whatever these are: positives in training, detections, or all samples of a stage.
+
+    A branch whose head is ``linked`` looks at crops several times, each pass at the features of the one before.
+    """
+
+    extractor: nn.Module
+    head: nn.Module
+    remat: bool = False
+
+    @property
+    def linked(self) -> bool:
+        """Whether a pass looks at the features of the pass before."""
+        return bool(self.head.linked)
+
+    @rematerialized
+    def crops(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
+        """What the head looks at of ``boxes [B, N, 4]``: ``[B * N, s, s, C]``."""
+        return crops_as_batch(self.extractor(features, boxes, valid))
+
+    def empty_features(self, crops: jax.Array) -> jax.Array:
+        """What stands for the features of an earlier pass in the first one: zeros ``[B * N, s, s, C']``."""
+        empty: jax.Array = self.head.empty_features(crops)
+        return empty
+
+    @rematerialized
+    def look(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
+        """One pass over the crops: features ``[B * N, s, s, C']``; ``previous`` are those of the pass before."""
+        features: jax.Array = self.head.features(crops, previous)
+        return features
+
+    @rematerialized
+    def logits(self, features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+        """Logits ``[B, N, m, m]``, float32, of the bitmap of class ``labels [B, N]`` inside each box."""
+        own = self.head.classify(features, num_classes, labels.reshape(-1))
+        return own.reshape(*labels.shape, *own.shape[1:]).astype(jnp.float32)
+
+    def make_parameters(self, features: Features, num_classes: int) -> None:
+        """As `BoxBranch.make_parameters`."""
+        images = len(next(iter(features.levels.values())))
+        crops = self.crops(features, jnp.zeros((images, 1, 4)), jnp.ones((images, 1), bool))
+        seen = self.look(crops, self.empty_features(crops))
+        self.logits(seen, jnp.zeros((images, 1), jnp.int32), num_classes)

@@ -1,0 +1,62 @@
+"""Heads of dense detectors, shared by all levels of the pyramid: class and box of every place of a map."""
+
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+from flax import struct
+
+from jaxdet.nn.blocks.layers import Conv, gaussian, prior_bias
+
+
+@struct.dataclass
+class DenseMaps:
+    """What a head says about a level: A places in each cell, the channels of each place together."""
+
+    logits: jax.Array  #: ``[B, h, w, A * K]``
+    deltas: jax.Array  #: ``[B, h, w, A * 4]``
+    codes: jax.Array | None = None  #: ``[B, h, w, A * c]``, what a detection carries on: coefficients, embeddings
+
+
+class DenseHead(Protocol):
+    """The call that heads of dense detectors have."""
+
+    def __call__(self, level: jax.Array, num_classes: int) -> DenseMaps:
+        """A level ``[B, h, w, C]`` -> maps for K = ``num_classes``."""
+
+
+class RPNHead(nn.Module):
+    """One convolution, then objectness and deltas of A = ``anchors`` in each cell (Ren et al. 2015, section 3.1)."""
+
+    anchors: int = 3
+    channels: int = 256
+
+    @nn.compact
+    def __call__(self, level: jax.Array, num_classes: int = 1) -> DenseMaps:
+        x = nn.relu(Conv(self.channels, 3, kernel_init=gaussian(0.01), name="conv")(level))
+        logits = Conv(self.anchors * num_classes, 1, kernel_init=gaussian(0.01), name="objectness")(x)
+        return DenseMaps(logits, Conv(4 * self.anchors, 1, kernel_init=gaussian(0.01), name="deltas")(x))
+
+
+class RetinaHead(nn.Module):
+    """Two towers of ``convs`` convolutions, one for classes and one for boxes (RetinaNet, Lin et al. 2017, section 4).
+
+    The bias of the logits starts so that every place has probability ``prior`` of each class: with thousands of places
+    of background, one half would make the first loss, and its gradient, enormous.
+    """
+
+    anchors: int = 9
+    channels: int = 256
+    convs: int = 4
+    prior: float = 0.01
+
+    @nn.compact
+    def __call__(self, level: jax.Array, num_classes: int) -> DenseMaps:
+        init = gaussian(0.01)
+        classes = boxes = level
+        for i in range(1, self.convs + 1):
+            classes = nn.relu(Conv(self.channels, 3, kernel_init=init, name=f"class_conv{i}")(classes))
+            boxes = nn.relu(Conv(self.channels, 3, kernel_init=init, name=f"box_conv{i}")(boxes))
+        bias = prior_bias(self.prior)
+        logits = Conv(self.anchors * num_classes, 3, kernel_init=init, bias_init=bias, name="logits")(classes)
+        return DenseMaps(logits, Conv(4 * self.anchors, 3, kernel_init=init, name="deltas")(boxes))
