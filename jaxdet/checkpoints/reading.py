@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from jaxdet.checkpoints.files.bounds import check_files, check_size
 from jaxdet.checkpoints.files.checksums import CHECKSUMS, damages
 from jaxdet.checkpoints.tree import Variables
-from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.runtime.files import read_json_file
 
 FORMAT = 1
 """Raised when a checkpoint's layout changes so that older code cannot read it."""

@@ -27,7 +27,7 @@ from jaxdet.data.validation.entries import file_name_of
 from jaxdet.data.validation.file_findings import image_findings, map_findings, unreferenced
 from jaxdet.data.validation.findings import Finding, annotation_findings, entries_of, repeated, usage_findings
 from jaxdet.data.validation.values import printable
-from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.runtime.files import read_json_file
 
 _SUMMARY = "Say what is in a COCO data set, and everything that is wrong with it."
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from jaxdet.data.validation.limits import PIXELS, check_sides
-from jaxdet.runtime.untrusted import open_file, read_file
+from jaxdet.runtime.files import open_file, read_file
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats of photographs.  Pillow's other readers are rarely looked at, and that of EPS runs another program."""

@@ -17,8 +17,7 @@ from jaxdet.data.validation.entries import each, hw_of
 from jaxdet.data.validation.limits import BOX
 from jaxdet.data.validation.values import is_number, short, whole
 from jaxdet.evaluation.paste import paste_rle
-from jaxdet.runtime.atomic import write_json
-from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.runtime.files import read_json_file, write_json
 
 Result: TypeAlias = dict[str, Any]
 Truth: TypeAlias = Mapping[str, Any]

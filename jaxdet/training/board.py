@@ -14,7 +14,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from jaxdet.runtime.atomic import naming
+from jaxdet.runtime.files import named_in_errors
 
 
 class Board:
@@ -40,7 +40,7 @@ class Board:
 
     def flush(self) -> None:
         """Bring it to the disk; OSError if it is full."""
-        with naming(self._folder):
+        with named_in_errors(self._folder):
             self._events.flush()
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxdet.runtime.atomic import replacing
+from jaxdet.runtime.files import replacing
 from jaxdet.training.records import Record
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.runtime.atomic import replacing
+from jaxdet.runtime.files import replacing
 from jaxdet.structures import Batch
 
 _KEPT = 3  #: batches that a run keeps for inspection

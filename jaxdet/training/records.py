@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jaxdet.runtime.atomic import naming, write_text
+from jaxdet.runtime.files import named_in_errors, write_text
 
 JSONL = "log.jsonl"
 
@@ -31,7 +31,7 @@ class RecordFile:
         """Add a line.  OSError if it can not be written whole; then none of it is."""
         line, end = _line(record).encode(), self._file.seek(0, os.SEEK_END)
         try:
-            with naming(self._path):
+            with named_in_errors(self._path):
                 rest = memoryview(line)
                 while rest:  # a write that falls short: the next one has room, or the error that says why
                     rest = rest[self._file.write(rest) :]

@@ -13,7 +13,7 @@ from jaxdet.evaluation import score
 from jaxdet.evaluation.inference import detect
 from jaxdet.evaluation.tables import summary_table
 from jaxdet.experiment import Experiment
-from jaxdet.runtime.atomic import replacing, write_json
+from jaxdet.runtime.files import replacing, write_json
 from jaxdet.training.log import RunLog
 from jaxdet.training.workdir import METRICS
 from jaxdet.visualize import save_predictions

@@ -10,7 +10,7 @@ import jax
 from jaxdet.checkpoints.reading import has_checkpoint
 from jaxdet.config import differences, from_data, to_data, to_text
 from jaxdet.runtime.agreement import from_all
-from jaxdet.runtime.atomic import write_json, write_text
+from jaxdet.runtime.files import write_json, write_text
 
 CONFIG = "config.json"
 METRICS = "metrics.json"

@@ -8,7 +8,7 @@ import json
 import zlib
 from pathlib import Path
 
-from jaxdet.runtime.atomic import write_json
+from jaxdet.runtime.files import write_json
 
 CHECKSUMS = "checksums.json"
 _PIECE = 2**20  # bytes read at a time

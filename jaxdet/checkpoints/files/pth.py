@@ -18,7 +18,7 @@ import numpy as np
 from jaxdet.checkpoints.files.archive import checked_members, size_of
 from jaxdet.checkpoints.files.restricted_pickle import Dtype, load, loads
 from jaxdet.checkpoints.tree import Array
-from jaxdet.runtime.untrusted import open_file
+from jaxdet.runtime.files import open_file
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001

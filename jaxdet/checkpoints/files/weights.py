@@ -14,7 +14,7 @@ from jaxdet.checkpoints.files.npz import read_npz
 from jaxdet.checkpoints.files.pth import open_weights, read_pth
 from jaxdet.checkpoints.names.table import plain_state
 from jaxdet.checkpoints.tree import Array
-from jaxdet.runtime.atomic import replacing
+from jaxdet.runtime.files import replacing
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Array]:

@@ -22,7 +22,7 @@ from absl import flags
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jaxdet.data.settings import Data
-from jaxdet.data.sources.scratch import Scratch
+from jaxdet.runtime.files import ScratchFolder
 
 # bytes.  What is smaller goes through a pipe of 64 KB, and a worker whose last batch does not fit into it can not end
 # before grain kills it after 25 s: so no array of some size may go there.
@@ -43,7 +43,7 @@ class Prepared:
     """
 
     def __init__(self, batches: Any, data: Data) -> None:
-        self._names = Scratch()
+        self._names = ScratchFolder()
         self._blocks = f"jd{secrets.token_hex(2)}_"  # how the names of the workers' shared memory begin
         start = partial(_start, self._names.path, self._blocks)
         self._abandoned = False

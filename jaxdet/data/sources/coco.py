@@ -20,7 +20,7 @@ from jaxdet.data.sources.stored import CHECK, StoredSource
 from jaxdet.data.validation.entries import annotation_of, category_of, each, file_name_of, stored_hw
 from jaxdet.data.validation.limits import ANNOTATIONS, check_categories
 from jaxdet.data.validation.values import short, whole
-from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.runtime.files import read_json_file
 
 _ENTRY_KEYS = (
     "id",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.data.sources.scratch import Scratch
+from jaxdet.runtime.files import ScratchFolder
 
 
 class SharedArrays(Mapping[str, NDArray[Any]]):
@@ -18,7 +18,7 @@ class SharedArrays(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._scratch: Scratch | None = Scratch()
+        self._scratch: ScratchFolder | None = ScratchFolder()
         self._folder = str(self._scratch.path)
         for name, array in arrays.items():
             np.save(Path(self._folder) / f"{name}.npy", array)

@@ -18,7 +18,7 @@ from jaxdet.data.sources.stored import StoredSource
 from jaxdet.data.validation.entries import annotation_of
 from jaxdet.data.validation.limits import check_sides
 from jaxdet.data.validation.values import short, text
-from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.runtime.files import read_json_file
 
 _BUILDER = "jaxdet_coco"  # named here as well, so that reading does not define the builder
 _HOW = "`python -m jaxdet.data.sources.tfds_builder --help` tells how to make one"
