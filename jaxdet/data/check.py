@@ -23,10 +23,17 @@ from rich.table import Table
 
 from jaxdet.data.settings import Data
 from jaxdet.data.sources.coco import read_json
-from jaxdet.data.validation.entries import file_name_of
-from jaxdet.data.validation.file_findings import image_findings, map_findings, unreferenced
-from jaxdet.data.validation.findings import Finding, annotation_findings, entries_of, repeated, usage_findings
-from jaxdet.data.validation.values import printable
+from jaxdet.data.validation.entries import file_name_of, printable
+from jaxdet.data.validation.findings import (
+    Finding,
+    annotation_findings,
+    entries_of,
+    image_findings,
+    map_findings,
+    repeated,
+    unreferenced,
+    usage_findings,
+)
 from jaxdet.runtime.files import read_json_file
 
 _SUMMARY = "Say what is in a COCO data set, and everything that is wrong with it."

@@ -14,7 +14,7 @@ import jaxdet
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import check, to_data
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
-from jaxdet.data.sources.fingerprint import fingerprint
+from jaxdet.data.sources.open import fingerprint
 from jaxdet.evaluation.categories import match_categories
 from jaxdet.experiment import Experiment, as_experiment
 from jaxdet.runtime.agreement import alike

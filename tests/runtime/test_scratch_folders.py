@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdet.data.sources.shared_arrays import SharedArrays
+from jaxdet.data.sources.stored import SharedArrays
 from jaxdet.runtime import files
 from jaxdet.runtime.files import ScratchFolder
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys, time
 import numpy as np
-from jaxdet.data.sources.shared_arrays import SharedArrays
+from jaxdet.data.sources.stored import SharedArrays
 arrays = SharedArrays({"a": np.arange(3)})
 print(arrays._folder, flush=True)
 time.sleep(600 if sys.argv[1] == "wait" else 0)
