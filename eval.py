@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jaxdet.data.sources.coco import read_json
 from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
-from jaxdet.runtime.atomic import write_json
+from jaxdet.runtime.files import write_json
 from jaxdet.runtime.hosts import add_host_flags, explained, join_hosts, run_main
 from jaxdet.runtime.large_pages import ask_for_large_pages
 

@@ -20,7 +20,8 @@ from jaxdet.runtime.compiling import compiler_options
 from jaxdet.runtime.mesh import data_mesh
 from jaxdet.structures import Batch, Proposals
 from jaxdet.training.optimizer import learning_rate, update_direction
-from jaxdet.training.step import init_state, make_train_step
+from jaxdet.training.state import init_state
+from jaxdet.training.step import make_train_step
 
 
 class Inputs(NamedTuple):

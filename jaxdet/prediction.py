@@ -16,7 +16,7 @@ from jaxdet.data.images import suffixes
 from jaxdet.evaluation import write_results
 from jaxdet.evaluation.inference import image_of, predict_batch, results_of
 from jaxdet.evaluation.results import Result
-from jaxdet.runtime.atomic import replacing
+from jaxdet.runtime.files import replacing
 from jaxdet.runtime.mesh import data_mesh, replicate, split_batch
 from jaxdet.trained import Checkpoint, Trained, load
 from jaxdet.visualize import overlay

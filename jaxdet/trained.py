@@ -17,8 +17,7 @@ from jaxdet.checkpoints.names.torchvision import Imported
 from jaxdet.checkpoints.reading import load as load_checkpoint
 from jaxdet.config import from_data, override, to_data
 from jaxdet.data import Category, Data, single_batch
-from jaxdet.data.validation.entries import category_of, each
-from jaxdet.data.validation.values import short, whole
+from jaxdet.data.validation.entries import category_of, each, short, whole
 from jaxdet.experiment import Experiment, as_experiment
 
 _log = logging.getLogger(__name__)

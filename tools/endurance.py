@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxdet.checkpoints.reading import SUBFOLDER, find_step, load
-from jaxdet.training.records import JSONL, Record, read_log
+from jaxdet.training.log import JSONL, LogEntry, read_log
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT, EVALUATE = 4, 8  #: steps between checkpoints, between evaluations
@@ -178,7 +178,7 @@ def differences(whole: Path, killed: Path) -> list[str]:
     return wrong
 
 
-def untimed(record: Record) -> Record:
+def untimed(record: LogEntry) -> LogEntry:
     """A record of the log without what the clock says."""
     return {name: value for name, value in record.items() if name not in TIMES}
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxdet.runtime.atomic import write_text
+from jaxdet.runtime.files import write_text
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "BENCHMARKS.md"
 PART = re.compile(

@@ -20,7 +20,7 @@ from benchmarks.relative_time import relative_times
 from benchmarks.timing import machine
 from jaxdet.config import load_config
 from jaxdet.experiment import Experiment
-from jaxdet.runtime.atomic import write_json, write_text
+from jaxdet.runtime.files import write_json, write_text
 from jaxdet.runtime.large_pages import ask_for_large_pages
 from tools.parameters import count_parameters
 

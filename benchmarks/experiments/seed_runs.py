@@ -16,9 +16,10 @@ from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
 from jaxdet.runtime.mesh import data_mesh, replicate, split_batch
 from jaxdet.structures import Batch
-from jaxdet.training.nonfinite import not_finite
+from jaxdet.training.metrics import not_finite
 from jaxdet.training.optimizer import learning_rate, update_direction
-from jaxdet.training.step import TrainState, init_state, init_variables, make_train_step
+from jaxdet.training.state import TrainState, init_state, init_variables
+from jaxdet.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Weights to start from, wherever they come from: told apart by what is in them."""
+"""Weights to start from, wherever they come from; the names of the arrays tell which code base wrote them."""
 
 import logging
 import os
@@ -24,11 +24,18 @@ _log = logging.getLogger(__name__)
 
 
 def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imported:
-    """Variables from a jaxdet run or checkpoint folder, or from a file of mmdetection or torchvision.
+    """Read variables from a jaxdet run or checkpoint folder, or from a file of mmdetection or torchvision.
 
-    ``like`` are the variables to be filled, or their shapes: mmdetection's names depend on the model.
-    ``merge(variables, imported.variables, within=imported.within)`` puts them into a model.  Errors as
-    ``reading.load`` and ``files.read_weights``, and ValueError for names of no known kind.
+    Args:
+        path: the folder or file.
+        like: the variables to be filled, or their shapes, because mmdetection's names depend on the model.
+
+    Returns:
+        What ``merge(variables, imported.variables, within=imported.within)`` puts into a model.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: as ``reading.load`` and ``files.weights.read_weights``, or the names are of no known kind.
     """
     path = Path(path)
     if path.is_dir():
@@ -42,6 +49,7 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
 
 
 def _category_ids(categories: Any, path: Path) -> tuple[int, ...]:
+    """The ids of a checkpoint's categories in the order of its labels."""
     listed = isinstance(categories, list) and all(isinstance(category, dict) for category in categories)
     if not listed or not all(type(category.get("id")) is int for category in categories):
         raise ValueError(f"{path}: expected categories with whole numbers as ids, got {reprlib.repr(categories)}")
@@ -49,12 +57,21 @@ def _category_ids(categories: Any, path: Path) -> tuple[int, ...]:
 
 
 def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
-    """A plain state dict (no wrappers) by whose names it bears; ``like`` as in ``import_weights``."""
+    """Convert a state dict by the table of the code base whose names it has.
+
+    Args:
+        state: name -> array, without wrappers such as ``{"state_dict": ...}``.
+        like: as in `import_weights`.
+
+    Raises:
+        ValueError: the names are of no known kind, or do not fit ``like``.
+    """
     if any(name.startswith("roi_heads.") for name in state):
         return from_torchvision(state, keep=_labels_to_keep(state, like))
     if any(name.startswith(("backbone.layer", "rpn_head.", "roi_head.", "bbox_head.")) for name in state):
         return Imported(from_mmdet(state, like))
     if "conv1.weight" in state and any(name.startswith("layer1.") for name in state):
+        # Biases of convolutions: the batch norms were folded into them.
         return from_folded_resnet(state) if "conv1.bias" in state else from_torchvision_resnet(state)
     some = ", ".join(name[:80] for name in list(state)[:4])
     raise ValueError(
@@ -64,7 +81,10 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
 
 
 def _labels_to_keep(state: Mapping[str, Array], like: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """COCO's 80 ids, where torchvision's 90 labels, which are ids with gaps, meet a model of 80 classes; else None."""
+    """Which of torchvision's labels a model of 80 classes keeps; None: all, as for any other number of classes.
+
+    torchvision's detectors have a logit for each of COCO's ids 1..90, of which only 80 are in use.
+    """
     logits = state.get(f"{CLASS}.bias"), flatten(like).get(("params", "heads_0", "head", "logits", "bias"))
     if [getattr(bias, "shape", None) for bias in logits] != [(91,), (81,)]:
         return None

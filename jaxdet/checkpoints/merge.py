@@ -1,4 +1,8 @@
-"""Weights from elsewhere into a model's own variables: everything fits, or the error lists everything that does not."""
+"""Weights from elsewhere into a model's own variables.
+
+Every leaf on both sides must be accounted for, so that no layer keeps its random weights unnoticed.  One error lists
+everything that does not fit.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,18 +13,18 @@ import numpy as np
 
 from jaxdet.checkpoints.tree import Variables, flatten, unflatten
 
-CLASS_DEPENDENT = (r"/heads_\d+/head/(logits|deltas)/", r"/mask_scores/head/iou/", r"/dense/head/logits/")
-"""The leaves whose shape or meaning depends on the list of classes."""
+#: The leaves whose shape or meaning depends on the list of classes.
+_CLASS_DEPENDENT = (r"/heads_\d+/head/(logits|deltas)/", r"/mask_scores/head/iou/", r"/dense/head/logits/")
 
 
 @dataclass(frozen=True)
 class MergeReport:
     """What a merge did, in names such as ``params/backbone/conv1/kernel``."""
 
-    loaded: tuple[str, ...]  #: taken from there
-    kept: tuple[str, ...]  #: skipped by a pattern: the value here stays
-    dropped: tuple[str, ...]  #: skipped by a pattern: a value there without a place here
-    outside: tuple[str, ...] = ()  #: outside the part of the model that was to be filled: the value here stays
+    loaded: tuple[str, ...]  #: took the new value
+    kept: tuple[str, ...]  #: skipped by a pattern, kept the model's own value
+    dropped: tuple[str, ...]  #: skipped by a pattern, and the model has no such name
+    outside: tuple[str, ...] = ()  #: outside the part of the model to fill, kept the model's own value
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} arrays loaded, {len(self.kept)} kept, {len(self.dropped)} dropped"]
@@ -39,18 +43,26 @@ def merge(
     new_classes: bool = False,
     within: str = "",
 ) -> tuple[Variables, MergeReport]:
-    """The variables ``here`` with the values of ``there``.
+    """Put the values of ``there`` into the variables ``here``.
 
-    A pattern in ``skip`` is a regular expression searched in names such as ``params/neck/lateral2/bias``; what it
-    matches is neither loaded nor missed.  ``new_classes`` skips the leaves that depend on the classes, for
-    fine-tuning on others; show ``str(report)`` to whoever asked for that.  ``within``, as ``backbone``, names the
-    part of the model that ``there`` must fill; the rest of the model keeps its values.
+    Args:
+        here: the model's variables, or their shapes if no value of them is to be kept.
+        there: the weights to load.
+        skip: regular expressions searched in names such as ``params/neck/lateral2/bias``; what one matches is
+            neither loaded nor missed.
+        new_classes: skip the leaves that depend on the classes too, for fine-tuning on other classes.
+        within: the part of the model that ``there`` must fill, such as ``backbone``; the rest keeps its values.
+            Empty: the whole model.
 
-    Loaded leaves are float32 NumPy arrays; kept leaves stay as they are.  ValueError lists names only here, names
-    only there, wrong shapes and types, and patterns of ``skip`` that match nothing.
+    Returns:
+        The merged variables, of which loaded leaves are float32 NumPy arrays and kept leaves are as they were, and a
+        report, whose text is for whoever asked for the merge.
+
+    Raises:
+        ValueError: there are names on one side only, wrong shapes or types, or patterns that match nothing.
     """
     ours, theirs = _named(here), _named(there)
-    patterns = [re.compile(pattern) for pattern in (*skip, *(CLASS_DEPENDENT if new_classes else ()))]
+    patterns = [re.compile(pattern) for pattern in (*skip, *(_CLASS_DEPENDENT if new_classes else ()))]
     skipped = {name for name in {*ours, *theirs} if any(p.search(name) for p in patterns)}
     outside = {name for name in ours if not _is_within(name, within)}
     loaded = [name for name in ours if name in theirs and name not in skipped | outside]
@@ -71,22 +83,27 @@ def merge(
 
 
 def _named(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by names such as ``params/backbone/conv1/kernel``."""
     return {"/".join(path): value for path, value in flatten(variables).items()}
 
 
 def _is_within(name: str, part: str) -> bool:
+    """Whether a leaf is in the part of the model; the first word of its name is the collection and does not count."""
     return not part or name.partition("/")[2].startswith(part.rstrip("/") + "/")
 
 
 def _misfit(name: str, ours: Any, theirs: Any) -> str | None:
+    """What is wrong with a pair of leaves; None if the one can take the place of the other."""
     if tuple(ours.shape) != tuple(theirs.shape):
         return f"{name}: shape {tuple(ours.shape)} here, {tuple(theirs.shape)} there"
+    # Kind "V" is that of bfloat16 and other types of ml_dtypes, of which only those that cast to float32 pass.
     if not np.can_cast(theirs.dtype, np.float32, "same_kind") or np.dtype(theirs.dtype).kind not in "fV":
         return f"{name}: {theirs.dtype} there, expected floating point"
     return None
 
 
 def _listed(title: str, names: Any) -> list[str]:
+    """A heading with a count and a line for each name; nothing without names."""
     lines = [f"    {name}" for name in sorted(names)]
     return [f"  {title}: {len(lines)}", *lines] if lines else []
 

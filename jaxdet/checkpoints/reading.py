@@ -1,8 +1,13 @@
-"""Reading checkpoints, whole ones only; nothing in them is executed."""
+"""A checkpoint on the disk: which files it has, whether they are those that were written, and how they are read.
+
+Only whole checkpoints are read, and nothing in them is executed: they may come from a stranger.
+"""
 
 import contextlib
+import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +17,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdet.checkpoints.files.bounds import check_files, check_size
-from jaxdet.checkpoints.files.checksums import CHECKSUMS, damages
 from jaxdet.checkpoints.tree import Variables
-from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.runtime.files import read_json_file, write_json
 
-FORMAT = 1
-"""Raised when a checkpoint's layout changes so that older code cannot read it."""
-SUBFOLDER = "checkpoints"
+FORMAT = 1  #: raised when a checkpoint's layout changes so that older code cannot read it
+SUBFOLDER = "checkpoints"  #: the folder in a run's folder that has a folder for each step
 METADATA = "metadata"
 VARIABLES = "variables"
+_CHECKSUMS = "checksums.json"
+_PIECE = 2**20  #: bytes of a file that are read at a time for its checksum
 
 _log = logging.getLogger(__name__)
 
@@ -30,10 +35,18 @@ class DamagedCheckpoint(ValueError):
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
-    """Variables (NumPy arrays) and metadata of a checkpoint, on any machine.
+    """Read a checkpoint, on any machine.
 
-    ``path`` is a run folder (its newest checkpoint counts) or the folder of one step.  FileNotFoundError if it is
-    not there, `DamagedCheckpoint`, ValueError if it is no checkpoint or was written by a later version.
+    Args:
+        path: a run folder, of which the newest checkpoint is read, or the folder of one step.
+
+    Returns:
+        The variables as NumPy arrays, and the metadata.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        DamagedCheckpoint: the files are not those that were written.
+        ValueError: it is no checkpoint, or was written by a later version.
     """
     folder = find_step(path)
     size = check_files(folder)
@@ -42,16 +55,19 @@ def load(path: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
     with clear_errors(folder), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         stored = handler.metadata(folder / VARIABLES)
         check_size(stored.tree, size)
-        # A NumPy target gives NumPy leaves: the devices that the arrays were saved from may not exist here.
+        # A target of NumPy arrays gives NumPy arrays; without it orbax wants the devices that they were saved from.
+        # `broadcast_to` makes the targets' shapes without their memory.
         target = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), stored.tree)
         variables: Variables = handler.restore(folder / VARIABLES, args=ocp.args.StandardRestore(target))
     return variables, metadata
 
 
 def find_step(path: str | os.PathLike[str]) -> Path:
-    """The folder of one checkpoint: ``path`` itself, or the newest one of the run folder ``path``.
+    """Find the folder of one checkpoint: ``path`` itself, or the newest in the run folder ``path``.
 
-    Errors as ``load``.
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: there is no finished checkpoint.
     """
     path = Path(path).absolute()
     if not path.exists():
@@ -69,12 +85,17 @@ def find_step(path: str | os.PathLike[str]) -> Path:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run folder holds a checkpoint; damaged and unfinished ones count."""
+    """Whether a run folder holds a checkpoint; damaged and unfinished ones count, as something was trained."""
     return any(entry.name.partition(".")[0].isdigit() for entry in (run / SUBFOLDER).glob("*"))
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """The metadata of the checkpoint in ``folder``.  `DamagedCheckpoint`; ValueError if it is of a later version."""
+    """Read the metadata of the checkpoint in ``folder``.
+
+    Raises:
+        DamagedCheckpoint: it has none, or of another form.
+        ValueError: it was written by a later version.
+    """
     try:
         metadata = read_json_file(folder / METADATA / METADATA, METADATA)
     except ValueError as error:
@@ -90,7 +111,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def misfits(folder: Path, target: Any) -> list[str]:
-    """How the item in ``folder`` and the tree to restore it into differ, a line for each leaf."""
+    """List how the item in ``folder`` and the tree to restore it into differ, one line for each leaf."""
     if not folder.is_dir():
         return [f"  there is no {folder.name} in it"]
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
@@ -108,20 +129,21 @@ def misfits(folder: Path, target: Any) -> list[str]:
 
 @contextlib.contextmanager
 def clear_errors(folder: Path) -> Iterator[None]:
-    """What goes wrong in reading the checkpoint ``folder``, as a ValueError that names it and those beside it."""
+    """Turn errors raised inside into ValueErrors that name the checkpoint ``folder`` and those beside it."""
     try:
         yield
-    except Exception as error:  # orbax and tensorstore raise whatever fits their layers
+    except Exception as error:  # orbax and tensorstore have no common class for what goes wrong in reading
         _log.debug("restoring %s", folder, exc_info=True)
-        # Files that are those which were written are not damaged: then memory, a version or a bug is at fault.
-        kind = ValueError if (folder / CHECKSUMS).exists() else DamagedCheckpoint
+        # With checksums, `damages` has found the files unchanged: then memory, a version or a bug is at fault, and
+        # going on from an older checkpoint would not help.
+        kind = ValueError if (folder / _CHECKSUMS).exists() else DamagedCheckpoint
         raise kind(_unusable(folder, str(error))) from error
 
 
 def refuse(folder: Path, problems: list[str]) -> None:
-    """`DamagedCheckpoint` if there are any."""
+    """Raise `DamagedCheckpoint` if there are ``problems`` (from `damages`) with the checkpoint ``folder``."""
     if problems:
-        hint = f" (if that is as you want it, remove {CHECKSUMS})"
+        hint = f" (if that is as you want it, remove {_CHECKSUMS})"
         raise DamagedCheckpoint(_unusable(folder, f"it is damaged: {'; '.join(problems)}{hint}"))
 
 
@@ -132,10 +154,52 @@ def _unusable(folder: Path, why: str) -> str:
 
 
 def _finished(folder: Path) -> list[int]:
-    """The steps in ``folder`` whose checkpoints were written to the end."""
+    """The steps in ``folder`` whose checkpoints were written to their end, ascending."""
     entries = (
         [entry for entry in folder.iterdir() if entry.name.isdigit() and entry.name.isascii()]
         if folder.is_dir()
         else []
     )
     return sorted(int(entry.name) for entry in entries if ocp.utils.is_checkpoint_finalized(str(entry)))
+
+
+# Checksums: orbax notices files that are cut or missing, but reads a flipped bit of an array as a weight (tried: three
+# flips in each of the two files of an array).  So every checkpoint has a list of its files with their CRC-32.
+
+
+def write_checksums(folder: Path) -> None:
+    """Write ``checksums.json``: the CRC-32 of every file of every item, by its path in the folder."""
+    write_json(folder / _CHECKSUMS, {name: _crc(path) for name, path in _files(folder).items()})
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of the items by path.  What lies beside the items is orbax's record of saving, which still changes."""
+    found = sorted(path for path in folder.glob("*/**/*") if path.is_file())
+    return {str(path.relative_to(folder)): path for path in found}
+
+
+def damages(folder: Path) -> list[str]:
+    """List which files of a checkpoint are missing or changed, one line for each; none if it has no checksums."""
+    try:
+        expected = json.loads((folder / _CHECKSUMS).read_text())
+        files = _files(folder)  # the list's paths are only looked up here: a stranger's may lead out of the folder
+        lines = [_damage(folder, name, files.get(name), str(crc)) for name, crc in expected.items()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, AttributeError, RecursionError) as error:  # the list itself is broken
+        return [f"{_CHECKSUMS} can not be read: {error}"]
+    return [line for line in lines if line]
+
+
+def _damage(folder: Path, name: str, path: Path | None, crc: str) -> str:
+    if path is None:
+        return f"{folder}/{ascii(name)[1:-1]:.200} is missing"
+    return "" if _crc(path) == crc else f"{path} has another content than was written"
+
+
+def _crc(path: Path) -> str:
+    crc = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            crc = zlib.crc32(piece, crc)
+    return f"{crc:08x}"

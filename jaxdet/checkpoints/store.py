@@ -1,12 +1,11 @@
-"""The checkpoints of a run: written in the background and all or nothing, read on any set of devices.
+"""The checkpoints of a run: written in the background, whole or not at all, and read on any set of devices.
 
-A run folder holds ``checkpoints/<step>/``, a folder an item: ``variables``, whatever else the trainer needs to
-continue (``optimizer``, ..) and ``metadata``, which is JSON::
+A run folder holds ``checkpoints/<step>/`` with a folder for each item: ``variables``, whatever else the trainer needs
+to continue (``optimizer``), and ``metadata``, which is JSON::
 
     {"format": 1, "step": 7330, "version": "0.1.0", "config": {..}, "categories": [{"id": 1, "name": "person"}, ..]}
 
-so that weights travel with the config (as data), the categories and all else that it takes to use them.
-Reading a checkpoint executes nothing in it.
+So weights travel with the config (as data), the categories and all else that it takes to use them.
 """
 
 import contextlib
@@ -23,7 +22,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdet.checkpoints.files.checksums import damages, write_checksums
 from jaxdet.checkpoints.reading import (
     FORMAT,
     METADATA,
@@ -31,29 +29,34 @@ from jaxdet.checkpoints.reading import (
     VARIABLES,
     DamagedCheckpoint,
     clear_errors,
+    damages,
     misfits,
     read_metadata,
     refuse,
+    write_checksums,
 )
-from jaxdet.runtime.agreement import as_the_first_says
+from jaxdet.runtime.agreement import broadcast_flag
 
-_UNFINISHED = ".orbax-checkpoint-tmp"
+_UNFINISHED = ".orbax-checkpoint-tmp"  #: orbax's suffix of a checkpoint that is being written
 
 _log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """Writes and reads the checkpoints of the run folder ``folder``; the newest ``keep`` stay (None: all).
+    """Writes and reads the checkpoints of a run.  A context manager, whose end waits for the last save.
 
-    Use it as a context manager, or ``close`` it, which waits for the last save.  What a killed run left half
-    written is removed.
+    What a killed run left half-written is removed.
+
+    Args:
+        folder: the run's folder.
+        keep: how many checkpoints stay, the newest ones; None: all.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int | None = 2) -> None:
         if keep is not None and keep < 1:
             raise ValueError(f"keep must be at least 1 or None, got {keep}")
         self.folder = Path(folder).absolute() / SUBFOLDER
-        self._saving = 0
+        self._saving = 0  # the step that is being saved
         _name_unfinished(self.folder)
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
@@ -71,38 +74,45 @@ class CheckpointStore:
         self.close()
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the folder.  OSError as `wait`."""
+        """Wait for the last save and release the folder.  OSError as `wait`."""
         with self._write_errors():
             self._manager.close()
 
     def wait(self) -> None:
-        """Returns when every save so far is on disk.  OSError if one could not be written."""
+        """Return when every save so far is on the disk.  OSError if one could not be written."""
         with self._write_errors():
             self._manager.wait_until_finished()
 
     def check(self) -> None:
-        """OSError if a save could not be written; does not wait for one that goes on."""
+        """Raise an OSError if a save could not be written; does not wait for one that is going on."""
         with self._write_errors():
             self._manager.check_for_errors()
 
     def steps(self) -> tuple[int, ...]:
-        """The complete checkpoints, oldest first."""
+        """The steps of complete checkpoints, oldest first."""
         return tuple(sorted(self._manager.all_steps()))
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint; None if there is none."""
+        """The step of the newest complete checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """The metadata of a step.  ValueError as ``read_metadata``."""
+        """Read the metadata of a step; errors as ``reading.read_metadata``."""
         return read_metadata(self.folder / str(step))
 
     def save(self, step: int, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-        """Begins to save; arrays may be donated or changed as soon as this returns.
+        """Begin to save; arrays may be donated or changed as soon as this returns.
 
-        ``state`` maps names to trees of arrays and holds at least ``variables``.  ``metadata`` goes through JSON;
-        ``format`` and ``step`` are added.  A step that is there already is not saved again.  On several processes
-        all of them call this, with global arrays.
+        On several processes all of them call this, with global arrays.
+
+        Args:
+            step: the step; if there is a checkpoint of it already, nothing is saved.
+            state: item name -> tree of arrays; at least ``variables``.
+            metadata: JSON data, to which ``format`` and ``step`` are added.
+
+        Raises:
+            ValueError: an item is missing, or the metadata is not JSON.
+            OSError: this save could not begin, or the one before could not be written.
         """
         if VARIABLES not in state or METADATA in state:
             raise ValueError(f"state must hold {VARIABLES!r} and not {METADATA!r}, got {sorted(state)}")
@@ -110,18 +120,24 @@ class CheckpointStore:
         _check_json(content)
         if step in self._manager.all_steps():
             return
-        self.wait()  # so that there is never more than one being written
+        self.wait()  # two at a time would hold two copies of the state in memory, and `_seal` knows one step
         self._saving = step
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
         with self._write_errors():
             self._manager.save(step, args=ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(content)}))
 
     def restore(self, target: Mapping[str, Any], step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """State and metadata of a step, by default the newest.
+        """Read the state and the metadata of a step.
 
-        ``target`` has the structure of the state, or part of its items, with arrays or ``jax.ShapeDtypeStruct``;
-        dtypes and shardings are the target's, whatever they were when saved.  FileNotFoundError without a
-        checkpoint; `DamagedCheckpoint`; ValueError lists the leaves that only one side has and those of another shape.
+        Args:
+            target: the state, or part of its items, with arrays or ``jax.ShapeDtypeStruct`` as leaves.  Dtypes and
+                shardings of the result are the target's, whatever they were when saved.
+            step: which checkpoint; None: the newest.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            DamagedCheckpoint: the files are not those that were written.
+            ValueError: leaves are missing, superfluous or of another shape; all of them are listed.
         """
         self.wait()
         step = self.latest_step() if step is None else step
@@ -140,10 +156,13 @@ class CheckpointStore:
         return {name: restored[name] for name in target}, metadata
 
     def restore_newest(self, target: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """As `restore`, of the newest checkpoint that is whole; None where there is no checkpoint.
+        """Read the newest checkpoint that is whole; arguments and errors as `restore`.
 
-        Damaged ones are named in a warning and renamed to ``<step>.damaged``.  `DamagedCheckpoint` if none is whole;
-        nothing is renamed then.
+        Damaged ones that are newer are named in a warning and renamed to ``<step>.damaged``.  If none is whole,
+        `DamagedCheckpoint` is raised and nothing is renamed: a run that began anew would replace them one by one.
+
+        Returns:
+            State and metadata; None if there is no checkpoint at all.
         """
         self.wait()
         damaged: dict[int, str] = {}
@@ -163,7 +182,7 @@ class CheckpointStore:
         return None
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
-        """Rename checkpoints, so that their steps can be saved again."""
+        """Rename damaged checkpoints (step -> what is wrong), so that their steps can be saved again."""
         for step, why in damaged.items():
             aside = self.folder / f"{step}.damaged"
             if jax.process_index() == 0:
@@ -172,14 +191,15 @@ class CheckpointStore:
                 (self.folder / str(step)).rename(aside)
             _log.warning("%s Going on from the one before; the damaged one is now %s", why, aside)
         if damaged:
-            as_the_first_says(True)  # the others look when it is done
+            broadcast_flag(True)  # a barrier: the other processes list the folder after the renaming
             self._manager.reload()
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:
+        """Turn errors of writing into an OSError that says which step, where, and how much room is left."""
         try:
             yield
-        except Exception as error:  # orbax and tensorstore raise whatever fits their layers, for a full disk too
+        except Exception as error:  # orbax and tensorstore raise errors of many classes, for a full disk too
             free = shutil.disk_usage(self.folder).free
             raise OSError(
                 f"the checkpoint of step {self._saving} could not be written to {self.folder}, where {free / 1e6:.0f} "
@@ -187,13 +207,13 @@ class CheckpointStore:
             ) from error
 
     def _seal(self) -> None:
-        """The last thing before a checkpoint gets its name; on the first process."""
+        """Write the checksums; orbax calls this on the first process, last before a checkpoint gets its name."""
         for folder in self.folder.glob(f"{self._saving}{_UNFINISHED}*"):
             write_checksums(folder)
 
 
 def _check_json(content: Mapping[str, Any]) -> None:
-    """ValueError here, where the caller is, and not in the background."""
+    """Raise a ValueError if the content is not JSON: here, since in the background nobody would see the cause."""
     try:
         json.dumps(content, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -201,18 +221,20 @@ def _check_json(content: Mapping[str, Any]) -> None:
 
 
 def _described(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of an array or of what describes one."""
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=getattr(leaf, "sharding", None))
 
 
 def _verify(folder: Path) -> None:
-    """DamagedCheckpoint, on all processes, if the first one finds the files changed."""
+    """Raise `DamagedCheckpoint`, on all processes, if the files have changed."""
+    # One process reads all files, since they share the folder.
     problems = damages(folder) if jax.process_index() == 0 else []
-    if as_the_first_says(bool(problems)):
+    if broadcast_flag(bool(problems)):
         refuse(folder, problems or ["the first process says how"])
 
 
 def _name_unfinished(folder: Path) -> None:
-    """A line for each checkpoint that a killed run was writing; orbax removes them."""
+    """Log each checkpoint that a killed run was writing; orbax removes them without a word."""
     if jax.process_index() == 0:
         for entry in folder.glob(f"*{_UNFINISHED}*"):
             _log.warning("%s was not written to its end and is removed; the checkpoint before it counts", entry)

@@ -15,7 +15,7 @@ Path: TypeAlias = tuple[str, ...]
 
 
 def flatten(tree: Mapping[str, Any], prefix: Path = ()) -> dict[Path, Any]:
-    """Leaves of nested mappings by path; an empty mapping has none."""
+    """Map the path of each leaf of nested mappings to the leaf; an empty mapping has no leaves."""
     flat: dict[Path, Any] = {}
     for key, value in tree.items():
         path = (*prefix, str(key))
@@ -24,7 +24,11 @@ def flatten(tree: Mapping[str, Any], prefix: Path = ()) -> dict[Path, Any]:
 
 
 def unflatten(flat: Mapping[Path, Any]) -> Variables:
-    """The inverse of ``flatten``.  ValueError where one path runs through another's leaf."""
+    """Build nested dictionaries from paths, the inverse of `flatten`.
+
+    Raises:
+        ValueError: two values have the same path, or one path runs through the leaf of another.
+    """
     tree: Variables = {}
     for path, value in flat.items():
         node = tree

@@ -4,7 +4,7 @@
     python -m jaxdet.data.check JSON --images FOLDER [--stuff FOLDER]
 
 The exit status is 1 if there are errors: defects that stop training or falsify evaluation.  Warnings are defects
-that jaxdet works around, notes are no defects.
+that jaxdet works around, and notes are harmless.
 """
 
 import argparse
@@ -23,24 +23,32 @@ from rich.table import Table
 
 from jaxdet.data.settings import Data
 from jaxdet.data.sources.coco import read_json
-from jaxdet.data.validation.entries import file_name_of
-from jaxdet.data.validation.file_findings import image_findings, map_findings, unreferenced
-from jaxdet.data.validation.findings import Finding, annotation_findings, entries_of, repeated, usage_findings
-from jaxdet.data.validation.values import printable
-from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.data.validation.entries import file_name_of, printable
+from jaxdet.data.validation.findings import (
+    Finding,
+    annotation_findings,
+    entries_of,
+    image_findings,
+    map_findings,
+    repeated,
+    unreferenced,
+    usage_findings,
+)
+from jaxdet.runtime.files import read_json_file
 
 _SUMMARY = "Say what is in a COCO data set, and everything that is wrong with it."
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
-_RANGES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))  # COCO's
+#: COCO's size ranges, by area in pixels.
+_RANGES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))
 
 
 @dataclass(frozen=True)
 class Report:
     """What is in a json and what is wrong with it."""
 
-    counts: dict[str, int]
+    counts: dict[str, int]  #: numbers of images, annotations and so on, by what they count
     findings: list[Finding]
-    names: set[str]  #: image files that it names
+    names: set[str]  #: image files that the json names
 
 
 def check(annotations: str, images: str, *, stuff: str | None = None, quick: bool = False) -> Report:
@@ -50,7 +58,10 @@ def check(annotations: str, images: str, *, stuff: str | None = None, quick: boo
         annotations: path of the json.
         images: folder that ``file_name`` is relative to.
         stuff: folder of semantic maps, if they are to be examined too.
-        quick: read only the headers of the image files.
+        quick: read only the headers of the image files, so that broken pixels go unnoticed.
+
+    Returns:
+        The report; a json that cannot be read is its only finding.
     """
     try:
         data = read_json(annotations)
@@ -69,7 +80,7 @@ def check(annotations: str, images: str, *, stuff: str | None = None, quick: boo
         findings += image_findings(entry, Path(images), quick)
         if stuff is not None:
             findings += map_findings(entry, Path(stuff))
-    by_id = {entry["id"]: entry for entry in reversed(image_entries)}  # of repeated ids the first counts
+    by_id = {entry["id"]: entry for entry in reversed(image_entries)}  # the first one, where an id is repeated
     known = {entry["id"] for entry in categories}
     for entry in entries:
         findings += annotation_findings(entry, by_id, known)
@@ -90,10 +101,17 @@ def _counts(
 
 
 def find_sets(path: Path, images: str | None = None) -> Iterator[tuple[Path, Path]]:
-    """Annotation jsons at ``path``, a file or a folder, each with the folder of its images.
+    """Find annotation jsons and their image folders.
+
+    Args:
+        path: a json, or a folder that is searched for them.
+        images: folder of the images; None: it is guessed for each json.
+
+    Yields:
+        Path of a json, and the folder of its images.
 
     Raises:
-        ValueError: no such path, no annotation json in it, or no image folder to be guessed.
+        ValueError: there is no such path, no annotation json in it, or none of the usual folders has the images.
     """
     if not path.exists():
         raise ValueError(f"{path}: expected a folder or an annotation json, got nothing of that name")
@@ -105,10 +123,12 @@ def find_sets(path: Path, images: str | None = None) -> Iterator[tuple[Path, Pat
 
 
 def _is_annotations(path: Path) -> bool:
+    """Whether a json looks like COCO annotations.  One that is broken counts, since it has to be reported."""
     if not path.is_file():
         return False
     try:
-        with path.open("rb") as file:  # a json of 450 MB is not parsed for this, and a broken one counts
+        # The first bytes mostly tell, and COCO's json of 450 MB need not be parsed twice.
+        with path.open("rb") as file:
             head = file.read(1 << 16)
     except OSError:
         return True
@@ -122,7 +142,7 @@ def _is_annotations(path: Path) -> bool:
 
 
 def _image_folder(annotations: Path) -> Path:
-    """The folder in which most of the first images of the json are found."""
+    """Guess the folder of a json's images: the usual one in which most of its first images are."""
     try:
         entries = read_json(str(annotations))["images"][:50]
     except ValueError:
@@ -141,8 +161,8 @@ def _image_folder(annotations: Path) -> Path:
     return best
 
 
-def print_findings(console: Console, findings: list[Finding], *, examples: int = 3) -> None:
-    """Print a table of the findings by kind, with a few examples of each."""
+def _print_findings(console: Console, findings: list[Finding], *, examples: int = 3) -> None:
+    """Print a table of findings by kind, the worst first, with a few ``examples`` of places for each kind."""
     table = Table("severity", "what", "count", "where")
     for severity in _STYLE:
         kinds = Counter(finding.kind for finding in findings if finding.severity == severity)
@@ -155,29 +175,33 @@ def print_findings(console: Console, findings: list[Finding], *, examples: int =
 
 
 def _shown(text: str) -> str:
-    """Text from the data set, for rich to print as it is."""
+    """Text from the data set, escaped for terminals and for rich, which would obey ``[bold]`` in it."""
     return escape(printable(text))
 
 
 def _examine(console: Console, options: argparse.Namespace) -> int:
-    """Check and print everything at ``options.path``; returns the number of errors."""
+    """Check and print everything at ``options.path``.
+
+    Returns:
+        The number of errors.
+    """
     errors = 0
     named: dict[Path, set[str]] = {}
     for annotations, folder in find_sets(Path(options.path), options.images):
         report = check(str(annotations), str(folder), stuff=options.stuff, quick=options.quick)
         console.print(f"\n[bold]{_shown(str(annotations))}[/bold], images in {_shown(str(folder))}")
         console.print(", ".join(f"{count} {name}" for name, count in report.counts.items()))
-        print_findings(console, report.findings, examples=options.examples)
+        _print_findings(console, report.findings, examples=options.examples)
         errors += sum(finding.severity == "error" for finding in report.findings)
         named.setdefault(folder, set()).update(report.names)
-    shared = {folder: names for folder, names in named.items() if names}  # several jsons may share a folder
-    for folder, names in shared.items():
-        print_findings(console, list(unreferenced(names, folder)), examples=options.examples)
+    # After all jsons, because several of them may share a folder, as training and validation set do.
+    for folder, names in ((folder, names) for folder, names in named.items() if names):
+        _print_findings(console, list(unreferenced(names, folder)), examples=options.examples)
     return errors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line of the module; returns the exit status."""
+    """Run the command line of the module; returns the exit status, 1 if there are errors."""
     parser = argparse.ArgumentParser(prog="python -m jaxdet.data.check", description=_SUMMARY)
     parser.add_argument("path", metavar="PATH", help="a data set's folder, or an annotation json")
     parser.add_argument("--images", help="folder of the images; guessed where not given")

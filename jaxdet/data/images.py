@@ -1,4 +1,4 @@
-"""Decoding image files to RGB, 8 bits.
+"""Decoding of image files to RGB of 8 bits.
 
 The rotation that a camera writes into EXIF is *not* applied: COCO's boxes and masks count the pixels as stored,
 and pycocotools never looks at the image.  A data set that was annotated on rotated views has to be saved that way.
@@ -15,33 +15,37 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from jaxdet.data.validation.limits import PIXELS, check_sides
-from jaxdet.runtime.untrusted import open_file, read_file
+from jaxdet.data.validation.entries import MAX_PIXELS, check_sides
+from jaxdet.runtime.files import open_file, read_file
 
+# Formats of photographs.  Pillow's other readers are little tested, and that of EPS runs another program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Formats of photographs.  Pillow's other readers are rarely looked at, and that of EPS runs another program."""
 
-_LARGEST_FILE = 8 * PIXELS + (1 << 20)  # four channels of 16 bits, not compressed
-_ORIENTATION = 0x112  # EXIF tag; 1 means upright
+_LARGEST_FILE = 8 * MAX_PIXELS + (1 << 20)  #: bytes: four channels of 16 bits, not compressed, and a header
+_ORIENTATION = 0x112  #: EXIF tag; 1 means upright
 
-if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit comes with warnings below it; ours is checked here
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, PIXELS)
+# Pillow warns of images above half its own limit.  Here `check_sides` is the limit, so Pillow's is raised beyond it.
+if Image.MAX_IMAGE_PIXELS is not None:
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 
 def load_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
-    """Read an image file as ``[H, W, 3]`` uint8 RGB (see ``decode_image``).
+    """Read an image file as ``[H, W, 3]`` uint8 RGB (see `decode_image`).
 
     Raises:
-        ValueError: no such file, not an image, or one larger than ``limits`` allow.
+        ValueError: there is no such file, it is no image, or it exceeds the limits of ``data.validation.entries``.
     """
     return decode_image(read_file(path, "image", _LARGEST_FILE), str(path))
 
 
 def read_header(path: str | PathLike[str]) -> tuple[tuple[int, int], int]:
-    """Height and width of an image file, and its EXIF orientation (1: upright); its pixels are not read.
+    """Read the header of an image file; its pixels are not decoded.
+
+    Returns:
+        (height, width) as stored, and the EXIF orientation: 1 for upright, 0 where the tag is no number.
 
     Raises:
-        ValueError: as ``load_image``, as far as the header tells.
+        ValueError: as `load_image`, as far as the header tells.
     """
     with open_file(path, "image", _LARGEST_FILE) as file, _opened(file, str(path)) as image:
         return (image.height, image.width), _orientation(image)
@@ -53,13 +57,13 @@ def _orientation(image: Image.Image) -> int:
 
 
 def load_map(path: str | PathLike[str]) -> NDArray[np.uint8]:
-    """Read a semantic map, an image of one channel of 8 bits, as ``[H, W]`` uint8: the classes of the pixels.
+    """Read a semantic map, an image of one channel of 8 bits, as ``[H, W]`` uint8: the class of each pixel.
 
     Raises:
-        ValueError: no such file, or not such an image.
+        ValueError: there is no such file, or it is no such image.
     """
     with open_file(path, "image", _LARGEST_FILE) as file, _opened(file, str(path)) as image:
-        if image.mode not in ("L", "P"):  # of a palette the positions count, not the colours
+        if image.mode not in ("L", "P"):  # a palette ("P") has the class as position; its colours do not matter
             raise ValueError(f"one channel of 8 bits is needed, the mode is {image.mode!r}")
         return np.array(image, np.uint8)
 
@@ -67,15 +71,15 @@ def load_map(path: str | PathLike[str]) -> NDArray[np.uint8]:
 def decode_image(encoded: bytes, name: str) -> NDArray[np.uint8]:
     """Decode JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF to ``[H, W, 3]`` uint8 RGB.
 
-    Grey is repeated, CMYK and palettes are converted, alpha is dropped, 16 bits lose the lower 8, of several
-    frames the first counts.
+    Grey is repeated, CMYK and palettes are converted, alpha is dropped, 16 bits lose the lower 8, and only the first
+    of several frames is read.
 
     Args:
         encoded: the bytes of the file.
-        name: of the file, for messages.
+        name: the file's name, for messages.
 
     Raises:
-        ValueError: not an image, a broken one, or one larger than ``limits`` allow.
+        ValueError: it is no image, a broken one, or one that exceeds the limits of ``data.validation.entries``.
     """
     with _opened(io.BytesIO(encoded), name) as image:
         return _rgb(image)
@@ -83,16 +87,17 @@ def decode_image(encoded: bytes, name: str) -> NDArray[np.uint8]:
 
 @contextmanager
 def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
-    """The image, its pixels not yet read.  What Pillow raises, then or later, is a ValueError that names the image."""
+    """Yield an image whose pixels are not yet read; what Pillow raises inside becomes a ValueError that names it."""
     try:
         with Image.open(file, formats=_formats()) as image:
             check_sides(image.height, image.width)
             yield image
-    except Exception as error:  # whatever the decoders run into: not all of them look before they read
+    except Exception as error:  # Pillow's decoders raise almost anything on broken files: struct.error, IndexError
         raise ValueError(f"image {name}: expected a whole image file, got {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
+    """What to say of an error: its text, with its class where the text alone (``'bands'``) would be a riddle."""
     if isinstance(error, UnidentifiedImageError):
         return f"none of {', '.join(_formats())}"
     return str(error) if isinstance(error, ValueError | OSError) and str(error) else f"{type(error).__name__}: {error}"
@@ -100,14 +105,14 @@ def _reason(error: Exception) -> str:
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """How files of these formats end, in lower case, as ``.jpg``; what a folder has otherwise is no image."""
+    """Suffixes of image files in lower case, such as ``.jpg``; by them images are found in a folder."""
     formats = _formats()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those that this Pillow has."""
+    """The formats that this build of Pillow can read: AVIF and JPEG 2000 need libraries that it may lack."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -121,6 +126,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _from_deep_grey(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Grey of 16 or 32 bits as RGB; some files of such a type hold 8 bits only, and these are kept as they are."""
     values = np.nan_to_num(grey.astype(np.float32 if grey.dtype.kind == "f" else np.int32), copy=False, nan=0)
     if values.max(initial=0) > 255:
         values = values // 256

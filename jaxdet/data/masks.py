@@ -1,8 +1,12 @@
-"""Masks: from COCO's three forms to bitmaps, and to the small bitmaps that travel in a batch."""
+"""Masks: from COCO's three forms to bitmaps, and to the small bitmaps that travel in a batch.
+
+pycocotools' C code decodes the masks, so that they are the pixels that evaluation sees.  It allocates and reads what
+it is told, therefore everything is checked here before it gets there.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -10,33 +14,32 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from jaxdet.data.records import Segmentation
-from jaxdet.data.validation.limits import FARTHEST, OUTLINE
-from jaxdet.data.validation.values import is_number, short
+from jaxdet.data.validation.entries import MAX_COORDINATE, MAX_OUTLINE, is_number, short
 
-Bitmap = NDArray[np.uint8]
+_Bitmap: TypeAlias = NDArray[np.uint8]
 
 
-def decode_mask(segmentation: Segmentation, hw: tuple[int, int]) -> Bitmap:
-    """Decode a COCO segmentation by pycocotools, the judge's own rasteriser.
+def decode_mask(segmentation: Segmentation, hw: tuple[int, int]) -> _Bitmap:
+    """Decode a COCO segmentation by pycocotools, whose rasteriser is the one that evaluation uses.
 
     Args:
         segmentation: polygons, uncompressed or compressed run lengths.  Polygons with fewer than three points
-            enclose nothing and count as nothing.
-        hw: size of the stored image.
+            enclose no area and are left out.
+        hw: height and width of the stored image.
 
     Returns:
         ``[H, W]`` uint8, 0 or 1.
 
     Raises:
-        ValueError: nothing to decode, malformed, or run lengths of another size than ``hw``.
+        ValueError: there is nothing to decode, it is malformed, or its run lengths are of another size than ``hw``.
     """
     encoded = encode_mask(segmentation, hw)
-    decoded: Bitmap = coco_mask.decode(encoded)
+    decoded: _Bitmap = coco_mask.decode(encoded)
     return decoded
 
 
 def encode_mask(segmentation: Segmentation, hw: tuple[int, int]) -> dict[str, Any]:
-    """A COCO segmentation as pycocotools' compressed run lengths; arguments and errors as ``decode_mask``."""
+    """Encode a COCO segmentation as pycocotools' compressed run lengths; arguments and errors as `decode_mask`."""
     if isinstance(segmentation, dict):
         return _from_run_lengths(segmentation, hw)
     if isinstance(segmentation, list) and segmentation:
@@ -50,28 +53,32 @@ def _from_polygons(polygons: Sequence[Any], hw: tuple[int, int]) -> dict[str, An
     if not points:
         raise ValueError(f"segmentation: expected a polygon of at least 3 points, got {short(polygons)}")
     outline = sum(_outline(polygon) for polygon in points)
-    if outline > OUTLINE:
+    if outline > MAX_OUTLINE:
         raise ValueError(
-            f"segmentation: expected outlines of at most {OUTLINE} pixels together, got {outline:.0f}; "
+            f"segmentation: expected outlines of at most {MAX_OUTLINE} pixels together, got {outline:.0f}; "
             "run lengths may be as long as they like"
         )
     pieces: list[dict[str, Any]] = coco_mask.frPyObjects([polygon.tolist() for polygon in points], *hw)
-    while len(pieces) > 1:  # a merge takes the whole result so far for each piece, so few at a time
+    # A merge walks through the whole result so far for each piece; merging few at a time keeps the intermediate
+    # results short, where an instance has thousands of pieces.
+    while len(pieces) > 1:
         pieces = [coco_mask.merge(pieces[first : first + 16]) for first in range(0, len(pieces), 16)]
     return pieces[0]
 
 
 def _polygon(polygon: Any) -> NDArray[np.float64]:
-    numbers = isinstance(polygon, list | tuple) and all(is_number(value, FARTHEST) for value in polygon)
+    """The points of a polygon, ``[x1, y1, x2, y2, ...]``."""
+    numbers = isinstance(polygon, list | tuple) and all(is_number(value, MAX_COORDINATE) for value in polygon)
     if not numbers or len(polygon) % 2:
         raise ValueError(
-            f"segmentation: expected a polygon x1, y1, x2, y2, ... of numbers up to {FARTHEST}, got {short(polygon)}"
+            f"segmentation: expected a polygon x1, y1, x2, y2, ... of numbers up to {MAX_COORDINATE}, "
+            f"got {short(polygon)}"
         )
     return np.array(polygon, np.float64)
 
 
 def _outline(polygon: NDArray[np.float64]) -> float:
-    """Pixels that the outline runs through."""
+    """Number of pixels that the closed outline runs through, to which pycocotools' memory is proportional."""
     points = polygon.reshape(-1, 2)
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
@@ -82,6 +89,7 @@ def _from_run_lengths(segmentation: dict[str, Any], hw: tuple[int, int]) -> dict
         raise ValueError(f"segmentation: expected run lengths of the image's size {tuple(hw)}, got {short(size)}")
     encoded = counts.encode() if isinstance(counts, str) else counts
     runs = read_counts(encoded) if isinstance(encoded, bytes) else _runs(counts)
+    # pycocotools would leave pixels undefined where the runs sum to less than the image.
     if any(run < 0 for run in runs) or sum(runs) != hw[0] * hw[1]:
         raise ValueError(f"segmentation: expected runs >= 0 that sum to {hw[0] * hw[1]} pixels, got {short(counts)}")
     if isinstance(encoded, bytes):
@@ -91,17 +99,17 @@ def _from_run_lengths(segmentation: dict[str, Any], hw: tuple[int, int]) -> dict
 
 
 def _runs(counts: Any) -> list[int]:
+    """Uncompressed run lengths, as they are."""
     if not isinstance(counts, list) or not all(type(run) is int for run in counts):
         raise ValueError(f"segmentation: expected counts as a list of integers or a string, got {short(counts)}")
     return counts
 
 
 def read_counts(counts: bytes) -> list[int]:
-    """Run lengths in COCO's compressed string.
+    """Decode the run lengths in COCO's compressed string, so that their sum can be checked.
 
-    A character carries five bits of a signed number, offset 48, lowest bits first, bit 32 saying that more follow;
-    from the fourth run on, the number is the difference to the run two before (cocoapi, common/maskApi.c).
-    Needed because pycocotools leaves pixels undefined where the runs sum to less than the image.
+    A character carries five bits of a signed number, offset 48, lowest bits first, and its bit 32 says that more
+    follow; from the fourth run on, the number is the difference to the run two before (cocoapi, common/maskApi.c).
 
     Raises:
         ValueError: a character that the code does not have, or an end in the middle of a number.
@@ -111,18 +119,21 @@ def read_counts(counts: bytes) -> list[int]:
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     broken = not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32
-    if broken or lengths.max() > 6:  # 30 bits: more than an image has pixels, and all that pycocotools' code reads
+    # Six characters are 30 bits, which count more pixels than an image may have; pycocotools reads no more either.
+    if broken or lengths.max() > 6:
         raise ValueError(f"segmentation: expected a compressed run-length string, got {short(counts)}")
     shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
     numbers = np.add.reduceat((codes & 31) << shifts, starts)
+    # Bit 16 of the last character is the sign.
     numbers -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    # Differences to the run two before: two running sums, of which the first run (zeros) is no part.
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     runs: list[int] = numbers.tolist()
     return runs
 
 
-def resize_mask(mask: Bitmap, hw: tuple[int, int]) -> Bitmap:
+def resize_mask(mask: _Bitmap, hw: tuple[int, int]) -> _Bitmap:
     """Nearest-neighbour resize of ``[H, W]`` to ``hw`` as ``cv2.INTER_NEAREST`` does it (the reference's choice)."""
     resized = cv2.resize(mask, (hw[1], hw[0]), interpolation=cv2.INTER_NEAREST)
     return np.asarray(resized, np.uint8)
@@ -130,13 +141,14 @@ def resize_mask(mask: Bitmap, hw: tuple[int, int]) -> Bitmap:
 
 @lru_cache(maxsize=64)
 def nearest_lines(before: int, after: int) -> NDArray[np.intp]:
-    """``[after]``: which of ``before`` rows (or columns) each row of ``resize_mask`` repeats; asked from cv2 itself."""
+    """Which of ``before`` rows (or columns) each of the ``after`` rows of `resize_mask` repeats, as ``[after]``."""
+    # cv2 itself resizes a column of row numbers, so that its rounding need not be known.
     numbers = np.arange(before, dtype=np.float32)[:, None]
     return np.asarray(cv2.resize(numbers, (1, after), interpolation=cv2.INTER_NEAREST)[:, 0], np.intp)
 
 
-def crop_mask(mask: Bitmap, size: int) -> tuple[Bitmap, NDArray[np.float32]]:
-    """The part of a mask that holds something, as a small bitmap and the frame that it covers.
+def crop_mask(mask: _Bitmap, size: int) -> tuple[_Bitmap, NDArray[np.float32]]:
+    """Cut a mask to the pixels of its instance: a small bitmap and the frame that it covers.
 
     The bitmap's outermost ring of pixels is always zero, because RoIAlign repeats the border pixel half a pixel
     beyond the border.  A side that fits is kept pixel for pixel, the rest of the bitmap stays zero, so a small
@@ -155,13 +167,14 @@ def crop_mask(mask: Bitmap, size: int) -> tuple[Bitmap, NDArray[np.float32]]:
     if not rows.size:
         return bitmap, np.array([0, 0, size, size], np.float32)
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    room = size - 2
+    room = size - 2  # without the ring of zeros
     height, width = min(bottom - top, room), min(right - left, room)
     inside = mask[top:bottom, left:right]
     if inside.shape != (height, width):
         averaged = cv2.resize(inside * np.uint8(255), (width, height), interpolation=cv2.INTER_AREA)
         inside = (np.asarray(averaged) >= 128).astype(np.uint8)
     bitmap[1 : 1 + height, 1 : 1 + width] = inside
+    # The frame counts in cells of the bitmap: one before the instance (the ring), and ``size`` in all.
     cell_x, cell_y = (right - left) / width, (bottom - top) / height
     x, y = left - cell_x, top - cell_y
     return bitmap, np.array([x, y, x + size * cell_x, y + size * cell_y], np.float32)

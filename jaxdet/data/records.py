@@ -1,4 +1,7 @@
-"""What a data source delivers: records in COCO's terms, before any transform."""
+"""What a data source delivers: records in COCO's terms, before any transform.
+
+Boxes are COCO's here, (x, y, width, height) in pixels of the stored image; the pipeline's views convert them.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -6,13 +9,13 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+#: COCO's forms of a mask: polygons, a run-length dict (``counts`` is a list or a string), or none at all.
 Segmentation: TypeAlias = list[list[float]] | dict[str, Any] | None
-"""COCO's three forms: polygons, a run-length dict (``counts`` a list or a string), or nothing."""
 
 
 @dataclass(frozen=True)
 class Category:
-    """A class as the data set names it.  Labels 0..K-1 are its positions in order of ``id``."""
+    """A class of the data set.  Its label (0..K-1) is its position among all categories in order of ``id``."""
 
     id: int
     name: str
@@ -27,7 +30,7 @@ class Annotation:
     bbox: tuple[float, float, float, float]  #: x, y, width, height as stored
     area: float
     crowd: bool
-    ignore: bool  #: the annotator asks for the annotation not to be used
+    ignore: bool  #: True: the annotator asks that the annotation is not used
     segmentation: Segmentation
 
 
@@ -40,7 +43,7 @@ class Record:
     name: str  #: for messages
     image: NDArray[np.uint8]  #: ``[H, W, 3]`` RGB, the pixel grid as stored
     annotations: tuple[Annotation, ...]
-    semantic: NDArray[np.uint8] | None = None  #: ``[H, W]`` class of each pixel, things and stuff; 255: not known
+    semantic: NDArray[np.uint8] | None = None  #: ``[H, W]`` class of each pixel, things and stuff; 255: unknown
 
 
 class Source(Protocol):
@@ -48,7 +51,7 @@ class Source(Protocol):
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """Sorted by id; the position is the label."""
+        """Categories sorted by id; the position is the label."""
         ...
 
     @property
@@ -58,12 +61,12 @@ class Source(Protocol):
 
     @property
     def image_ids(self) -> NDArray[np.int64]:
-        """``[N]`` ids of the data set, for results."""
+        """``[N]`` the images' ids in the data set, which results refer to."""
         ...
 
     @property
     def usable(self) -> NDArray[np.int32]:
-        """``[N]`` number of annotations of an image that training can use (see ``usable_boxes``)."""
+        """``[N]`` number of annotations of each image that training can use (see `usable_boxes`)."""
         ...
 
     def __len__(self) -> int: ...
@@ -71,12 +74,12 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def ground_truth(self) -> dict[str, Any]:
-        """The whole ground truth as COCO's json has it, crowd included; made afresh at each call."""
+        """The whole ground truth as COCO's json has it, crowd included; made anew in each call."""
         ...
 
 
 def usable_boxes(boxes: NDArray[np.float64], areas: NDArray[np.float64], hw: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Which boxes can be learned from, by the reference's rule.
+    """Tell which boxes can be learned from, by the reference's (mmdetection's) rule.
 
     Args:
         boxes: ``[A, 4]`` x, y, width, height in pixels of the stored image.
@@ -84,7 +87,7 @@ def usable_boxes(boxes: NDArray[np.float64], areas: NDArray[np.float64], hw: NDA
         hw: ``[A, 2]`` or ``[2]`` sizes of their images.
 
     Returns:
-        ``[A]``: area above 0, both sides at least 1, and some overlap with the image.
+        ``[A]`` bool: the area is above 0, both sides are at least 1, and the box overlaps with the image.
     """
     x, y, width, height = np.moveaxis(boxes, -1, 0)
     overlap_x = np.minimum(x + width, hw[..., 1]) - np.maximum(x, 0)

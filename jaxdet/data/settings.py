@@ -1,4 +1,8 @@
-"""Settings of the data: which source, and how its images become batches."""
+"""Settings of the data: which source, and how its images become batches.
+
+Their classes are stored by name in checkpoints, so this module keeps its name.  It imports no other, because configs
+and worker processes read it.
+"""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -6,10 +10,10 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class CocoFolder:
-    """Plain COCO: a folder of images and an instances json, used as they are."""
+    """Plain COCO: a folder of images and an instances json, which are used as they are."""
 
-    images: str  #: folder that ``file_name`` of the json is relative to
-    annotations: str  #: path of the json
+    images: str  #: folder that ``file_name`` in the json is relative to
+    annotations: str  #: path of the instances json
     stuff: str | None = None  #: folder of semantic maps (COCO-stuff's), for training with a semantic branch
 
 
@@ -25,13 +29,13 @@ class Tfds:
 class Scenes:
     """The built-in generated data; equal settings give equal bytes."""
 
-    split: str = "train"  #: ``train`` or ``val``: the two never share a scene
+    split: str = "train"  #: ``train`` or ``val``; no scene is in both
     count: int = 1000  #: number of images
-    size: int = 160  #: long side of an image, pixels
+    size: int = 160  #: long side of an image, in pixels
     seed: int = 0
-    aspects: tuple[float, ...] = (1.0,)  #: width / height, one of them is drawn for each image
-    directory: str = ""  #: where the images are kept; empty: the user's cache folder
-    semantic: bool = False  #: semantic maps too, of 10 classes: those of the objects, then two kinds of ground
+    aspects: tuple[float, ...] = (1.0,)  #: ratios width / height, one of which is drawn for each image
+    directory: str = ""  #: folder for the images; empty: the user's cache folder
+    semantic: bool = False  #: make semantic maps too, of 10 classes: those of the objects, then two kinds of ground
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "val"):
@@ -52,24 +56,24 @@ SourceSettings: TypeAlias = CocoFolder | Tfds | Scenes
 class Data:
     """How records become batches.  The defaults are those of the reference's COCO training.
 
-    An image is resized, ratio kept, so that it fits into ``short_side`` x ``long_side``, and is laid on one of two
+    An image is resized, its ratio kept, so that it fits into ``short_side`` x ``long_side``, and is laid on one of two
     canvases, landscape or portrait, whose sides are these numbers rounded up to ``pad_multiple``.
     """
 
-    train: SourceSettings | None = None
-    val: SourceSettings | None = None
-    short_side: int = 800
-    long_side: int = 1333
-    pad_multiple: int = 32
-    batch_size: int = 16  #: of training, over all processes
+    train: SourceSettings | None = None  #: the training set; None: for evaluation alone
+    val: SourceSettings | None = None  #: the validation set; None: training is not evaluated
+    short_side: int = 800  #: limit of an image's shorter side, in pixels
+    long_side: int = 1333  #: limit of an image's longer side, in pixels
+    pad_multiple: int = 32  #: sides of a canvas are multiples of it; 32 is the stride of the coarsest backbone level
+    batch_size: int = 16  #: images in a training batch, over all processes
     max_boxes: int = 100  #: ground-truth slots of an image; what does not fit is counted and reported
-    masks: bool = True  #: False: for data or models without masks, none are read
-    mask_size: int = 112  #: side of the bitmap that an instance's mask travels as
-    whole_masks: bool = False  #: True: a mask travels as a bitmap of the whole canvas, exact and large
-    flip_probability: float = 0.5
-    filter_empty: bool = True  #: leave out training images without anything to learn
-    min_side: int = 32  #: leave out training images with a shorter side than this
-    skip_broken: bool = False  #: True: in training another image takes the place of a broken one, which is counted
+    masks: bool = True  #: False: read no masks, for data or models that have none
+    mask_size: int = 112  #: side of the bitmap into which an instance's mask is cropped for the batch
+    whole_masks: bool = False  #: True: masks are bitmaps of the whole canvas in a batch, which is exact and large
+    flip_probability: float = 0.5  #: share of training images that are mirrored
+    filter_empty: bool = True  #: leave out training images without usable annotations
+    min_side: int = 32  #: leave out training images with a shorter side than this, in pixels
+    skip_broken: bool = False  #: True: another image takes the place of a broken one in training, which is counted
     workers: int = 2  #: processes that prepare batches; 0: the training process itself
     prefetch: int = 2  #: batches that each worker keeps ready
 

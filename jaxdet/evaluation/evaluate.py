@@ -9,7 +9,7 @@ from jaxdet.config import to_data
 from jaxdet.data import CocoFolder, Data, Source, open_source
 from jaxdet.data.scenes.write import folder_of
 from jaxdet.data.settings import Scenes
-from jaxdet.data.sources.fingerprint import fingerprint
+from jaxdet.data.sources.open import fingerprint
 from jaxdet.evaluation import score
 from jaxdet.evaluation.inference import Progress, detect
 from jaxdet.evaluation.results import Result

@@ -13,12 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.data.masks import encode_mask
-from jaxdet.data.validation.entries import each, hw_of
-from jaxdet.data.validation.limits import BOX
-from jaxdet.data.validation.values import is_number, short, whole
+from jaxdet.data.validation.entries import MAX_BOX_VALUE as BOX
+from jaxdet.data.validation.entries import each, hw_of, is_number, short, whole
 from jaxdet.evaluation.paste import paste_rle
-from jaxdet.runtime.atomic import write_json
-from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.runtime.files import read_json_file, write_json
 from jaxdet.structures import Detections
 
 Result: TypeAlias = dict[str, Any]

@@ -13,9 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from jaxdet.data.masks import encode_mask
-from jaxdet.data.validation.entries import annotation_of, each
-from jaxdet.data.validation.limits import check_categories
-from jaxdet.data.validation.values import whole
+from jaxdet.data.validation.entries import annotation_of, check_categories, each, whole
 from jaxdet.evaluation.results import Result, Truth, check_ids, image_sizes
 
 STATISTICS = ("AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l", "AR1", "AR10", "AR100", "AR_s", "AR_m", "AR_l")

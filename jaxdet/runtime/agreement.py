@@ -16,8 +16,8 @@ from jaxdet.config import differences
 T = TypeVar("T")
 
 
-def as_the_first_says(flag: bool) -> bool:
-    """The flag of the first process, on all of them."""
+def broadcast_flag(flag: bool) -> bool:
+    """Return the first process's flag, on all processes; all of them have come here then."""
     return bool(multihost_utils.broadcast_one_to_all(np.bool_(flag)))
 
 

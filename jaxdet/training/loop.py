@@ -1,35 +1,54 @@
-"""The inner loop: the device always has its next step, the host looks at the step before."""
+"""The loop over steps, and what happens between them: log lines, checkpoints, evaluations, and the end on a signal.
 
+The device must never wait for the host.  So the host sends off a step, fetches the next batch, and only then reads the
+metrics of the step before, which are ready by that time.  It follows that whatever saves or shows a state first has to
+wait for its metrics (`PendingMetrics.settle`): a state whose losses are not finite is never saved.
+"""
+
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import jax
 from jax.sharding import Mesh
 
+from jaxdet.checkpoints.store import CheckpointStore
+from jaxdet.runtime.agreement import broadcast_flag
 from jaxdet.runtime.mesh import split_batch
 from jaxdet.structures import Batch
-from jaxdet.training.meter import Meter
-from jaxdet.training.step import COUNT, Metrics, TrainState, TrainStep
+from jaxdet.training.log import RunLog
+from jaxdet.training.metrics import Meter, progress_line
+from jaxdet.training.signals import Stopped, StopRequest
+from jaxdet.training.state import TrainState, to_save
+from jaxdet.training.step import COUNT, Metrics, TrainStep
+from jaxdet.training.validate import report
 
-Check = Callable[[int, Mapping[str, float], Batch], bool]
-"""``(step, metrics, batch)`` -> whether the step counts; raises where it must not go on (`nonfinite.FiniteCheck`)."""
+METER = "meter"  #: the key under which a checkpoint's metadata has the meter
+
+StepCheck: TypeAlias = Callable[[int, Mapping[str, float], Batch], bool]
+"""``(step, metrics, batch)`` -> whether the step counts; raises to stop the run (see `metrics.FiniteCheck`)."""
+
+_log = logging.getLogger(__name__)
 
 
-class Pending:
-    """Metrics of a step that the device may still be working on; reading them a step later costs it no time."""
+class PendingMetrics:
+    """The metrics of a step that the device may still be working on; read a step later, they cost it no time."""
 
-    def __init__(self, meter: Meter, check: Check) -> None:
+    def __init__(self, meter: Meter, check: StepCheck) -> None:
         self._meter = meter
         self._check = check
         self._pending: tuple[int, Metrics, Batch] | None = None
 
     def push(self, step: int, metrics: Metrics, batch: Batch) -> None:
-        """Take the metrics of ``step`` and its batch on the host, and settle those of the step before."""
+        """Take the metrics of a step and its batch on the host, and settle the step before."""
         self.settle()
         self._pending = step, metrics, batch
 
     def settle(self) -> None:
-        """Wait for the step, check that its losses are finite, count it.  Raises what the check raises."""
+        """Wait for the pending step, check that its losses are finite, and count it; raises what the check raises."""
         if self._pending is None:
             return
         step, metrics, batch = self._pending
@@ -42,8 +61,8 @@ class Pending:
         self._meter.count({**counts, "skipped_steps": int(not good)})
 
 
-AfterStep = Callable[[int, TrainState, Pending], None]
-"""Called after each step is on its way; it settles before it saves or shows anything."""
+AfterStep: TypeAlias = Callable[[int, TrainState, PendingMetrics], None]
+"""Called after each step has been sent off; it settles before it saves or shows anything."""
 
 
 def run_steps(
@@ -55,12 +74,26 @@ def run_steps(
     mesh: Mesh,
     key: jax.Array,
     meter: Meter,
-    check: Check,
+    check: StepCheck,
     after: AfterStep,
 ) -> TrainState:
-    """The state after ``total`` steps.
+    """Run the steps from ``state.step`` to ``total``.
 
-    While the device works on a step, the next batch is fetched and its transfer begun.  ``after`` may raise to stop.
+    While the device works on a step, the next batch is fetched and its transfer begins.
+
+    Args:
+        train_step: see `step.make_train_step`.
+        state: the state to start from; its memory is given away.
+        batches: batches on the host, the first of which belongs to step ``state.step``.
+        total: number of the last step.
+        mesh: the devices.
+        key: the run's random key, on every device.
+        meter: counts the time that was spent waiting for batches.
+        check: sees the metrics of each step.
+        after: called after each step; it may raise to stop.
+
+    Returns:
+        The state after ``total`` steps.
     """
 
     def fetch() -> tuple[Batch, Batch]:
@@ -72,15 +105,118 @@ def run_steps(
     step = int(state.step)
     if step >= total:
         return state
-    pending = Pending(meter, check)
-    host, batch = fetch()
+    pending = PendingMetrics(meter, check)
+    on_host, on_device = fetch()
     while step < total:
-        state, metrics = train_step(state, batch, key)
+        state, metrics = train_step(state, on_device, key)
         step += 1
-        given = host
-        if step < total:
-            host, batch = fetch()
-        pending.push(step, metrics, given)
+        used = on_host
+        if step < total:  # there may be no further batch
+            on_host, on_device = fetch()
+        pending.push(step, metrics, used)
         after(step, state, pending)
     pending.settle()
     return state
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """After how many steps something is due, besides after the last one."""
+
+    log: int
+    checkpoint: int
+    evaluate: int  #: 0: only after the last step
+
+
+@dataclass
+class Hooks:
+    """What a run does between its steps (an `AfterStep`)."""
+
+    intervals: Intervals
+    start: int  #: steps done before this process began
+    total: int  #: steps at the end
+    meter: Meter
+    log: RunLog
+    store: CheckpointStore
+    metadata: dict[str, Any]  #: goes into each checkpoint
+    validate: Callable[[TrainState], dict[str, float]] | None  #: scores a state; None: no validation set
+    stop: StopRequest
+    workdir: Path
+    _began: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, step: int, state: TrainState, pending: PendingMetrics) -> None:
+        stopping = self.stop.agreed(step, self.intervals.log)
+        if step == self.start + 1:
+            self._after_first(step, pending)
+        elif self._due(step, self.intervals.log):
+            self._show(step, pending)
+        if stopping or self._due(step, self.intervals.checkpoint):
+            pending.settle()
+            self.save(step, state)
+        if stopping:
+            self._leave(step)
+        if self._evaluation_due(step):
+            pending.settle()
+            self.evaluate(step, state)
+            self.meter.start()  # the evaluation's time is no part of the training speed
+
+    def resume(self, state: TrainState) -> None:
+        """Evaluate the state to start from, if the process before was killed in its evaluation."""
+        # All processes take part in an evaluation, but only the first one has the log.
+        if self._evaluation_due(self.start) and not broadcast_flag(self.log.evaluated):
+            self.evaluate(self.start, state)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Begin to write a checkpoint.
+
+        The meter goes with it.  So either the log has a line for this step, or a continued run will write that line
+        from the same sums.
+        """
+        self.store.save(step, to_save(state), self.metadata | {METER: self.meter.saved()})
+
+    def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Score the state after ``step`` steps and log the scores.
+
+        Returns:
+            The scores; none without a validation set.
+
+        Raises:
+            SystemExit: a signal came meanwhile; the state is saved.
+        """
+        if self.validate is None:
+            return {}
+        try:
+            metrics = self.validate(state)
+        except Stopped:
+            self.save(step, state)
+            self._leave(step)
+        if step != self.start or not self.log.evaluated:
+            report(metrics, step, self.log, self.workdir)
+        return metrics
+
+    def _due(self, step: int, every: int) -> bool:
+        return step == self.total or step % every == 0
+
+    def _evaluation_due(self, step: int) -> bool:
+        """Whether to evaluate now; after the last step `run.train` does so."""
+        every = self.intervals.evaluate
+        return every > 0 and 0 < step < self.total and step % every == 0
+
+    def _after_first(self, step: int, pending: PendingMetrics) -> None:
+        pending.settle()
+        _log.info("the first step took %.1f s, most of it compiling", time.perf_counter() - self._began)
+        if self._due(step, self.intervals.log):  # without a speed, since compiling would count for it
+            self.log.scalars(step, self.meter.take(self.total - step))
+        self.meter.start()
+
+    def _show(self, step: int, pending: PendingMetrics) -> None:
+        pending.settle()
+        self.store.check()  # otherwise a full disk would go unnoticed until the next checkpoint
+        summary = self.meter.take(self.total - step)
+        _log.info(progress_line(step, self.total, summary))
+        self.log.scalars(step, summary)
+
+    def _leave(self, step: int) -> None:
+        self.store.wait()
+        _log.warning("stopped after step %d of %d; the same command continues", step, self.total)
+        raise SystemExit(128 + self.stop.signal)  # what shells report for a process that a signal has ended

@@ -1,7 +1,10 @@
-"""What a step subtracts from the parameters, and the learning rate as a function of the step alone."""
+"""What a step subtracts from the parameters, and the learning rate as a function of the step.
+
+The two are apart because the reference's momentum holds gradients and not updates: a new learning rate acts at once.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +13,23 @@ import optax.contrib
 
 from jaxdet.experiment import Optimizer
 
-Rate = Callable[[jax.Array], jax.Array]
+LearningRateSchedule: TypeAlias = Callable[[jax.Array], jax.Array]
 """Step number (int32) -> learning rate of that step (float32)."""
 
-Frozen = Callable[[tuple[str, ...]], bool]
-"""Path of a parameter -> it is not trained."""
+_IsFrozen: TypeAlias = Callable[[tuple[str, ...]], bool]
+"""Path of a parameter -> whether it is frozen, that is, not trained."""
 
 
-def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int) -> Rate:
-    """The rate for a global batch of ``batch_size`` images: linear warm-up, then drops at given steps.
+def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int) -> LearningRateSchedule:
+    """Make the learning-rate schedule: linear warm-up, then drops at given steps.
 
-    Step t of a warm-up of w steps from ratio r has the share ``r + (1 - r) t / w`` of the full rate; a drop at
+    Step t of a warm-up of w steps from ratio r has the share ``r + (1 - r) t / w`` of the full rate, and a drop at
     step d holds from step d on.
+
+    Args:
+        optimizer: settings.
+        batch_size: images in a batch, over all processes; the rate is scaled to it.
+        steps_per_epoch: for drops that are given in epochs.
     """
     schedule = optimizer.schedule
     drops = jnp.asarray([schedule.in_steps(d, steps_per_epoch) for d in schedule.drops], jnp.int32)
@@ -30,7 +38,7 @@ def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int) -
 
     def rate(step: jax.Array) -> jax.Array:
         level = levels[(step >= drops).sum()]
-        if not schedule.warmup_steps:
+        if not schedule.warmup_steps:  # the division below would give NaN at step 0
             return level
         warm = jnp.minimum(step / schedule.warmup_steps, 1)
         return level * (schedule.warmup_ratio + (1 - schedule.warmup_ratio) * warm)
@@ -38,12 +46,15 @@ def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int) -
     return rate
 
 
-def update_direction(optimizer: Optimizer, is_frozen: Frozen) -> optax.GradientTransformation:
-    """What a step subtracts from the parameters, before the learning rate.
+def update_direction(optimizer: Optimizer, is_frozen: _IsFrozen) -> optax.GradientTransformation:
+    """Make the transformation from gradients to what a step subtracts, to be multiplied by the learning rate.
 
-    SGD as torch defines it: ``g += decay * p; v = momentum * v + g`` and the direction is ``v``, so that a change of
-    rate acts at once.  AdamW and Muon add the decay after their own scaling.  The gradient is clipped, where asked
-    for, before all that.  Frozen parameters get 0, count in no norm and have no momentum.
+    SGD is torch's: ``g += decay * p; v = momentum * v + g``, and the direction is ``v``.  AdamW and Muon add the decay
+    after their own scaling.  Before all that the gradient is clipped, if ``optimizer.clip_norm`` is set.
+
+    Args:
+        optimizer: settings.
+        is_frozen: tells which parameters get 0, count in no norm and have no momentum.
     """
     clip = optax.identity() if optimizer.clip_norm is None else optax.clip_by_global_norm(optimizer.clip_norm)
     decay = optax.add_decayed_weights(optimizer.weight_decay)
@@ -57,9 +68,13 @@ def update_direction(optimizer: Optimizer, is_frozen: Frozen) -> optax.GradientT
 
 
 def _muon(optimizer: Optimizer) -> optax.GradientTransformation:
-    """Muon for kernels, Adam for the rest; updates are as long as AdamW's: root mean square 0.2 (Liu et al. 2025)."""
+    """Muon for kernels, Adam for the rest.
+
+    Muon's updates are scaled to a root mean square of 0.2, which is that of AdamW's (Liu et al. 2025), so that one
+    learning rate serves both.
+    """
     return optax.contrib.muon(
-        -1.0,  # optax's sign: its updates are added
+        -1.0,  # optax's updates are added, ours are subtracted
         consistent_rms=0.2,
         ns_steps=optimizer.muon_steps,
         preconditioning=optimizer.muon_norm,
@@ -70,7 +85,7 @@ def _muon(optimizer: Optimizer) -> optax.GradientTransformation:
 
 
 def _as_matrices(params: Any) -> Any:
-    """How each kernel is a matrix: its last axis are the outputs, all others the inputs; None where it is none."""
+    """How Muon sees each kernel as a matrix: the last axis are outputs, all others inputs; None for biases."""
 
     def dimensions(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
         *inputs, output = range(leaf.ndim) if leaf.ndim > 1 else [0]
@@ -79,14 +94,16 @@ def _as_matrices(params: Any) -> Any:
     return jax.tree.map(dimensions, params)
 
 
-def trained_norm(gradients: Any, is_frozen: Frozen) -> jax.Array:
-    """Global L2 norm of the gradients of the parameters that are trained."""
+def trained_norm(gradients: Any, is_frozen: _IsFrozen) -> jax.Array:
+    """Compute the global L2 norm of the gradients of all parameters that are not frozen."""
     labels = jax.tree.leaves(_labels(gradients, is_frozen))
     pairs = zip(jax.tree.leaves(gradients), labels, strict=True)
     return jnp.sqrt(sum((jnp.sum(jnp.square(g)) for g, label in pairs if label == "trained"), jnp.float32(0)))
 
 
-def _labels(params: Any, is_frozen: Frozen) -> Any:
+def _labels(params: Any, is_frozen: _IsFrozen) -> Any:
+    """A tree with ``trained`` or ``frozen`` for each parameter."""
+
     def label(path: tuple[Any, ...], _: Any) -> str:
         return "frozen" if is_frozen(tuple(str(entry.key) for entry in path)) else "trained"
 

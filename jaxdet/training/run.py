@@ -14,31 +14,28 @@ import jaxdet
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import check, to_data
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
-from jaxdet.data.sources.fingerprint import fingerprint
+from jaxdet.data.sources.open import fingerprint
 from jaxdet.evaluation.categories import match_categories
 from jaxdet.experiment import Experiment, as_experiment
 from jaxdet.runtime.agreement import alike
 from jaxdet.runtime.mesh import check_batch_size, data_mesh, replicated_key
-from jaxdet.training.lock import alone_in
 from jaxdet.training.log import RunLog
-from jaxdet.training.loop import run_steps
-from jaxdet.training.meter import Meter
-from jaxdet.training.nonfinite import FiniteCheck
+from jaxdet.training.loop import METER, Hooks, Intervals, run_steps
+from jaxdet.training.metrics import FiniteCheck, Meter
 from jaxdet.training.optimizer import learning_rate, update_direction
 from jaxdet.training.signals import StopRequest, stop_on_signal
-from jaxdet.training.start import start_state
-from jaxdet.training.step import TrainState, make_train_step
+from jaxdet.training.state import TrainState, start_state
+from jaxdet.training.step import make_train_step
 from jaxdet.training.validate import validate, write_metrics
-from jaxdet.training.watch import METER, Intervals, Watch
-from jaxdet.training.workdir import claim, read_metrics
+from jaxdet.training.workdir import claim, locked, read_metrics
 
 _log = logging.getLogger(__name__)
 
 
 def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool = False) -> dict[str, float]:
-    """Trains to the end of the schedule, from where the run in ``workdir`` stopped, on all devices.
+    """Train to the end of the schedule, from where the run in ``workdir`` stopped, on all devices.
 
-    Leaves in ``workdir``: ``checkpoints/``, ``config.json`` and ``.txt``, ``log.jsonl``, ``tensorboard/``,
+    Writes into ``workdir``: ``checkpoints/``, ``config.json`` and ``.txt``, ``log.jsonl``, ``tensorboard/``,
     ``curves.png`` and, where there is a validation set, ``metrics.json`` and ``.txt`` and ``predictions.png``.
 
     Args:
@@ -51,7 +48,7 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
 
     Raises:
         ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``.
-        FloatingPointError: a loss or the gradient is no longer a number (`nonfinite.FiniteCheck`).
+        FloatingPointError: a loss or the gradient is not finite (see `metrics.FiniteCheck`).
         SystemExit: a signal asked to stop; the state is saved.
     """
     check(as_experiment(experiment))
@@ -59,21 +56,22 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     run = experiment.run
     direction = update_direction(experiment.optimizer, experiment.model.is_frozen)
     with (
-        alone_in(job.workdir),
+        locked(job.workdir),
         stop_on_signal() as stop,
         CheckpointStore(workdir, keep=run.keep_checkpoints) as store,
     ):
         state = start_state(experiment.model, direction, run, store, job.mesh)
         start = int(state.step)
         with job.batches(start) as batches, RunLog(job.workdir, start, writes=job.writes) as log:
-            watch = job.watch(start, batches.steps_per_epoch, log, store, stop)
+            hooks = job.hooks(start, batches.steps_per_epoch, log, store, stop)
             done = read_metrics(job.workdir)
-            if start >= watch.total and (done is not None or job.val is None):
+            # Without scores of a run at its end, its last evaluation was cut off, and is made up for below.
+            if start >= hooks.total and (done is not None or job.val is None):
                 _log.info("%s holds a finished run of %d steps", workdir, start)
                 return done or {}
-            watch.resume(state)
-            state = job.steps(state, direction, batches, watch)
-            metrics = watch.evaluate(int(state.step), state)
+            hooks.resume(state)
+            state = job.steps(state, direction, batches, hooks)
+            metrics = hooks.evaluate(int(state.step), state)
             log.curves()
     if metrics and job.writes:
         write_metrics(metrics, job.workdir)
@@ -82,21 +80,22 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
 
 @dataclass(frozen=True)
 class _Job:
-    """What does not change during a run."""
+    """A run's fixed parts, and the parts that are made of them."""
 
     experiment: Experiment
     workdir: Path
     mesh: Mesh
     source: Source
-    val: Source | None
-    metadata: dict[str, Any]  #: of every checkpoint
+    val: Source | None  #: the validation set
+    metadata: dict[str, Any]  #: goes into every checkpoint
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one that writes logs and pictures."""
+        """Whether this process writes logs and pictures, which one process of a job does."""
         return jax.process_index() == 0
 
     def batches(self, start: int) -> BatchIterator:
+        """This process's part of the training batches from step ``start`` on."""
         return train_batches(
             self.source,
             self.experiment.data,
@@ -106,10 +105,11 @@ class _Job:
             process_count=jax.process_count(),
         )
 
-    def watch(self, start: int, epoch: int, log: RunLog, store: CheckpointStore, stop: StopRequest) -> Watch:
+    def hooks(self, start: int, epoch: int, log: RunLog, store: CheckpointStore, stop: StopRequest) -> Hooks:
+        """What happens between steps, for a run from step ``start`` with ``epoch`` steps in an epoch."""
         run, schedule = self.experiment.run, self.experiment.optimizer.schedule
         counted = store.metadata(start).get(METER, {}) if start else {}
-        return Watch(
+        return Hooks(
             intervals=Intervals(
                 log=run.log_every,
                 checkpoint=schedule.interval(run.checkpoint_every, epoch),
@@ -127,18 +127,20 @@ class _Job:
         )
 
     def validate(self, val: Source, stop: StopRequest, state: TrainState) -> dict[str, float]:
+        """Score a state on the validation set; a signal breaks it off."""
         experiment = self.experiment
         picture = self.workdir if self.writes else None
         return validate(experiment, state.variables, val, self.source.categories, self.mesh, picture, stop.break_off)
 
     def steps(
-        self, state: TrainState, direction: optax.GradientTransformation, batches: BatchIterator, watch: Watch
+        self, state: TrainState, direction: optax.GradientTransformation, batches: BatchIterator, hooks: Hooks
     ) -> TrainState:
+        """Run all steps that are left, from ``state``."""
         optimizer, data = self.experiment.optimizer, self.experiment.data
         rate = learning_rate(optimizer, data.batch_size, batches.steps_per_epoch)
         _log.info(
             "%d steps, of which %d are done, %d in an epoch, on %d device(s), learning rate %.3g",
-            *(watch.total, watch.start, batches.steps_per_epoch, self.mesh.size, optimizer.scaled_lr(data.batch_size)),
+            *(hooks.total, hooks.start, batches.steps_per_epoch, self.mesh.size, optimizer.scaled_lr(data.batch_size)),
         )
         key = replicated_key(self.experiment.run.seed, self.mesh)
         skip = self.experiment.run.skip_nonfinite
@@ -151,16 +153,17 @@ class _Job:
             train_step,
             state,
             batches,
-            watch.total,
+            hooks.total,
             mesh=self.mesh,
             key=key,
-            meter=watch.meter,
+            meter=hooks.meter,
             check=check,
-            after=watch,
+            after=hooks,
         )
 
 
 def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Job:
+    """Open the data and claim the folder; all processes fail here if one does, or if theirs differ."""
     mesh, config = data_mesh(), to_data(experiment)
 
     def opened() -> tuple[Source, Source | None]:
@@ -179,7 +182,7 @@ def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Jo
 
 
 def _open(data: Data, classes: int) -> tuple[Source, Source | None]:
-    """Training and validation data, checked against the model."""
+    """Open training and validation data, and check that their categories fit a model of ``classes`` classes."""
     if data.train is None:
         raise ValueError("data.train: expected a source such as CocoFolder(images=..., annotations=...), got none")
     source = open_source(data.train)

@@ -1,4 +1,4 @@
-"""Stopping a run from outside: SIGTERM and Ctrl-C ask it to save and leave."""
+"""Stopping a run from outside: SIGTERM, which schedulers send before they kill, and Ctrl-C ask it to save and leave."""
 
 import logging
 import signal
@@ -23,16 +23,19 @@ class Stopped(Exception):
 
 @dataclass
 class StopRequest:
-    """Which signal asked for the end, 0 if none did."""
+    """The request to stop, which a signal handler notes and the loop reads between steps."""
 
-    signal: int = 0
+    signal: int = 0  #: number of the signal that asked; 0: none did
 
     def agreed(self, step: int, every: int) -> bool:
-        """Whether to stop after ``step``.  Several processes must stop at the same one: they ask each other at times.
+        """Whether to stop after ``step``.
+
+        Signals reach processes of a job at different times, but all must stop at the same step, since every step is
+        one program of all of them.  So they exchange their requests, at intervals because that costs time.
 
         Args:
             step: the step that was just done, the same on every process.
-            every: several processes compare notes after each so many steps.
+            every: number of steps between two exchanges of several processes.
         """
         if jax.process_count() == 1:
             return self.signal != 0
@@ -42,16 +45,19 @@ class StopRequest:
         return self.signal != 0
 
     def break_off(self, done: int, total: int) -> None:
-        """A progress callback that raises `Stopped`.  Several processes go on, as they wait for each other."""
+        """Raise `Stopped` if a signal came; a progress callback for an evaluation.
+
+        Several processes finish their evaluation, as the others would wait for one that leaves.
+        """
         if self.signal and jax.process_count() == 1:
             raise Stopped(f"after {done} of {total}")
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Inside, the first SIGTERM or Ctrl-C is only noted; a second one acts as usual."""
+    """Note the first SIGTERM or Ctrl-C that comes inside; a second one acts as it would have without this."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield request
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}

@@ -1,4 +1,4 @@
-"""Scores of a model in training, and the pictures and tables that a finished run leaves."""
+"""Scores of a model during training, and the picture and tables that they leave."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ from jaxdet.evaluation import score
 from jaxdet.evaluation.inference import detect
 from jaxdet.evaluation.tables import summary_table
 from jaxdet.experiment import Experiment
-from jaxdet.runtime.atomic import replacing, write_json
+from jaxdet.runtime.files import replacing, write_json
 from jaxdet.training.log import RunLog
 from jaxdet.training.workdir import METRICS
 from jaxdet.visualize import save_predictions
 
-PICTURE = "predictions.png"
-TABLE = "metrics.txt"
+_PICTURE = "predictions.png"
+_TABLE = "metrics.txt"
 
 _log = logging.getLogger(__name__)
 
@@ -33,9 +33,19 @@ def validate(
     workdir: Path | None,
     progress: Callable[[int, int], None],
 ) -> dict[str, float]:
-    """COCO's numbers of the model over ``source``; draws ``predictions.png`` into ``workdir``, if given.
+    """Score a model by COCO's rules.
 
-    ``categories`` are those of the training data, which the source may number otherwise.
+    Args:
+        experiment: the config.
+        variables: the model's variables, on the devices.
+        source: the validation set.
+        categories: those of the training data; the source may number them otherwise.
+        mesh: the devices.
+        workdir: folder for ``predictions.png``; None: draw none.
+        progress: called with the number of images done and in all.
+
+    Returns:
+        COCO's numbers by names such as ``segm/AP``.
     """
     run = experiment.run
     results = detect(
@@ -52,21 +62,21 @@ def validate(
     masks = experiment.data.masks
     metrics = score(source.ground_truth(), results, masks=masks).metrics
     if workdir is not None and run.pictures:
-        save_predictions(source, results, workdir / PICTURE, count=run.pictures, masks=masks)
+        save_predictions(source, results, workdir / _PICTURE, count=run.pictures, masks=masks)
     return metrics
 
 
 def report(metrics: dict[str, float], step: int, log: RunLog, workdir: Path) -> None:
-    """Numbers and pictures of the state after ``step`` into the log, and one line for whoever watches."""
+    """Log scores and picture of the state after ``step`` steps, with a line on the terminal."""
     log.scalars(step, metrics)
     log.curves()
-    log.picture(step, "predictions", workdir / PICTURE)
+    log.picture(step, "predictions", workdir / _PICTURE)
     line = "  ".join(f"{kind} AP {metrics[f'{kind}/AP']:.3f}" for kind in ("bbox", "segm") if f"{kind}/AP" in metrics)
     _log.info("step %d  %s", step, line)
 
 
 def write_metrics(metrics: dict[str, float], workdir: Path) -> None:
-    """``metrics.json`` of a finished run, and the same as a table in ``metrics.txt``."""
-    with replacing(workdir / TABLE) as scratch, scratch.open("w") as file:
+    """Write the scores of a finished run, ``metrics.json``, and as a table ``metrics.txt``."""
+    with replacing(workdir / _TABLE) as scratch, scratch.open("w") as file:
         Console(file=file, width=60).print(summary_table(metrics))
-    write_json(workdir / METRICS, metrics)  # last: it says that the run is finished
+    write_json(workdir / METRICS, metrics)  # last, since this file says that the run is finished

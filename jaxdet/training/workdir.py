@@ -1,7 +1,12 @@
-"""The folder of a run: its config, and whether a rerun goes on with the same one."""
+"""The folder of a run: one run at a time in it, its config, and whether a rerun goes on with the same one."""
 
+import fcntl
 import json
 import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +15,67 @@ import jax
 from jaxdet.checkpoints.reading import has_checkpoint
 from jaxdet.config import differences, from_data, to_data, to_text
 from jaxdet.runtime.agreement import from_all
-from jaxdet.runtime.atomic import write_json, write_text
+from jaxdet.runtime.files import write_json, write_text
 
-CONFIG = "config.json"
-METRICS = "metrics.json"
+_CONFIG = "config.json"
+METRICS = "metrics.json"  #: scores of a finished run; that the file exists says that the run is finished
+_PATIENCE = 60.0  #: seconds to wait for the lock: a job that is restarted may overlap with its predecessor's end
+_PAUSE = 0.5  #: seconds between two attempts
 
 _log = logging.getLogger(__name__)
 
 
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keep other runs from writing into the folder; the lock ends with the process, however that ends.
+
+    Of several processes of a job the first one holds it.  File systems without locks (some network ones) let all
+    through.
+
+    Raises:
+        ValueError: another run is in the folder, and stays there for a minute.
+    """
+    first = jax.process_index() == 0
+    descriptor = from_all(lambda: _lock(workdir) if first else None)[jax.process_index()]
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(workdir: Path) -> int | None:
+    """Open and lock the folder itself; None where there are no locks."""
+    descriptor, end = os.open(workdir, os.O_RDONLY), time.monotonic() + _PATIENCE
+    waits = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(descriptor)
+                raise ValueError(
+                    f"{workdir}: expected no other run in this folder, but one is training there; wait for its end, "
+                    "or give this one a --workdir of its own"
+                ) from None
+        except OSError:  # the file system has no locks
+            os.close(descriptor)
+            return None
+        if not waits:
+            _log.warning("another run is in %s: waiting for it to end", workdir)
+            waits = True
+        time.sleep(_PAUSE)
+
+
 def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
-    """Makes the folder and writes the config into it, or checks that the run in it has the same config.
+    """Make the folder and write the config into it, or check that the run in it has the same config.
 
-    A run that never came to a checkpoint, say because its weights were refused, leaves the folder free: there is
-    nothing to go on with.
+    A run that never came to a checkpoint, for example because its weights were refused, leaves the folder free:
+    there is nothing to go on with.
 
-    Writes ``config.json`` (`jaxdet.config.from_data` reads it) and ``config.txt`` (for people).  Of several processes
-    the first does so; the others wait for it and fail if it fails.
+    Writes ``config.json``, which `jaxdet.config.from_data` reads, and ``config.txt`` for people.  Of several
+    processes the first does so; the others wait for it and fail if it fails.
 
     Args:
         workdir: folder of the run.
@@ -41,9 +91,9 @@ def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> 
 
 
 def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
-    path = workdir / CONFIG
+    path = workdir / _CONFIG
     if path.exists():
-        # Rebuilt, so that a setting that is newer than the run counts with its default.
+        # Rebuilt before it is compared: a setting that is newer than the run gets its default and is no difference.
         stored = to_data(from_data(_read_json(path)))
         changes = differences(stored, config)
         begun = has_checkpoint(workdir)
@@ -52,13 +102,14 @@ def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) ->
         if changes and begun:
             _log.warning("going on with changes:\n  %s", "\n  ".join(changes))
         if changes:
+            # With another config, a longer schedule for example, the run is not finished any more.
             (workdir / METRICS).unlink(missing_ok=True)
     write_json(path, config)
     write_text(workdir / "config.txt", to_text(experiment) + "\n")
 
 
 def read_metrics(workdir: Path) -> dict[str, float] | None:
-    """Numbers of the finished run in this folder; None where none is finished."""
+    """Read the scores of the finished run in this folder; None if no run is finished there."""
     path = workdir / METRICS
     return _read_json(path) if path.exists() else None
 

@@ -6,7 +6,7 @@ from os import PathLike
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxdet.data import Category, Source
-from jaxdet.runtime.atomic import replacing
+from jaxdet.runtime.files import replacing
 from jaxdet.visualize.overlay import Objects, Pixels, overlay
 
 _CELL = 420  #: long side of a picture, pixels

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.checkpoints.files.checksums import damages
-from jaxdet.checkpoints.reading import DamagedCheckpoint, load
+from jaxdet.checkpoints.reading import DamagedCheckpoint, damages, load
 from jaxdet.checkpoints.store import CheckpointStore
 
 

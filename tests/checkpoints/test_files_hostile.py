@@ -97,7 +97,7 @@ def test_objects_in_an_npz_do_not_run(path, tmp_path):
 
 
 def test_zip_bombs(path, monkeypatch):
-    monkeypatch.setattr(bounds, "SMALL", 1 << 10)
+    monkeypatch.setattr(bounds, "_ALWAYS_ALLOWED", 1 << 10)
     bomb = npy(header(shape="(262144,)"), bytes(1 << 20))
     refused(npz(path, ("w.npy", bomb)), r"the archive's files have \d+ bytes, expected at most")
     refused(npz(path, ("w.npy", bomb), method=zipfile.ZIP_LZMA), "compressed or encrypted")  # a dictionary of gigabytes
@@ -168,7 +168,7 @@ def test_ordered_dicts_as_python_2_wrote_them(path):
 
 def test_many_tensors_of_one_small_storage(path, monkeypatch):
     """Each of them may be torch's ``expand``, all of them become arrays of their own."""
-    monkeypatch.setattr(bounds, "SMALL", 1 << 16)
+    monkeypatch.setattr(bounds, "_ALWAYS_ALLOWED", 1 << 16)
     items = b"".join(unicode(f"w{i}") + tensor(size=(1000, 4), stride=(0, 1)) for i in range(20))
     path.write_bytes(archive(program(b"}(" + items + b"u"), FLOATS))
     refused(path, r"its arrays have 320000 bytes as float32, expected at most \d+ in \d+")
@@ -211,8 +211,8 @@ def test_pipes_and_links_in_a_checkpoint(run, make):
 
 def test_arrays_that_are_larger_than_their_files(run, monkeypatch):
     assert load(run)[0]["params"]["w"].shape == (3000,)
-    monkeypatch.setattr(bounds, "SMALL", 0)
-    monkeypatch.setattr(bounds, "EXPANSION", 1)
+    monkeypatch.setattr(bounds, "_ALWAYS_ALLOWED", 0)
+    monkeypatch.setattr(bounds, "_MAX_EXPANSION", 1)
     refused(run, "its arrays have 12000 bytes, expected at most", load)
 
 

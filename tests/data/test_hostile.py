@@ -17,7 +17,7 @@ from jaxdet.data import load_image, open_source
 from jaxdet.data.check import check, main
 from jaxdet.data.images import decode_image
 from jaxdet.data.masks import decode_mask, encode_mask, read_counts
-from jaxdet.data.validation.limits import ANNOTATIONS, OUTLINE, PIXELS
+from jaxdet.data.validation.entries import MAX_ANNOTATIONS, MAX_OUTLINE, MAX_PIXELS
 from jaxdet.evaluation import score
 
 HW = (20, 30)
@@ -57,13 +57,13 @@ def test_decompression_bombs(coco, one_box, sides, reason):
 
 
 def test_limits_are_raised_by_the_environment():
-    lines = "from jaxdet.data.validation.limits import ANNOTATIONS, PIXELS; print(PIXELS, ANNOTATIONS)"
+    lines = "from jaxdet.data.validation.entries import MAX_ANNOTATIONS, MAX_PIXELS; print(MAX_PIXELS, MAX_ANNOTATIONS)"
 
     def told(**environment):
         command = [sys.executable, "-c", lines]
         return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
 
-    assert told().stdout.split() == [str(PIXELS), str(ANNOTATIONS)]
+    assert told().stdout.split() == [str(MAX_PIXELS), str(MAX_ANNOTATIONS)]
     raised = told(JAXDET_MAX_PIXELS="400000000", JAXDET_MAX_ANNOTATIONS="1000000")
     assert raised.stdout.split() == ["400000000", "1000000"]
     assert "JAXDET_MAX_PIXELS: expected a whole number from 1, got 'all'" in told(JAXDET_MAX_PIXELS="all").stderr
@@ -165,8 +165,8 @@ def test_whole_numbers_may_be_written_as_floats(coco, one_box):
 
 
 def test_a_million_annotations_on_one_image(coco, one_box, monkeypatch):
-    monkeypatch.setattr("jaxdet.data.sources.coco.ANNOTATIONS", 3)
-    monkeypatch.setattr("jaxdet.data.validation.findings.ANNOTATIONS", 3)
+    monkeypatch.setattr("jaxdet.data.sources.coco.MAX_ANNOTATIONS", 3)
+    monkeypatch.setattr("jaxdet.data.validation.findings.MAX_ANNOTATIONS", 3)
     first = one_box["annotations"][0]
     one_box["annotations"] += [{**first, "id": 2 + number} for number in range(2)]
     assert len(open_source(coco.write(one_box))[0].annotations) == 3
@@ -178,7 +178,7 @@ def test_thousands_of_categories(coco, one_box, monkeypatch):
     """Each takes memory in evaluation, and 30 bytes of json."""
     settings = coco.write(one_box)
     truth = open_source(settings).ground_truth()
-    monkeypatch.setattr("jaxdet.data.validation.limits.CATEGORIES", 1)
+    monkeypatch.setattr("jaxdet.data.validation.entries._MAX_CATEGORIES", 1)
     refused(settings, "at most 1 categories, got 2; .*JAXDET_MAX_CATEGORIES=2")
     with pytest.raises(ValueError, match="ground truth: expected at most 1 categories"):
         score(truth, [])
@@ -191,7 +191,7 @@ def test_thousands_of_categories(coco, one_box, monkeypatch):
     ([True, 0, 9, 9, 5, 5], "of numbers up to"),
     (["0", "0", "9", "9", "5", "5"], "of numbers up to"),
     ([0, 0, 9, 9, 5], "of numbers up to"),
-    ([0, 0, 1e4, 9] * 100, f"outlines of at most {OUTLINE} pixels together, got 2000000"),
+    ([0, 0, 1e4, 9] * 100, f"outlines of at most {MAX_OUTLINE} pixels together, got 2000000"),
 ])  # fmt: skip
 def test_polygons_that_would_take_gigabytes(polygon, reason):
     with pytest.raises(ValueError, match=reason):

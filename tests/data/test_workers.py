@@ -14,7 +14,7 @@ import pytest
 
 from jaxdet.data import Data
 from jaxdet.data.pipeline import workers
-from jaxdet.data.pipeline.workers import Prepared
+from jaxdet.data.pipeline.workers import WorkerIterator
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,14 +29,14 @@ class Numbers:
         return {"number": np.full(3, position)}
 
 
-def drain(prepared: Prepared) -> None:
+def drain(prepared: WorkerIterator) -> None:
     """What a worker had sent before its end still arrives."""
     while True:
         next(prepared)
 
 
 def test_a_killed_worker_is_an_error() -> None:
-    prepared = Prepared(Numbers(), Data(workers=1))
+    prepared = WorkerIterator(Numbers(), Data(workers=1))
     try:
         assert next(prepared)["number"].tolist() == [0, 0, 0]
         (worker,) = multiprocessing.active_children()
@@ -56,7 +56,7 @@ SCRIPT = """
 import os, sys, time
 from jaxdet.data import Data
 from jaxdet.data.pipeline import workers
-from jaxdet.data.pipeline.workers import Prepared
+from jaxdet.data.pipeline.workers import WorkerIterator
 
 class Numbers:
     def __len__(self):
@@ -68,10 +68,10 @@ class Numbers:
         return {"number": position}
 
 if __name__ == "__main__":
-    prepared = Prepared(Numbers(), Data(workers=2))
+    prepared = WorkerIterator(Numbers(), Data(workers=2))
     print(next(prepared), flush=True)
     if sys.argv[1] == "worker ends":
-        workers._LOOK = 0.2  # seconds
+        workers._POLL_SECONDS = 0.2  # seconds
         try:
             while True:
                 next(prepared)
@@ -122,7 +122,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
 def test_shared_memory_that_a_worker_left_is_freed() -> None:
     left = shared_memory.SharedMemory("jdtest_1", create=True, size=8)
     other = shared_memory.SharedMemory("jdother_1", create=True, size=8)
-    workers._free("jdtest_")
+    workers._free_shared_memory("jdtest_")
     assert not Path("/dev/shm/jdtest_1").exists()
     assert Path("/dev/shm/jdother_1").exists()
     left.close()
@@ -143,8 +143,8 @@ class Few:
 
 
 def test_a_worker_that_has_given_all_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_LOOK", 0.2)  # seconds: four looks are over long before the other one is ready
-    prepared = Prepared(Few(), Data(workers=2))
+    monkeypatch.setattr(workers, "_POLL_SECONDS", 0.2)  # s: all polls are over long before the other is ready
+    prepared = WorkerIterator(Few(), Data(workers=2))
     assert [next(prepared)["number"][0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(StopIteration):
         next(prepared)
@@ -154,7 +154,7 @@ def test_a_worker_that_has_given_all_is_not_missed(monkeypatch: pytest.MonkeyPat
 SIGNALLED = """
 import os, signal, sys, threading
 from jaxdet.data import Data
-from jaxdet.data.pipeline.workers import Prepared
+from jaxdet.data.pipeline.workers import WorkerIterator
 
 class Numbers:
     def __len__(self):
@@ -167,7 +167,7 @@ if __name__ == "__main__":
     heard = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: heard.append(number))
-    prepared = Prepared(Numbers(), Data(workers=2))
+    prepared = WorkerIterator(Numbers(), Data(workers=2))
     for delay, number in ((0.2, signal.SIGTERM), (0.6, signal.SIGINT), (1.2, signal.SIGTERM)):
         threading.Timer(delay, os.killpg, (0, number)).start()
     numbers = [int(next(prepared)["number"]) for _ in range(4)]

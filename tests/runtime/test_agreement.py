@@ -8,7 +8,7 @@ import pytest
 
 from jaxdet.config import to_data
 from jaxdet.data import Category
-from jaxdet.data.sources.fingerprint import fingerprint
+from jaxdet.data.sources.open import fingerprint
 from jaxdet.experiment import Run
 from jaxdet.runtime.agreement import alike, from_all, refuse_differences
 from jaxdet.training.workdir import claim

@@ -11,11 +11,11 @@ import numpy as np
 from jaxdet.experiment import Optimizer, Schedule
 from jaxdet.runtime.mesh import data_mesh, layout_of
 from jaxdet.structures import Batch
-from jaxdet.training.loop import AfterStep, Check, Pending, run_steps
-from jaxdet.training.meter import Meter
-from jaxdet.training.nonfinite import not_finite
+from jaxdet.training.loop import AfterStep, PendingMetrics, StepCheck, run_steps
+from jaxdet.training.metrics import Meter, not_finite
 from jaxdet.training.optimizer import learning_rate, update_direction
-from jaxdet.training.step import TrainState, init_state, make_train_step
+from jaxdet.training.state import TrainState, init_state
+from jaxdet.training.step import make_train_step
 
 OPTIMIZER = Optimizer(lr=0.1, base_batch=8, schedule=Schedule(length=6, drops=(4,), unit="steps", warmup_steps=2))
 KEY = jax.random.key(3)
@@ -91,7 +91,7 @@ def finite(step: int, metrics: Mapping[str, float], batch: Batch) -> bool:
     return not not_finite(metrics)
 
 
-def nothing(step: int, state: TrainState, pending: Pending) -> None:
+def nothing(step: int, state: TrainState, pending: PendingMetrics) -> None:
     pass
 
 
@@ -100,7 +100,7 @@ def run_to(
     started: tuple[Any, TrainState, Any],
     batches: BatchesFrom | None = None,
     *,
-    check: Check = finite,
+    check: StepCheck = finite,
     after: AfterStep = nothing,
     meter: Meter | None = None,
 ) -> TrainState:

@@ -11,7 +11,7 @@ from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.blocks.layers import BatchNorm
 from jaxdet.runtime.mesh import split_batch
 from jaxdet.structures import Batch
-from jaxdet.training.step import TrainState
+from jaxdet.training.state import TrainState
 from tests.devices import run_on_devices
 from tests.training.stub import KEY, BatchesFrom, batch_of, fresh, run_to
 

@@ -15,9 +15,10 @@ from jaxdet.experiment import Experiment
 from jaxdet.runtime.mesh import data_mesh, replicate, replicated_key, split_batch
 from jaxdet.structures import Batch
 from jaxdet.training.loop import run_steps
-from jaxdet.training.meter import Meter
+from jaxdet.training.metrics import Meter
 from jaxdet.training.optimizer import learning_rate, update_direction
-from jaxdet.training.step import TrainState, TrainStep, init_state, init_variables, make_train_step
+from jaxdet.training.state import TrainState, init_state, init_variables
+from jaxdet.training.step import TrainStep, make_train_step
 from tests.programs import equations
 
 CONFIG = Path(__file__).parent / "tiny.py"

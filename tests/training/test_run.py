@@ -18,9 +18,8 @@ from jaxdet.config import from_data, load_config, override
 from jaxdet.data import open_source
 from jaxdet.experiment import Experiment, Run
 from jaxdet.training import train
-from jaxdet.training.records import read_log
-from jaxdet.training.start import initialised
-from jaxdet.training.step import init_variables
+from jaxdet.training.log import read_log
+from jaxdet.training.state import init_variables, with_weights
 from tools.endurance import differences
 
 HERE = Path(__file__).parent
@@ -122,10 +121,10 @@ def test_weights_of_another_run_are_a_start(
     caplog.set_level(logging.INFO, "jaxdet")
     fresh = init_variables(experiment.model, jax.random.key(5))
     theirs = load(folder / "whole")[0]
-    started = initialised(experiment.model, fresh, Run(init_from=str(folder / "whole")))
+    started = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole")))
     jax.tree.map(np.testing.assert_array_equal, started, theirs)
 
-    started = initialised(experiment.model, fresh, Run(init_from=str(folder / "whole"), init_new_classes=True))
+    started = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole"), init_new_classes=True))
     logits = ("params", "heads_0", "box_head", "logits", "kernel")
     np.testing.assert_array_equal(leaf(started, logits), leaf(fresh, logits))
     conv = ("params", "neck", "lateral3", "kernel")
@@ -134,7 +133,7 @@ def test_weights_of_another_run_are_a_start(
 
     other = init_variables(experiment.model.clone(num_classes=3), jax.random.key(5))
     with pytest.raises(ValueError, match="heads_0/box_head/logits/kernel: shape"):
-        initialised(experiment.model, other, Run(init_from=str(folder / "whole")))
+        with_weights(experiment.model, other, Run(init_from=str(folder / "whole")))
 
 
 def leaf(tree: Any, path: tuple[str, ...]) -> Any:

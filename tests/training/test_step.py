@@ -11,11 +11,10 @@ import pytest
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.experiment import Run
 from jaxdet.runtime.mesh import check_batch_size, data_mesh, split_batch
-from jaxdet.training.loop import Pending
-from jaxdet.training.meter import Meter
+from jaxdet.training.loop import PendingMetrics
+from jaxdet.training.metrics import Meter
 from jaxdet.training.optimizer import update_direction
-from jaxdet.training.start import start_state, to_save
-from jaxdet.training.step import TrainState
+from jaxdet.training.state import TrainState, start_state, to_save
 from tests.devices import run_on_devices
 from tests.training.stub import KEY, OPTIMIZER, BatchesFrom, Stub, batch_of, fresh, run_to
 
@@ -96,7 +95,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
 def test_after_is_called_after_every_step() -> None:
     seen: list[tuple[int, int]] = []
 
-    def after(number: int, state: TrainState, pending: Pending) -> None:
+    def after(number: int, state: TrainState, pending: PendingMetrics) -> None:
         pending.settle()
         seen.append((number, int(state.step)))
 

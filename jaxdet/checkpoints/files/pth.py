@@ -2,7 +2,7 @@
 
 Zip: ``<name>/data.pkl`` is a pickle in which a tensor refers to a storage by key; ``<name>/data/<key>`` holds its
 bytes.  Stream: a magic number, a protocol version, facts on the machine, the pickle, the list of storage keys, then
-per key the number of elements and the bytes.  Nothing in the file is executed (``restricted_pickle``).
+for each key the number of elements and the bytes.  Nothing in the file is executed (see `restricted_pickle`).
 """
 
 import os
@@ -15,33 +15,45 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxdet.checkpoints.files.archive import checked_members, size_of
+from jaxdet.checkpoints.files.bounds import checked_members, size_of
 from jaxdet.checkpoints.files.restricted_pickle import Dtype, load, loads
 from jaxdet.checkpoints.tree import Array
-from jaxdet.runtime.untrusted import open_file
+from jaxdet.runtime.files import open_file
 
+# The first two numbers of a stream, from torch/serialization.py.
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
 
 def read_pth(path: str | os.PathLike[str]) -> Any:
-    """What was saved, with read-only NumPy arrays for tensors: mostly a dict, flat or with the state dict inside.
+    """Read what ``torch.save`` wrote.
 
-    bfloat16 and float8 come as ``ml_dtypes``; tensors that share a storage share memory.  ValueError, naming the
-    file, for anything but tensors, numbers, strings and plain containers, and for broken files.
-    FileNotFoundError if there is none.
+    Returns:
+        What was saved, mostly a dict, flat or with the state dict inside.  Tensors are read-only NumPy arrays, with
+        ``ml_dtypes`` for bfloat16 and float8; those that share a storage share memory.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file, which is named, is broken, or holds more than tensors, numbers, strings and plain
+            containers.
     """
     path = Path(path)
     with open_weights(path) as file:
         try:
             return _read_zip(file) if file.read(4) == b"PK\x03\x04" else _read_stream(file)
         except (ValueError, RuntimeError, OSError, zipfile.BadZipFile, EOFError, OverflowError, MemoryError) as error:
-            # RuntimeError: lists in lists too deep to print, or what zipfile does not read; OSError: odd offsets in it
+            # RuntimeError (with RecursionError): lists too deep to print, or archives that zipfile cannot read.
+            # OSError: an archive's directory with odd offsets.
             raise ValueError(f"{path}: {error or type(error).__name__}") from None
 
 
 def open_weights(path: Path) -> IO[bytes]:
-    """A file of weights, to read.  FileNotFoundError if there is none, ValueError if it is no regular file."""
+    """Open a file of weights for reading.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a regular file, or cannot be read.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a file of weights")
     return open_file(path, "weights")
@@ -76,6 +88,7 @@ def _read_zip(file: IO[bytes]) -> Any:
 
 
 def _storage_id(pid: tuple[Any, ...], length: int) -> tuple[np.dtype[Any], str, int]:
+    """Element type, key and number of elements of a storage, from ``length`` parts of a persistent id."""
     if len(pid) != length or not isinstance(pid[1], Dtype):
         raise ValueError(f"a storage described by {reprlib.repr(pid)}")
     key, size = pid[2], pid[4]
@@ -114,7 +127,7 @@ def _read_stream(file: IO[bytes]) -> Any:
 
 
 def _stream_storage(buffers: dict[str, Array], file_size: int) -> Callable[[tuple[Any, ...]], Array]:
-    """Storages of a stream are read after the tensors, so their memory is handed out first and filled later."""
+    """Storages of a stream.  They follow the pickle, so tensors get their memory first, and `_fill` fills it later."""
 
     def storage(pid: tuple[Any, ...]) -> Array:
         dtype, key, size = _storage_id(pid, 6)
@@ -130,7 +143,7 @@ def _stream_storage(buffers: dict[str, Array], file_size: int) -> Callable[[tupl
 
 
 def _window(whole: Array, view: Any) -> Array:
-    """Files of torch < 0.4 may use a part of a storage as a storage: (its key, offset, size)."""
+    """The part of a storage that files of torch < 0.4 may use as a storage: ``view`` is (its key, offset, size)."""
     if view is None:
         return whole
     if not (isinstance(view, tuple) and len(view) == 3 and all(type(n) is int and n >= 0 for n in view[1:])):
@@ -142,6 +155,7 @@ def _window(whole: Array, view: Any) -> Array:
 
 
 def _fill(file: IO[bytes], buffer: Array, key: str) -> None:
+    """Read the next storage of a stream into its memory."""
     header, data = file.read(8), file.read(buffer.nbytes)
     if len(header) < 8 or len(data) < buffer.nbytes:
         raise ValueError(f"the file ends inside storage {key!r}")

@@ -1,4 +1,7 @@
-"""Batches as arrays, made by position: the images of a plan with their targets, as the workers prepare them."""
+"""Batches as arrays: sequences that grain's workers index, position -> the images of a plan with their targets.
+
+Batches are plain nested dicts here, since the classes of ``structures`` would import jax into every worker.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -13,21 +16,21 @@ from jaxdet.data.pipeline.transforms import IGNORED, canvas_hw, image_arrays, ta
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
 
-_TRIES = 10  #: images that are drawn in place of a broken one before it is an error
+_TRIES = 10  #: images that are drawn in place of a broken one; if all are broken, the data set is at fault
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Step -> this process's part of the batch, as a dict of arrays; what the workers of the pipeline run."""
+    """Position -> this process's part of a training batch, as a nested dict of arrays."""
 
     source: Source
     data: Data
     plan: TrainPlan
     share: Share
-    start: int  #: step of position 0
-    steps: int
+    start: int  #: the training step that position 0 stands for
+    steps: int  #: number of positions
 
     def __len__(self) -> int:
         return self.steps
@@ -40,12 +43,13 @@ class TrainBatches:
     def _slot(self, step: int, slot: int, indices: NDArray[np.int64]) -> dict[str, Any]:
         if indices[slot] >= 0:
             return self._whole_example(step, slot, int(indices[slot]))
-        # Pixels of an image that is there already, so that statistics of the batch stay those of images.
+        # A slot that only fills the batch shows an image of the batch again: batch norm that is trained takes its
+        # statistics over all slots, and a black image would move them.
         images = indices[indices >= 0]
-        return _without_truth(self._whole_example(step, slot, int(images[slot % len(images)])))
+        return _without_targets(self._whole_example(step, slot, int(images[slot % len(images)])))
 
     def _whole_example(self, step: int, slot: int, index: int) -> dict[str, Any]:
-        """The example of a slot; with ``data.skip_broken`` that of another image if its own is broken."""
+        """The example of a slot; with ``data.skip_broken`` that of another image if the slot's own is broken."""
         if not self.data.skip_broken:
             return self._example(step, slot, index)
         for skipped, candidate in enumerate(self._candidates(step, slot, index)):
@@ -61,7 +65,7 @@ class TrainBatches:
         )
 
     def _candidates(self, step: int, slot: int, index: int) -> Iterator[int]:
-        """The image itself, then others of its canvas: the same ones in whatever process the slot is."""
+        """Yield the image itself, then others of its canvas; which ones depends on seed, step and slot alone."""
         yield index
         rng = np.random.default_rng([self.plan.seed, REPLACE, step, slot])
         bucket = next(bucket for bucket in self.plan.buckets if index in bucket)
@@ -77,8 +81,8 @@ class TrainBatches:
         return image_arrays(record.image, view, index) | {"targets": targets, "counts": counts}
 
 
-def _without_truth(example: dict[str, Any]) -> dict[str, Any]:
-    """The pixels of an example as no image of the source: no ground truth is valid, and all of its map unknown."""
+def _without_targets(example: dict[str, Any]) -> dict[str, Any]:
+    """Keep the pixels of an example and invalidate all else: slot, ground truth, semantic map and counts."""
     targets = example["targets"] | {"valid": np.zeros_like(example["targets"]["valid"])}
     if "semantic" in targets:
         targets["semantic"] = np.full_like(targets["semantic"], IGNORED)
@@ -92,26 +96,26 @@ class EvalBatches:
 
     source: Source
     data: Data
-    order: NDArray[np.int64]  #: of ``EvalPlan.batches``
+    order: NDArray[np.int64]  #: ``[steps, batch_size]``, as ``EvalPlan.batches`` gives it
     share: Share
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        row = self.order[position]
+        row = self.order[position]  # its first slot always has an image, and all of them share a canvas
         canvas = canvas_hw((int(self.source.sizes[row[0], 0]), int(self.source.sizes[row[0], 1])), self.data)
         return stack([self._example(int(row[slot]), canvas) for slot in self.share.slots])
 
     def _example(self, index: int, canvas: tuple[int, int]) -> dict[str, Any]:
         if index < 0:
-            return empty_image_arrays(canvas)
+            return _empty_image_arrays(canvas)
         record = self.source[index]
         return image_arrays(record.image, view_of(_hw(record.image), self.data), index)
 
 
-def empty_image_arrays(canvas: tuple[int, int]) -> dict[str, Any]:
-    """A slot that only fills the batch: black, not valid, sizes that any op can divide by."""
+def _empty_image_arrays(canvas: tuple[int, int]) -> dict[str, Any]:
+    """A slot that only fills the batch: black, not valid, and with sizes that any op can divide by."""
     return {
         "image": np.zeros((*canvas, 3), np.uint8),
         "true_hw": np.array(canvas, np.float32),
@@ -123,7 +127,7 @@ def empty_image_arrays(canvas: tuple[int, int]) -> dict[str, Any]:
 
 
 def stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join equal nested dicts of arrays along a new first axis."""
+    """Stack nested dicts of arrays, which all have the same keys and shapes, along a new first axis."""
     return {
         key: stack([example[key] for example in examples])
         if isinstance(value, dict)

@@ -1,7 +1,8 @@
 """Batches for training and evaluation, prepared ahead by worker processes (grain).
 
-Workers are spawned and import this package's modules but never the model's, so a script that trains needs the usual
-``if __name__ == "__main__"`` guard.  Close an iterator, or use it in a ``with`` statement: its workers end with it.
+Workers are spawned: each imports the script that was started, which therefore needs the usual guard
+``if __name__ == "__main__"``, and this package's modules, but neither jax nor the model's.  Close an iterator, or use
+it in a ``with`` statement: its workers end with it.
 """
 
 import logging
@@ -16,24 +17,24 @@ from numpy.typing import NDArray
 from jaxdet.data.pipeline.batches import EvalBatches, TrainBatches, stack
 from jaxdet.data.pipeline.plans import Share, eval_plan, train_plan
 from jaxdet.data.pipeline.transforms import image_arrays, view_of
-from jaxdet.data.pipeline.workers import Prepared
+from jaxdet.data.pipeline.workers import WorkerIterator
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
 
-if TYPE_CHECKING:  # importing it costs jax and flax, which workers have no use for
+if TYPE_CHECKING:  # `structures` imports jax and flax, which would cost every worker seconds and memory
     from jaxdet.structures import Batch
 
 _log = logging.getLogger(__name__)
-_ENDLESS = 2**40  # steps; nobody gets there
+_ENDLESS = 2**40  #: steps; grain needs a length, and no run gets there
 
 
 class BatchIterator(Iterator["Batch"]):
-    """Batches in order.  A context manager; ``close`` ends the workers.
+    """Iterates over batches in order.  A context manager; ``close`` ends the workers.
 
     Attributes:
-        dropped: instances that had no slot (``data.max_boxes``) in the batches so far, on this process.
-        skipped: broken images whose place another took (``data.skip_broken``).
-        steps_per_epoch: of training; of evaluation, the number of batches.
+        dropped: number of instances so far, on this process, for which there was no slot (``data.max_boxes``).
+        skipped: number of broken images so far whose place another image took (``data.skip_broken``).
+        steps_per_epoch: training steps in an epoch; in evaluation the number of batches.
     """
 
     def __init__(self, batches: TrainBatches | EvalBatches, data: Data, steps_per_epoch: int) -> None:
@@ -54,11 +55,12 @@ class BatchIterator(Iterator["Batch"]):
         if arrays is None:
             self.close()
             raise StopIteration
-        batch = to_batch(_copied(arrays))
-        self._count(**{name: int(each.sum()) for name, each in batch.counts.items()})
+        batch = _to_batch(_copied(arrays))
+        self._count(**{name: int(count.sum()) for name, count in batch.counts.items()})
         return batch
 
     def _count(self, dropped: int = 0, skipped_images: int = 0) -> None:
+        """Add up what `target_arrays` and `TrainBatches` counted; the first loss is logged at once."""
         if dropped and not self.dropped:
             _log.warning(
                 "an image has more than %d instances: those beyond are left out of training, and counted "
@@ -69,7 +71,7 @@ class BatchIterator(Iterator["Batch"]):
         self.skipped += skipped_images
 
     def close(self) -> None:
-        """End the workers; the iterator is at its end afterwards.  May be called again."""
+        """End the workers; afterwards the iterator is exhausted.  May be called again."""
         if self._iterator is None:
             return
         self._iterator.close()
@@ -89,17 +91,18 @@ class BatchIterator(Iterator["Batch"]):
 
 
 def _copied(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Plain arrays instead of views of the workers' shared memory.
+    """Copy arrays out of the workers' shared memory.
 
-    Some milliseconds a batch, for which the memory goes back at once: blocks that live until the interpreter ends
-    are reported as leaks.
+    It costs some milliseconds a batch, but the shared memory is free at once.  Whoever kept a view until the
+    interpreter ends would be told of leaked memory.
     """
     return {key: _copied(value) if isinstance(value, dict) else np.array(value) for key, value in arrays.items()}
 
 
 def _prepared(batches: TrainBatches | EvalBatches, data: Data) -> Any:
+    """An iterator over ``batches``, prepared ahead by processes or, with ``data.workers=0``, by a thread."""
     if data.workers:
-        return Prepared(batches, data)
+        return WorkerIterator(batches, data)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=data.prefetch)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
@@ -114,22 +117,24 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchIterator:
-    """Training batches from ``start_step`` on: the same ones, draws included, that a run from step 0 would see.
+    """Iterate over training batches from ``start_step`` on.
+
+    They are the batches, random draws included, that a run from step 0 would see from there on.
 
     Args:
         source: the data.
-        data: settings; ``batch_size`` counts all processes.
-        seed: of order and augmentation.
+        data: settings; ``batch_size`` is that of all processes together.
+        seed: seed of order and augmentation.
         start_step: number of the first batch.
-        steps: number of batches; None for as many as are taken.
+        steps: number of batches; None: as many as are taken.
         process_index: which part of each global batch to deliver.
-        process_count: into how many parts it is cut.
+        process_count: into how many parts each global batch is cut.
 
     Returns:
         Iterator of ``Batch`` with NumPy leaves, ``batch_size / process_count`` images each.
 
     Raises:
-        ValueError: nothing to train on, or a batch size that does not divide.
+        ValueError: there is nothing to train on, or the processes do not divide the batch size.
     """
     if start_step < 0:
         raise ValueError(f"start_step: expected 0 or more, got {start_step}")
@@ -142,17 +147,20 @@ def train_batches(
 def eval_batches(
     source: Source, data: Data, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> BatchIterator:
-    """Evaluation batches: every image of the source once over all processes, not mirrored, without targets.
+    """Iterate over evaluation batches: every image once over all processes, not mirrored, without targets.
 
-    All processes get the same number of batches and, at each step, the same canvas.  Slots that only fill a batch
-    have ``valid`` False and index -1.
+    All processes get the same number of batches and, at each step, the same canvas, since they run one compiled
+    program together.  Slots that only fill a batch have ``valid`` False and index -1.
 
     Args:
         source: the data.
-        data: settings; ``batch_size`` of training does not matter here.
-        batch_size: over all processes.
+        data: settings; ``batch_size``, which is that of training, is not used.
+        batch_size: images in a batch, over all processes.
         process_index: which part of each global batch to deliver.
-        process_count: into how many parts it is cut.
+        process_count: into how many parts each global batch is cut.
+
+    Raises:
+        ValueError: the processes do not divide the batch size.
     """
     share = Share(process_index, process_count, batch_size)
     order = eval_plan(source, data, batch_size).batches()
@@ -160,24 +168,24 @@ def eval_batches(
 
 
 def single_batch(image: NDArray[np.uint8], data: Data) -> "Batch":
-    """A batch of one image, without targets, for prediction.
+    """Make a batch of one image, without targets, for prediction.
 
     Args:
         image: ``[H, W, 3]`` uint8 RGB.
-        data: settings of resize and canvas.
+        data: settings; those of resize and canvas are used.
 
     Raises:
-        ValueError: not such an image.
+        ValueError: the array is no such image.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(
             f"image: expected [H, W, 3] uint8 RGB (jaxdet.data.load_image makes it), got {image.shape} {image.dtype}"
         )
-    return to_batch(stack([image_arrays(image, view_of((image.shape[0], image.shape[1]), data), 0)]))
+    return _to_batch(stack([image_arrays(image, view_of((image.shape[0], image.shape[1]), data), 0)]))
 
 
-def to_batch(arrays: dict[str, Any]) -> "Batch":
-    """Stacked arrays as the nouns of ``structures``."""
+def _to_batch(arrays: dict[str, Any]) -> "Batch":
+    """Wrap stacked arrays into the classes of ``structures``."""
     from jaxdet.structures import Batch, Masks, Targets
 
     targets = arrays.get("targets")

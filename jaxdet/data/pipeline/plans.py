@@ -1,7 +1,7 @@
 """Which images make up which batch, as pure functions of seed and step.
 
-A batch holds images of one canvas only.  Nothing here remembers anything: step ``s`` of a run is the same batch
-whoever asks for it, however often, with any number of workers or processes.
+A batch holds images of one canvas only.  There is no state: step ``s`` of a run is the same batch for whoever asks,
+with any number of workers or processes.  So a run resumes by its step number alone.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,21 @@ from jaxdet.data.pipeline.transforms import canvas_hw
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
 
-# What the random draws are for; part of their seeds.
-ORDER, AUGMENT, REPLACE = 0, 1, 2
+# Part of the seed of each random draw, so that draws for different purposes are independent of each other.
+_ORDER, AUGMENT, REPLACE = 0, 1, 2
 
 
 def buckets(sizes: NDArray[np.int32], chosen: NDArray[np.int64], data: Data) -> list[NDArray[np.int64]]:
-    """Split the positions ``chosen`` by canvas.
+    """Split positions of images by canvas.
 
     Args:
         sizes: ``[N, 2]`` heights and widths of all images.
         chosen: ``[M]`` positions to split.
+        data: settings of the canvas.
 
     Returns:
-        For each canvas that occurs, landscape first, the positions in the given order.  A square canvas is one bucket.
+        For each canvas that occurs, landscape first, the positions in the given order.  Where both canvases are the
+        same square there is one bucket.
     """
     landscape = sizes[chosen, 1] > sizes[chosen, 0]
     if canvas_hw((1, 2), data) == canvas_hw((2, 1), data):
@@ -36,10 +38,13 @@ def buckets(sizes: NDArray[np.int32], chosen: NDArray[np.int64], data: Data) -> 
 
 
 def trainable(source: Source, data: Data) -> NDArray[np.int64]:
-    """Positions of the images to train on.
+    """Find the images to train on, as ``data.min_side`` and ``data.filter_empty`` say.
+
+    Returns:
+        ``[M]`` their positions, ascending.
 
     Raises:
-        ValueError: none is left.
+        ValueError: there is none.
     """
     keep = source.sizes.min(axis=1) >= data.min_side
     if data.filter_empty:
@@ -57,39 +62,41 @@ def trainable(source: Source, data: Data) -> NDArray[np.int64]:
 class TrainPlan:
     """The order of training: in each epoch every image comes exactly once, shuffled within its bucket.
 
-    What the last batch of a bucket lacks is filled with -1: slots that nothing is learned from.
+    The last batch of a bucket is filled with -1: slots from which nothing is learned.
     """
 
-    buckets: tuple[NDArray[np.int64], ...]
-    batch_size: int
+    buckets: tuple[NDArray[np.int64], ...]  #: positions in the source, by canvas
+    batch_size: int  #: over all processes
     seed: int
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch, the same in each."""
+        """Number of batches in an epoch; all epochs have the same."""
         return sum(-(-len(bucket) // self.batch_size) for bucket in self.buckets)
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """``[batch_size]`` positions in the source of step ``step`` (0, 1, ...), or -1; the first is an image."""
+        """``[batch_size]`` positions in the source for a step (0, 1, ...), or -1; the first is always an image."""
         epoch, place = divmod(step, self.steps_per_epoch)
         batch: NDArray[np.int64] = _epoch(self, epoch)[place]
         return batch
 
 
 def train_plan(source: Source, data: Data, seed: int) -> TrainPlan:
-    """Which images of a source each step trains on.  ValueError: there is none."""
+    """Plan the training on a source; ValueError if it has no image to train on."""
     return TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed)
 
 
-@lru_cache(maxsize=4)  # the epoch at hand, and the next one while batches are prepared ahead
+@lru_cache(maxsize=4)  # the current epoch, and the next one while batches are prepared ahead
 def _epoch(plan: TrainPlan, epoch: int) -> NDArray[np.int64]:
-    rng = np.random.default_rng([plan.seed, ORDER, epoch])
+    """``[steps_per_epoch, batch_size]`` the batches of an epoch."""
+    # Images are shuffled within their bucket, then batches among each other: canvases alternate at random.
+    rng = np.random.default_rng([plan.seed, _ORDER, epoch])
     return rng.permutation(_cut([rng.permutation(bucket) for bucket in plan.buckets], plan.batch_size))
 
 
 def _cut(buckets: Sequence[NDArray[np.int64]], batch_size: int) -> NDArray[np.int64]:
-    """``[steps, batch_size]``: each bucket in batches of its own, the last of which ends with -1."""
-    rows = [np.zeros((0, batch_size), np.int64)]
+    """Cut each bucket into batches of its own, ``[steps, batch_size]``; the last one of a bucket ends with -1."""
+    rows = [np.zeros((0, batch_size), np.int64)]  # `concatenate` needs one array, even without buckets
     for bucket in buckets:
         lacking = -len(bucket) % batch_size
         rows.append(np.pad(bucket, (0, lacking), constant_values=-1).reshape(-1, batch_size))
@@ -100,8 +107,8 @@ def _cut(buckets: Sequence[NDArray[np.int64]], batch_size: int) -> NDArray[np.in
 class EvalPlan:
     """The order of evaluation: every image once, in the source's order within its bucket; -1 fills the last batch."""
 
-    buckets: tuple[NDArray[np.int64], ...]
-    batch_size: int
+    buckets: tuple[NDArray[np.int64], ...]  #: positions in the source, by canvas
+    batch_size: int  #: over all processes
 
     def batches(self) -> NDArray[np.int64]:
         """``[steps, batch_size]`` positions in the source, or -1."""
@@ -109,17 +116,17 @@ class EvalPlan:
 
 
 def eval_plan(source: Source, data: Data, batch_size: int) -> EvalPlan:
-    """In which order a source is evaluated, ``batch_size`` images at a time."""
+    """Plan the evaluation of a source, ``batch_size`` images at a time over all processes."""
     return EvalPlan(tuple(buckets(source.sizes, np.arange(len(source)), data)), batch_size)
 
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of a global batch that one process prepares."""
+    """The slots of a global batch that one process prepares: a contiguous part, equally long for all."""
 
     process_index: int
     process_count: int
-    batch_size: int  #: global
+    batch_size: int  #: over all processes
 
     def __post_init__(self) -> None:
         if not 0 <= self.process_index < self.process_count:
@@ -131,6 +138,6 @@ class Share:
 
     @property
     def slots(self) -> range:
-        """Slots of the global batch."""
+        """This process's slots of the global batch."""
         size = self.batch_size // self.process_count
         return range(self.process_index * size, (self.process_index + 1) * size)

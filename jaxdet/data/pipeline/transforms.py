@@ -1,4 +1,8 @@
-"""From a record to arrays of fixed shapes: resize, flip, pad, and the ground truth along with it."""
+"""From a record to arrays of fixed shapes: resize, flip, pad, and the ground truth along with the image.
+
+A `View` is the geometry of it; `image_arrays` and `target_arrays` apply it.  Interpolation and rounding are those of
+the reference (mmdetection with cv2), since a pixel's difference would show in its golden numbers.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,42 +15,44 @@ from jaxdet.data.masks import crop_mask, decode_mask, nearest_lines, resize_mask
 from jaxdet.data.records import Annotation, Record, usable_boxes
 from jaxdet.data.settings import Data
 
-IGNORED = 255
-"""In semantic maps: the class of this pixel is not known."""
-_STRIDE = 8  # pixels of the image to one of a semantic target: that of level 3, where the semantic branch works
+IGNORED = 255  #: in semantic maps: the class of the pixel is unknown
+_SEMANTIC_STRIDE = 8  #: image pixels to one of a semantic target; level 3, where the semantic branch works
 
 
 def resized_hw(hw: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
-    """Size of an image after the largest resize that keeps its ratio and fits; sides are rounded half up.
+    """Compute the size of an image after the largest resize that keeps its ratio and fits both limits.
 
     Args:
         hw: height and width as stored.
-        short_side: limit of the shorter side.
-        long_side: limit of the longer side.
+        short_side: limit of the shorter side, in pixels.
+        long_side: limit of the longer side, in pixels.
+
+    Returns:
+        Height and width, rounded half up as in the reference, at least 1.
     """
     scale = min(long_side / max(hw), short_side / min(hw))
     return max(int(hw[0] * scale + 0.5), 1), max(int(hw[1] * scale + 0.5), 1)
 
 
 def canvas_hw(hw: tuple[int, int], data: Data) -> tuple[int, int]:
-    """Canvas of an image of size ``hw``: landscape where it is wider than high, else portrait."""
+    """Height and width of the canvas for an image of size ``hw``: landscape if it is wider than high, else portrait."""
     short, long = (-(-side // data.pad_multiple) * data.pad_multiple for side in (data.short_side, data.long_side))
     return (short, long) if hw[1] > hw[0] else (long, short)
 
 
 def resize_image(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Bilinear resize of ``[H, W, 3]`` uint8 by ``cv2.INTER_LINEAR`` (no antialiasing; the reference's choice)."""
+    """Resize ``[H, W, 3]`` uint8 bilinearly by ``cv2.INTER_LINEAR``, without antialiasing, as the reference does."""
     return np.asarray(cv2.resize(image, (hw[1], hw[0]), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 @dataclass(frozen=True)
 class View:
-    """How a stored image is seen: resized to ``hw``, then perhaps mirrored, on a canvas at the top left."""
+    """How a stored image is seen: resized, then perhaps mirrored, and laid on a canvas at the top left."""
 
-    original_hw: tuple[int, int]
-    hw: tuple[int, int]
-    canvas: tuple[int, int]
-    flip: bool = False
+    original_hw: tuple[int, int]  #: size of the stored image
+    hw: tuple[int, int]  #: size of the resized image
+    canvas: tuple[int, int]  #: height and width
+    flip: bool = False  #: mirrored left to right
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -54,19 +60,20 @@ class View:
         return self.hw[0] / self.original_hw[0], self.hw[1] / self.original_hw[1]
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """``[H, W, 3]`` as stored -> the canvas, zero beyond the image."""
+        """``[H, W, 3]`` as stored -> ``[*canvas, 3]``, zero beyond the image."""
         return self._on_canvas(resize_image(image, self.hw))
 
     def boxes(self, boxes: NDArray[np.float64]) -> NDArray[np.float32]:
-        """``[A, 4]`` x, y, width, height as stored -> x1, y1, x2, y2 in the view, clipped to the image."""
+        """``[A, 4]`` x, y, width, height as stored -> ``[A, 4]`` x1, y1, x2, y2 in the view, clipped to the image."""
         height, width = self.hw
+        # float32 before the product, as in the reference: its rounding decides matches at an IoU threshold.
         scale = np.array([*self.scale[::-1]] * 2, np.float32)
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32) * scale
         corners = np.clip(corners, 0, np.array([width, height] * 2, np.float32))
         return self.mirrored(corners)
 
     def mirrored(self, corners: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[..., 4]`` x1, y1, x2, y2 of the resized image, mirrored if the view is."""
+        """Mirror boxes ``[..., 4]`` x1, y1, x2, y2 of the resized image if the view is mirrored."""
         if not self.flip:
             return corners
         x1, y1, x2, y2 = np.moveaxis(corners, -1, 0)
@@ -74,15 +81,15 @@ class View:
         return np.stack([width - x2, y1, width - x1, y2], axis=-1)
 
     def mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """``[H, W]`` as stored -> the canvas."""
+        """``[H, W]`` as stored -> ``[*canvas]``, zero beyond the image."""
         return self._on_canvas(resize_mask(mask, self.hw))
 
     def cropped_mask(self, mask: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """``[H, W]`` as stored -> bitmap ``[size, size]`` and frame in the view (see ``masks.crop_mask``).
+        """``[H, W]`` as stored -> bitmap ``[size, size]`` and frame ``[4]`` in the view (see ``masks.crop_mask``).
 
-        Of an enlarged image the same pixels as a crop of ``mask``, but only those near the instance are resized.  Of
-        an image made smaller the stored pixels: their nearest neighbours would lose what a small instance has, and
-        shift it.
+        An enlarged image gives the pixels that a crop of `mask` would, but only those near the instance are resized,
+        which takes a fraction of the time.  An image made smaller gives the stored pixels: nearest neighbours of
+        them would lose parts of a small instance, and shift it.
         """
         if self.hw[0] < self.original_hw[0]:
             bitmap, frame = crop_mask(mask, size)
@@ -99,15 +106,15 @@ class View:
         return (bitmap[:, ::-1] if self.flip else bitmap), self.mirrored(frame)
 
     def semantic(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """``[H, W]`` as stored -> every eighth pixel of the canvas ``[H / 8, W / 8]``, ``IGNORED`` beyond the image."""
+        """``[H, W]`` classes as stored -> every eighth pixel of the canvas, `IGNORED` beyond the image."""
         rows, columns = self._lines()
-        seen = classes[np.ix_(rows[::_STRIDE], columns[:: -1 if self.flip else 1][::_STRIDE])]
-        whole = np.full([-(-side // _STRIDE) for side in self.canvas], IGNORED, np.uint8)
+        seen = classes[np.ix_(rows[::_SEMANTIC_STRIDE], columns[:: -1 if self.flip else 1][::_SEMANTIC_STRIDE])]
+        whole = np.full([-(-side // _SEMANTIC_STRIDE) for side in self.canvas], IGNORED, np.uint8)
         whole[: seen.shape[0], : seen.shape[1]] = seen
         return whole
 
     def _lines(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Which stored rows and columns the resized image shows, where it takes nearest neighbours."""
+        """Which stored row (column) each row (column) of the resized image shows, by nearest neighbours."""
         return nearest_lines(self.original_hw[0], self.hw[0]), nearest_lines(self.original_hw[1], self.hw[1])
 
     def _on_canvas(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -117,12 +124,21 @@ class View:
 
 
 def view_of(hw: tuple[int, int], data: Data, flip: bool = False) -> View:
-    """The view of a stored image of size ``hw`` under the settings ``data``."""
+    """Make the view of a stored image of size ``hw`` (height, width) under the settings ``data``."""
     return View(hw, resized_hw(hw, data.short_side, data.long_side), canvas_hw(hw, data), flip)
 
 
 def image_arrays(image: NDArray[np.uint8], view: View, index: int) -> dict[str, Any]:
-    """The image's part of a batch; names and shapes as in ``structures.Batch``, without the leading B."""
+    """Make the image's part of a batch.
+
+    Args:
+        image: ``[H, W, 3]`` as stored.
+        view: how it is seen.
+        index: its position in the source.
+
+    Returns:
+        Names and shapes as in ``structures.Batch``, without the leading B.
+    """
     return {
         "image": view.image(image),
         "true_hw": np.array(view.hw, np.float32),
@@ -134,14 +150,18 @@ def image_arrays(image: NDArray[np.uint8], view: View, index: int) -> dict[str, 
 
 
 def target_arrays(record: Record, view: View, data: Data) -> dict[str, Any]:
-    """The ground truth's part of a batch, as in ``structures.Targets``, without the leading B; and ``dropped``.
+    """Make the ground truth's part of a batch.
 
-    Slots hold the usable annotations in the data set's order, crowd regions after all others, at most
-    ``data.max_boxes``; ``dropped`` counts the rest.  A crowd region's bitmap stays zero: it is never a positive.
-    ``semantic`` is there if the record has a semantic map.
+    Slots hold the usable annotations in the data set's order, crowd regions after all others, so that it is these
+    which have no slot where there are more than ``data.max_boxes``.  A crowd region's bitmap stays zero, as it is
+    never a positive.
+
+    Returns:
+        Names and shapes as in ``structures.Targets``, without the leading B, with ``semantic`` if the record has a
+        semantic map; and ``dropped``, the number of annotations without a slot.
 
     Raises:
-        ValueError: a segmentation that cannot be read.
+        ValueError: a segmentation cannot be read.
     """
     chosen = _usable(record, view)
     kept = sorted(chosen, key=lambda annotation: annotation.crowd)[: data.max_boxes]
@@ -160,7 +180,7 @@ def target_arrays(record: Record, view: View, data: Data) -> dict[str, Any]:
 
 
 def _usable(record: Record, view: View) -> list[Annotation]:
-    """The annotations to train on; a box must also keep an area after clipping, or its targets are infinite."""
+    """The annotations to train on.  A box must keep an area after clipping, or its regression targets are infinite."""
     boxes = np.array([annotation.bbox for annotation in record.annotations], np.float64).reshape(-1, 4)
     areas = np.array([annotation.area for annotation in record.annotations], np.float64)
     usable = usable_boxes(boxes, areas, np.array(view.original_hw, np.int32))
@@ -170,10 +190,11 @@ def _usable(record: Record, view: View) -> list[Annotation]:
 
 
 def _empty_targets(view: View, data: Data) -> dict[str, Any]:
+    """Targets of which no slot is valid."""
     slots = data.max_boxes
     side = view.canvas if data.whole_masks else (data.mask_size, data.mask_size)
     frames = np.zeros((slots, 4), np.float32)
-    frames[:, 2:] = view.canvas[::-1]  # a frame that any op can divide by
+    frames[:, 2:] = view.canvas[::-1]  # any op can divide by the sides of such a frame
     return {
         "boxes": np.zeros((slots, 4), np.float32),
         "labels": np.zeros(slots, np.int32),
@@ -187,6 +208,7 @@ def _empty_targets(view: View, data: Data) -> dict[str, Any]:
 def _mask(
     record: Record, annotation: Annotation, view: View, data: Data
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Bitmap and frame of an annotation's mask, as small as the settings say."""
     try:
         mask = decode_mask(annotation.segmentation, view.original_hw)
     except ValueError as error:

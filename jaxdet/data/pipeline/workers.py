@@ -1,4 +1,9 @@
-"""Worker processes that prepare batches (grain's), and what happens when one of them ends before its time."""
+"""Worker processes that prepare batches (grain's), and what happens when one of them dies or is left behind.
+
+grain starts the processes and brings their batches over, through shared memory.  This file adds what it lacks: an
+error for every death of a worker (grain waits for ever after some), workers that end with a parent that was killed,
+signals that only the main process answers, and shared memory that is given back.
+"""
 
 import atexit
 import contextlib
@@ -22,136 +27,146 @@ from absl import flags
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jaxdet.data.settings import Data
-from jaxdet.data.sources.scratch import Scratch
+from jaxdet.runtime.files import ScratchFolder
 
-# bytes.  What is smaller goes through a pipe of 64 KB, and a worker whose last batch does not fit into it can not end
-# before grain kills it after 25 s: so no array of some size may go there.
+#: Bytes from which an array goes through shared memory.  Smaller ones go through a pipe of 64 KB, and a worker whose
+#: last batch does not fit into the pipe cannot end before grain kills it, 25 s later.  So images and masks of any
+#: size must not go there.
 _MIN_SHARED = 2**12
-# Schedulers and terminals send these to all processes of a job; what they ask for is the main process's to do.
-_ASK_TO_END = (signal.SIGINT, signal.SIGTERM)
-_DEATH = "terminated unexpectedly"  # grain's words for it
-_LOOK = 5.0  # seconds of waiting, after which it is looked whether all workers live
-_LOOKS = 4  # as often before it is an error; what a worker did before it ended may still arrive
+
+#: Schedulers and terminals send these to all processes of a job; the main process alone answers, by saving.
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_GRAIN_SAYS_DEAD = "terminated unexpectedly"  #: part of grain's message
+_POLL_SECONDS = 5.0  #: time to wait for a batch before the processes are checked
+_POLLS_AFTER_DEATH = 4  #: checks before a death is an error: what the worker sent before it may still arrive
 
 
-class Prepared:
-    """The elements of a sequence in order, prepared by ``data.workers`` processes.  An iterator; `close` ends them.
+class WorkerIterator:
+    """Iterates over a sequence in order; ``data.workers`` processes prepare its elements.
 
     ``next`` raises what was raised in a worker, and ChildProcessError within a minute after a worker has died.  grain
-    itself sees most deaths, but not that of a worker that ends with code 0 or in the middle of a message: then it
-    waits without end.  So a thread of its own asks grain, and this one waits for both the answer and the workers.
+    itself notices most deaths, but not that of a worker that exits with code 0 or in the middle of a message: then it
+    waits without end.  Therefore a thread asks grain for the batches, and the thread that calls ``next`` waits for
+    both, the answer and the end of a worker.
+
+    Args:
+        batches: the sequence, which is pickled for each worker.
+        data: settings; ``workers`` and ``prefetch`` are used.
     """
 
     def __init__(self, batches: Any, data: Data) -> None:
-        self._names = Scratch()
-        self._blocks = f"jd{secrets.token_hex(2)}_"  # how the names of the workers' shared memory begin
-        start = partial(_start, self._names.path, self._blocks)
+        self._pid_files = ScratchFolder()  # has a file for each worker that is at work, see `_init_worker`
+        self._memory_prefix = f"jd{secrets.token_hex(2)}_"  # the names of the workers' shared memory begin with it
+        init_worker = partial(_init_worker, self._pid_files.path, self._memory_prefix)
         self._abandoned = False
         self._workers = data.workers
-        self._unmet = data.workers  # that have given nothing yet, as far as one can know: they take turns
-        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._untouched = data.workers  # workers that have sent nothing yet, given that they take turns
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        with _deaf():
-            self._iterator: Any = iter(_by_processes(batches, data, start))
-            threading.Thread(target=self._answer, daemon=True, name="jaxdet-batches").start()
+        with _stop_signals_blocked():
+            self._iterator: Any = iter(_by_processes(batches, data, init_worker))
+            threading.Thread(target=self._ask_grain, daemon=True, name="jaxdet-batches").start()
 
     def __next__(self) -> Any:
-        self._unmet -= 1
-        self._asked.put(True)
-        looks = 0
-        while looks < _LOOKS:
+        self._untouched -= 1
+        self._requests.put(True)
+        polls_after_death = 0
+        while polls_after_death < _POLLS_AFTER_DEATH:
             try:
-                answer = self._answers.get(timeout=_LOOK)
+                answer = self._answers.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                looks += bool(self._ended())
+                polls_after_death += bool(self._dead_workers())
                 continue
             if not isinstance(answer, BaseException):
                 return answer
-            if isinstance(answer, RuntimeError) and (_DEATH in str(answer) or self._ended()):
-                raise ChildProcessError(_message(str(answer))) from answer
+            if isinstance(answer, RuntimeError) and (_GRAIN_SAYS_DEAD in str(answer) or self._dead_workers()):
+                raise ChildProcessError(_death_message(str(answer))) from answer
             raise answer
         self._abandoned = True
-        raise ChildProcessError(_message("It ended without a word."))
+        raise ChildProcessError(_death_message("It ended without a word."))
 
     def close(self) -> None:
-        """End the workers, and give their shared memory back.  Nothing may be asked for afterwards."""
-        self._meet_all()
-        self._asked.put(False)
+        """End the workers and free their shared memory; no batch may be asked for afterwards."""
+        self._touch_all_workers()
+        self._requests.put(False)
         if self._abandoned:
-            self._leave_behind()
+            self._kill_workers()
         else:
             self._iterator.close()
             self._iterator = None
-            _wait_for_grain()
-        _free(self._blocks)
-        self._names.remove()
+            _wait_for_grain_to_free()
+        _free_shared_memory(self._memory_prefix)
+        self._pid_files.remove()
 
-    def _meet_all(self) -> None:
-        """Take a batch of each worker, once there was one of any.
+    def _touch_all_workers(self) -> None:
+        """Take a batch from each worker, if one was taken from any.
 
-        grain starts all of them with the first batch, but ends only those that it has turned to: the others would be
-        killed with the interpreter, and what they had put into shared memory would stay.
+        grain starts all workers with the first batch, but on closing ends only those that it has read from.  The
+        others would be killed with the interpreter, and what they had put into shared memory would stay there.
         """
-        if self._unmet == self._workers:
+        if self._untouched == self._workers:
             return
-        with contextlib.suppress(Exception):  # they are not wanted any more: neither what they give nor what fails
-            while self._unmet > 0:
+        with contextlib.suppress(Exception):  # neither these batches nor their errors are of interest any more
+            while self._untouched > 0:
                 next(self)
 
-    def _leave_behind(self) -> None:
-        """End the workers without grain, whose threads wait for ever for the one that is no more."""
+    def _kill_workers(self) -> None:
+        """End the workers without grain, whose threads wait for the dead one for ever."""
         for process in multiprocessing.active_children():
-            if process.pid in self._begun():
+            if process.pid in self._started_workers():
                 process.kill()
         atexit.register(_exit_at_once)  # at the end of the interpreter grain would wait for its threads
 
-    def _answer(self) -> None:
-        while self._asked.get():
+    def _ask_grain(self) -> None:
+        while self._requests.get():
             try:
                 self._answers.put(next(self._iterator))
-            except BaseException as error:  # StopIteration too: it is raised where the batch was asked for
+            except BaseException as error:  # StopIteration too: `__next__` raises it where the batch was asked for
                 self._answers.put(error)
 
-    def _ended(self) -> set[int]:
-        """Ids of the workers that have begun and are no more, but for those that came to their end."""
+    def _dead_workers(self) -> set[int]:
+        """Process ids of workers that have ended before their time; one without further batches is none."""
         living = {process.pid for process in multiprocessing.active_children()}
-        return self._begun() - living
+        return self._started_workers() - living
 
-    def _begun(self) -> set[int]:
-        return {int(name) for name in os.listdir(self._names.path) if name.isdigit()}
+    def _started_workers(self) -> set[int]:
+        return {int(name) for name in os.listdir(self._pid_files.path) if name.isdigit()}
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Threads that start inside, and the processes that these start, do not hear the signals of `_ASK_TO_END`.
+def _stop_signals_blocked() -> Iterator[None]:
+    """Block the stop signals in threads that start inside, and in processes that such threads start.
 
-    It takes a worker seconds of imports to come to `_start`, where it learns to ignore them.
+    A worker ignores them itself, but only after seconds of imports (`_init_worker`).
     """
-    resource_tracker.ensure_running()  # a thread that has to start it hears them afterwards
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASK_TO_END)
+    # Python's resource tracker starts with the first shared memory.  Started by a thread that blocks the signals, it
+    # would unblock them there, so it has to run before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _free(blocks: str) -> None:
-    """Free the shared memory that is left of workers that have ended: batches that were on their way, or never sent.
+def _free_shared_memory(prefix: str) -> None:
+    """Free what ended workers have left: batches that were on their way, or were never sent.
 
-    Linux alone lists it.  Elsewhere it goes with the interpreter, which reports it as leaked.
+    Only Linux lists shared memory.  Elsewhere the interpreter frees it at its end and reports it as leaked.
     """
-    for path in Path("/dev/shm").glob(f"{blocks}*"):
+    for path in Path("/dev/shm").glob(f"{prefix}*"):
         with contextlib.suppress(FileNotFoundError):
             block = shared_memory.SharedMemory(path.name)
             block.close()
             block.unlink()
 
 
-def _wait_for_grain() -> None:
+def _wait_for_grain_to_free() -> None:
     """Wait until grain has freed the batches that it has received and that nobody took."""
-    gc.collect()  # grain's iterators form cycles that hold these batches
+    gc.collect()  # grain's iterators form reference cycles that hold these batches
     if SharedMemoryArray._del_thread_pool is not None:
-        SharedMemoryArray._del_thread_pool.apply(int)  # one thread, which frees in order: this comes last
+        SharedMemoryArray._del_thread_pool.apply(int)  # a single thread frees in order, so this no-op comes last
 
 
 def _exit_at_once() -> None:
@@ -160,42 +175,43 @@ def _exit_at_once() -> None:
     os._exit(1)
 
 
-def _message(why: str) -> str:
+def _death_message(why: str) -> str:
     return (
         f"a worker process of the data pipeline has ended before its time. {why} The usual cause is a lack of memory; "
         "fewer data.workers or a smaller data.prefetch need less, and with data.workers=0 there are no such processes"
     )
 
 
-def _by_processes(batches: Any, data: Data, start: Callable[[int, int], None]) -> Any:
+def _by_processes(batches: Any, data: Data, init_worker: Callable[[int, int], None]) -> Any:
+    """grain's data set over ``batches``, read by worker processes."""
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only app.run parses
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only absl's app.run parses
     options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch)
-    # One thread and one batch at a time inside a worker: the parallelism is the workers'.
+    # One thread and one batch at a time inside a worker: the parallelism is that of the processes.
     prepared = grain.MapDataset.source(batches).to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     )
-    # Images and masks go through shared memory, what is small through the pipe.
     return grain.experimental.WithOptionsIterDataset(
         prepared, grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
-    ).mp_prefetch(options, worker_init_fn=start)
+    ).mp_prefetch(options, worker_init_fn=init_worker)
 
 
-def _start(names: Path, blocks: str, worker: int, workers: int) -> None:
-    """First thing in a worker, of which there are several."""
-    shared_memory._SHM_NAME_PREFIX = f"/{blocks}"  # type: ignore[attr-defined]  # there is no public way
-    cv2.setNumThreads(1)  # else it would start a thread for every core
-    for number in _ASK_TO_END:
+def _init_worker(pid_files: Path, memory_prefix: str, worker: int, workers: int) -> None:
+    """Prepare a worker process; grain calls this first, with the worker's number and their count."""
+    shared_memory._SHM_NAME_PREFIX = f"/{memory_prefix}"  # type: ignore[attr-defined]  # there is no public way
+    cv2.setNumThreads(1)  # cv2 would start a thread for every core, in every worker
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    name = names / str(os.getpid())
+    name = pid_files / str(os.getpid())
     name.touch()
-    # A worker without further batches ends before the others, and is not missed.
+    # A worker that has prepared all its batches ends before the others.  It removes its file, so that it does not
+    # count as dead.
     util.Finalize(None, name.unlink, kwargs={"missing_ok": True}, exitpriority=100)
 
 
 def _end_with_parent() -> None:
-    """Without this, workers of a process that was killed would stay for ever."""
+    """End this process when its parent does; the workers of a killed process would stay for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

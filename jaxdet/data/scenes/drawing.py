@@ -1,4 +1,8 @@
-"""Drawing one scene: ground, then objects from far to near, each hiding part of what lies behind it."""
+"""Drawing of a scene: ground, then objects from far to near, each hiding part of what lies behind it.
+
+All randomness comes from one generator in a fixed order, so any change of a draw changes every scene: raise
+``write._VERSION`` then.
+"""
 
 import colorsys
 from dataclasses import dataclass
@@ -9,24 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jaxdet.data.scenes.shapes import KINDS, Field, Kind
+from jaxdet.data.scenes.shapes import KINDS, Kind, Values
 
 # How the scenes are mixed.  Chosen so that a small model learns them in minutes and still has to cope with
 # occlusion, all of COCO's size ranges (areas below 32^2, below 96^2, above) and touching objects of one class.
-_EMPTY = 0.03  # share of images with nothing in them
-_CROWDED = 0.08  # share of images with a crowd region
-_MIN_VISIBLE = 0.5  # of an object's own pixels; else it is not placed
-_MIN_PIXELS = 60
-_SMALLEST = 28.0  # diameter in pixels
-_LARGEST = 1.0  # diameter as a share of the short side
-_DOMINANT = 0.4  # share of images whose first object is drawn large, whatever the others are
-_TRIES = 12  # for finding a place
+_EMPTY = 0.03  #: share of images without objects
+_CROWDED = 0.08  #: share of images with a crowd region
+_MIN_VISIBLE = 0.5  #: share of an object's own pixels that later objects must leave visible
+_MIN_PIXELS = 60  #: visible pixels that an object must have
+_SMALLEST = 28.0  #: diameter in pixels
+_LARGEST = 1.0  #: diameter as a share of the short side
+_DOMINANT = 0.4  #: share of images whose first object is drawn large, whatever the others are
+_TRIES = 12  #: attempts to find a place for an object, which is left out after them
 
-Window: TypeAlias = tuple[slice, slice]
+_Window: TypeAlias = tuple[slice, slice]  #: rows and columns of an image
 
-GROUNDS = ("plain ground", "banded ground")
-"""The stuff of semantic maps; a ground is banded if its bands stand out from the noise."""
-_STRONG_BANDS = 7.0  # of 14, levels
+GROUNDS = ("plain ground", "banded ground")  #: the stuff classes of semantic maps
+_STRONG_BANDS = 7.0  #: strength (0..14 grey levels) from which bands stand out from the noise of 4 levels
 
 
 @dataclass(frozen=True)
@@ -34,30 +37,30 @@ class Instance:
     """An object of a scene, or a crowd region."""
 
     kind: int  #: position in ``KINDS``
-    mask: NDArray[np.bool_]  #: ``[H, W]`` its visible pixels
+    mask: NDArray[np.bool_]  #: ``[H, W]`` visible pixels
     crowd: bool
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what is in it, from far to near."""
+    """An image and its objects, from far to near."""
 
     image: NDArray[np.uint8]  #: ``[H, W, 3]``
     instances: tuple[Instance, ...]
-    semantic: NDArray[np.uint8]  #: ``[H, W]`` position in ``KINDS``, or from there on in ``GROUNDS``
+    semantic: NDArray[np.uint8]  #: ``[H, W]`` position in ``(*KINDS, *GROUNDS)``
 
 
 @dataclass(frozen=True)
 class _Drawn:
     kind: int
-    pixels: int  #: before anything hid it
+    pixels: int  #: visible pixels when it was drawn, before later objects hid some
     crowd: bool
 
 
 def draw_scene(rng: np.random.Generator, hw: tuple[int, int]) -> Scene:
-    """Draw one scene of ``hw`` (height, width) pixels with the draws of ``rng``."""
+    """Draw a scene of ``hw`` (height, width) pixels; it is a function of the state of ``rng``."""
     image, bands = _ground(rng, hw)
-    layer = np.full(hw, -1, np.int32)  # which object a pixel shows
+    layer = np.full(hw, -1, np.int32)  # position in `drawn` of the object that a pixel shows; -1: the ground
     drawn: list[_Drawn] = []
     if rng.random() >= _EMPTY:
         if rng.random() < _CROWDED:
@@ -66,12 +69,16 @@ def draw_scene(rng: np.random.Generator, hw: tuple[int, int]) -> Scene:
     noise = rng.normal(0, 4, image.shape)
     instances = tuple(Instance(item.kind, layer == number, item.crowd) for number, item in enumerate(drawn))
     ground = len(KINDS) + (bands > _STRONG_BANDS)
-    semantic = np.array([*(item.kind for item in drawn), ground], np.uint8)[layer]  # where nothing is, layer is -1
+    semantic = np.array([*(item.kind for item in drawn), ground], np.uint8)[layer]  # -1 takes the last
     return Scene(np.clip(image + noise, 0, 255).astype(np.uint8), instances, semantic)
 
 
-def _ground(rng: np.random.Generator, hw: tuple[int, int]) -> tuple[Field, float]:
-    """Pale colours, smooth patches of two sizes and faint bands; and how strong these are."""
+def _ground(rng: np.random.Generator, hw: tuple[int, int]) -> tuple[Values, float]:
+    """Draw pale colours, smooth patches of two sizes and faint bands.
+
+    Returns:
+        The ground ``[H, W, 3]`` in grey levels, and how strong its bands are.
+    """
     height, width = hw
     colours = [_colour(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.25, 0.9)) for _ in range(2)]
     mix = 0.6 * _patches(rng, hw, 4) + 0.4 * _patches(rng, hw, 17)
@@ -79,21 +86,22 @@ def _ground(rng: np.random.Generator, hw: tuple[int, int]) -> tuple[Field, float
     angle, pitch = rng.uniform(0, np.pi), rng.uniform(0.15, 0.8)
     bands = np.sin(pitch * (x * np.cos(angle) + y * np.sin(angle)))[:, :, None]
     strength = rng.uniform(0, 14)
-    ground: Field = colours[0] + (colours[1] - colours[0]) * mix[:, :, None] + strength * bands
+    ground: Values = colours[0] + (colours[1] - colours[0]) * mix[:, :, None] + strength * bands
     return ground, strength
 
 
-def _patches(rng: np.random.Generator, hw: tuple[int, int], cells: int) -> Field:
+def _patches(rng: np.random.Generator, hw: tuple[int, int], cells: int) -> Values:
+    """Smooth noise ``[H, W]``, 0..1: random numbers on a grid of ``cells`` x ``cells``, interpolated."""
     coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
     return np.asarray(coarse.resize((hw[1], hw[0]), Image.Resampling.BICUBIC), np.float64) / 255
 
 
-def _colour(hue: float, saturation: float, value: float) -> Field:
+def _colour(hue: float, saturation: float, value: float) -> Values:
     return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
 
-def _draw_objects(rng: np.random.Generator, image: Field, layer: NDArray[np.int32], drawn: list[_Drawn]) -> None:
-    """Huddles of objects around a few centres; the larger ones mostly lie behind."""
+def _draw_objects(rng: np.random.Generator, image: Values, layer: NDArray[np.int32], drawn: list[_Drawn]) -> None:
+    """Draw huddles of objects around a few centres; the larger ones mostly lie behind, or they would hide the rest."""
     height, width = layer.shape
     short, middle = min(height, width), np.array([width, height]) / 2
     centres = rng.uniform(0.2, 0.8, (rng.integers(1, 4), 2)) * (width, height)
@@ -107,13 +115,14 @@ def _draw_objects(rng: np.random.Generator, image: Field, layer: NDArray[np.int3
         kind = int(rng.integers(len(KINDS)))
         for _ in range(_TRIES):
             centre = centres[rng.integers(len(centres))] + rng.normal(0, 0.2 * short, 2)
-            centre += min(diameter / short, 1.0) ** 2 * (middle - centre)  # elsewhere the large ones would be cut off
+            # Large objects are moved towards the middle; elsewhere the border would cut them off.
+            centre += min(diameter / short, 1.0) ** 2 * (middle - centre)
             if _place(rng, image, layer, drawn, kind, (float(centre[0]), float(centre[1])), float(diameter) / 2):
                 break
 
 
-def _draw_crowd(rng: np.random.Generator, image: Field, layer: NDArray[np.int32], drawn: list[_Drawn]) -> None:
-    """A swarm of objects too small to tell apart, one annotation for all of them."""
+def _draw_crowd(rng: np.random.Generator, image: Values, layer: NDArray[np.int32], drawn: list[_Drawn]) -> None:
+    """Draw a swarm of objects that are too small to tell apart, with one annotation for all of them."""
     height, width = layer.shape
     kind = int(rng.integers(len(KINDS)))
     centre = rng.uniform(0.2, 0.8, 2) * (width, height)
@@ -129,14 +138,14 @@ def _draw_crowd(rng: np.random.Generator, image: Field, layer: NDArray[np.int32]
 
 def _place(
     rng: np.random.Generator,
-    image: Field,
+    image: Values,
     layer: NDArray[np.int32],
     drawn: list[_Drawn],
     kind: int,
     centre: tuple[float, float],
     radius: float,
 ) -> bool:
-    """Draw an object unless it would be cut off too much, or would hide too much of another one."""
+    """Draw an object, unless the border cuts off too much of it or it would hide too much of another; tell if so."""
     window, level, u, v = _level(rng, KINDS[kind], layer.shape, centre, radius)
     inside = level < 0
     seen = int(inside.sum())
@@ -152,14 +161,21 @@ def _place(
 def _hides_too_much(
     inside: NDArray[np.bool_], behind: NDArray[np.int32], layer: NDArray[np.int32], drawn: list[_Drawn]
 ) -> bool:
-    """Whether drawing over ``behind`` where ``inside`` would leave too little of anything in ``layer``."""
+    """Whether an object would leave too little of one behind it.
+
+    Args:
+        inside: the object's pixels in its window.
+        behind: ``layer`` in that window.
+        layer: which object each pixel of the image shows.
+        drawn: the objects so far.
+    """
     hidden = np.bincount(behind[inside & (behind >= 0)], minlength=len(drawn))
     left = np.bincount(layer[layer >= 0], minlength=len(drawn)) - hidden
     return any(rest < max(_MIN_VISIBLE * item.pixels, _MIN_PIXELS) for rest, item in zip(left, drawn, strict=True))
 
 
 def _whole_area(kind: Kind, radius: float) -> float:
-    """Area of a shape in pixels when nothing cuts it."""
+    """Area of a whole shape in pixels."""
     return _unit_area(kind) * radius**2
 
 
@@ -172,12 +188,13 @@ def _unit_area(kind: Kind) -> float:
 
 def _level(
     rng: np.random.Generator, kind: Kind, hw: tuple[int, ...], centre: tuple[float, float], radius: float
-) -> tuple[Window, Field, Field, Field]:
-    """Level function of a turned and slightly stretched shape at the pixel centres of a window around it.
+) -> tuple[_Window, Values, Values, Values]:
+    """Evaluate a turned and slightly stretched shape at the pixel centres of a window around it.
 
     Returns:
-        The window (rows, columns), and over it the level, u and v.
+        The window, and over it the shape's level, u and v, ``[h, w]`` each.
     """
+    # The farthest point of any shape, stretched, is less than 1.9 radii from the centre.
     top, left = (max(int(middle - 1.9 * radius), 0) for middle in (centre[1], centre[0]))
     bottom, right = int(centre[1] + 1.9 * radius) + 2, int(centre[0] + 1.9 * radius) + 2
     window = slice(top, max(min(bottom, hw[0]), top)), slice(left, max(min(right, hw[1]), left))
@@ -190,12 +207,12 @@ def _level(
     return window, kind.shape(u, v), u, v
 
 
-def _paint(rng: np.random.Generator, kind: Kind, level: Field, u: Field, v: Field) -> Field:
-    """Colours ``[H, W, 3]`` of an object: its class's hue and texture, own brightness, light and dark rim."""
+def _paint(rng: np.random.Generator, kind: Kind, level: Values, u: Values, v: Values) -> Values:
+    """Colour an object ``[h, w, 3]``: hue and texture of its class, a brightness of its own, and a dark rim."""
     hue = kind.hue + rng.normal(0, 0.015)
     light = _colour(hue, rng.uniform(0.55, 0.85), rng.uniform(0.8, 1.0))
     dark = _colour(hue + rng.normal(0, 0.02), rng.uniform(0.7, 1.0), rng.uniform(0.35, 0.55))
     colour = dark + (light - dark) * kind.texture(u, v)[:, :, None]
     shade = (1 + 0.15 * np.clip(u, -1, 1)) * np.where(level > -0.07, 0.6, 1.0)
-    painted: Field = colour * shade[:, :, None]
+    painted: Values = colour * shade[:, :, None]
     return painted

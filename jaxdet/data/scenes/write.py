@@ -1,8 +1,8 @@
 """The built-in data set: generated scenes in COCO format.
 
 Textured shapes of eight classes huddle and hide each other on textured ground.  Masks are the visible parts, so some
-have several pieces and some have holes; a few images hold a crowd region, a few hold nothing.  A scene is a function
-of (seed, split, number, size, aspects), nothing else.
+have several pieces and some have holes; a few images hold a crowd region, and a few no objects.  A scene is a function
+of (seed, split, number, size, aspects) alone.
 
     python -m jaxdet.data.scenes OUT --train 1000 --val 200 --size 160 --seed 0
 """
@@ -25,12 +25,12 @@ from jaxdet.data.scenes.shapes import KINDS
 from jaxdet.data.settings import Scenes
 from jaxdet.data.sources.coco import map_path
 
-_VERSION = 3  # of the drawing; part of the cache folder's name
-_STREAM = {"train": 0, "val": 1}
+_VERSION = 3  #: raised when scenes change; part of the cache folder's name, so that no older scenes are read
+_STREAM = {"train": 0, "val": 1}  #: part of a scene's seed: no scene is in both splits
 
 
 def make_scene(settings: Scenes, number: int) -> Scene:
-    """Scene ``number`` of a split; any number may be asked for, in any order."""
+    """Make scene ``number`` of the split that ``settings`` describe; any number may be asked for, in any order."""
     rng = np.random.default_rng([settings.seed, _STREAM[settings.split], number])
     aspect = settings.aspects[int(rng.integers(len(settings.aspects)))]
     long, short = settings.size, max(round(settings.size * min(aspect, 1 / aspect)), 1)
@@ -50,12 +50,12 @@ def write_scenes(
     """Write a COCO folder: ``images/``, ``instances_train.json``, ``instances_val.json``.
 
     Args:
-        folder: made if it is not there; files of the same names are overwritten.
-        train: number of training images; 0 writes no such json.
-        val: number of validation images, likewise.
+        folder: where to write; it is made where it is missing, and files of the same names are overwritten.
+        train: number of training images; 0 writes no training json.
+        val: number of validation images; 0 writes no validation json.
         size: long side in pixels.
-        seed: of everything.
-        aspects: width / height, one of which is drawn for each image.
+        seed: seed of all scenes.
+        aspects: ratios width / height, one of which is drawn for each image.
         semantic: write semantic maps too, into ``semantic/``.
     """
     for split, count in (("train", train), ("val", val)):
@@ -64,15 +64,15 @@ def write_scenes(
 
 
 def folder_of(settings: Scenes) -> Path:
-    """Where the scenes of these settings are kept: in ``settings.directory``, or else in the user's cache folder."""
+    """Path of the folder for the scenes of these settings, in ``settings.directory`` or the user's cache folder."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdet"
-    aspects = "-".join(f"{aspect:.17g}" for aspect in settings.aspects)  # 17 digits: no two numbers look the same
+    aspects = "-".join(f"{aspect:.17g}" for aspect in settings.aspects)  # 17 digits tell any two floats apart
     name = f"scenes-v{_VERSION}-{settings.split}-{settings.count}-{settings.size}-{settings.seed}-{aspects}"
     return Path(settings.directory or home) / (f"{name}-semantic" if settings.semantic else name)
 
 
 def cached_scenes(settings: Scenes) -> Path:
-    """`folder_of` these settings, written where it is not there yet."""
+    """Write the scenes of these settings unless they are there already; returns their folder (`folder_of`)."""
     folder = folder_of(settings)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def cached_scenes(settings: Scenes) -> Path:
 
 
 def _publish(written: Path, folder: Path) -> None:
-    """Rename at the end, so that a folder is either whole or not there; the first of two writers wins."""
+    """Rename a written folder into its place, so that it is whole or not there; the first of two writers wins."""
     try:
         written.rename(folder)
     except OSError:
@@ -96,7 +96,7 @@ def _write_split(folder: Path, settings: Scenes) -> None:
     annotations: list[dict[str, Any]] = []
     for number in range(settings.count):
         scene = make_scene(settings, number)
-        # Ids with gaps and an offset by split: readers must not take ids for positions.
+        # Ids have gaps and an offset, so that readers that take ids for positions fail.
         image_id = 10 + 3 * number + 1_000_000 * _STREAM[settings.split]
         name = f"{settings.split}_{number:06d}.jpg"
         _save(scene.image, folder / "images" / name, quality=95, subsampling=0)
@@ -135,6 +135,7 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, A
 
 
 def _box(mask: NDArray[np.bool_]) -> list[int]:
+    """The tight box of a mask: x, y, width, height."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     x, y = int(columns[0]), int(rows[0])
     return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
@@ -146,7 +147,7 @@ def _compressed(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def _run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's plain run lengths, column by column, zeros first: the form that its crowd regions have."""
+    """Encode a mask as COCO's crowd regions are: plain run lengths, column by column, zeros first."""
     flat = mask.ravel(order="F")
     borders = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.concatenate([[0], borders, [flat.size]])).tolist()

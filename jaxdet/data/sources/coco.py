@@ -1,7 +1,7 @@
 """A plain COCO folder as a data source: images, and one instances json.
 
-Image and category ids may be sparse and in any order.  Images are kept in the order of the json, labels follow the
-category ids in ascending order.
+Ids of images and categories may have gaps and come in any order.  Images keep the order of the json, and labels follow
+the category ids in ascending order, as in the reference.
 """
 
 import json
@@ -13,31 +13,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.data.images import load_image, load_map
+from jaxdet.data.images import load_image, load_map, read_header
 from jaxdet.data.records import Annotation, Category, Record, usable_boxes
-from jaxdet.data.sources.shared_arrays import SharedArrays, pack_texts, unpack_text
-from jaxdet.data.sources.stored import CHECK, StoredSource
-from jaxdet.data.validation.entries import annotation_of, category_of, each, file_name_of, stored_hw
-from jaxdet.data.validation.limits import ANNOTATIONS, check_categories
-from jaxdet.data.validation.values import short, whole
-from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.data.sources.stored import CHECK, SharedArrays, StoredSource, pack_texts, unpack_text
+from jaxdet.data.validation.entries import (
+    MAX_ANNOTATIONS,
+    annotation_of,
+    category_of,
+    check_categories,
+    each,
+    file_name_of,
+    hw_of,
+    short,
+    whole,
+)
+from jaxdet.runtime.files import read_json_file
 
-_ENTRY_KEYS = (
-    "id",
-    "bbox",
-    "area",
-    "iscrowd",
-    "ignore",
-    "segmentation",
-)  # of an annotation; what `annotation_of` reads
+#: What `annotation_of` reads of an annotation; the rest of the json's entry is not kept in memory.
+_ENTRY_KEYS = ("id", "bbox", "area", "iscrowd", "ignore", "segmentation")
 _TOO_DEEP = "expected annotations of a few levels, got lists or objects nested too deep to read"
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """Read a COCO instances json; what it lacks of images, annotations, categories is an error.
+    """Read a COCO instances json.
 
     Raises:
-        ValueError: no such file, no JSON, or not COCO's layout.
+        ValueError: there is no such file, it is not JSON, or it lacks a list of images, annotations or categories.
     """
     data = read_json_file(path, "annotations")
     keys = ("images", "annotations", "categories")
@@ -49,7 +50,11 @@ def read_json(path: str) -> dict[str, Any]:
 
 
 def read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
-    """Categories sorted by id; ids must differ."""
+    """Read the list ``categories`` of a json, sorted by id.
+
+    Raises:
+        ValueError: an entry is malformed, an id occurs twice, or there are too many.
+    """
     check_categories(len(entries))
     categories = tuple(sorted(each("categories", entries, category_of), key=lambda category: category.id))
     if len({category.id for category in categories}) < len(categories):
@@ -58,18 +63,18 @@ def read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
 
 
 def open_coco(images: str, annotations: str, stuff: str | None = None) -> StoredSource:
-    """Records of a COCO folder.
+    """Open a COCO folder.
 
-    The json is packed into memory-mapped arrays once, so worker processes neither read it again nor copy it.
+    The json is read here and never again, not by worker processes either (see `SharedArrays`).
 
     Args:
         images: folder that ``file_name`` is relative to.
         annotations: path of the instances json.
-        stuff: folder of semantic maps, named as the images, with the suffix ``.png``.
+        stuff: folder of semantic maps, which are named as the images, with the suffix ``.png``.
 
     Raises:
         ValueError: the json is not COCO's, ids repeat, an annotation names an unknown image or category, a file
-            name leads out of the folder, or there is more than ``limits`` allow.
+            name leads out of the folder, or there is more than the limits of ``data.validation.entries`` allow.
     """
     data = read_json(annotations)
     try:
@@ -82,12 +87,12 @@ def open_coco(images: str, annotations: str, stuff: str | None = None) -> Stored
 
 @dataclass(frozen=True, eq=False)
 class CocoFiles:
-    """The files that ``open_coco`` names, and the table it packed."""
+    """The files of a COCO folder (a `Store`)."""
 
-    images: str
-    json: str
-    stuff: str | None
-    table: SharedArrays
+    images: str  #: folder of the images
+    json: str  #: path of the instances json
+    stuff: str | None  #: folder of the semantic maps
+    table: SharedArrays  #: the json as `_pack` packed it
 
     def read(self, index: int, image_id: int) -> Record:
         path = self.image_path(index)
@@ -95,11 +100,11 @@ class CocoFiles:
         return Record(index, image_id, path.name, load_image(path), self.annotations(index), semantic)
 
     def image_path(self, index: int) -> Path:
-        """Path of an image."""
+        """Path of the image at a position."""
         return Path(self.images) / self._name(index)
 
     def annotations(self, index: int) -> tuple[Annotation, ...]:
-        """Annotations of an image, in the json's order, without reading the image."""
+        """Annotations of the image at a position, in the json's order; the image itself is not read."""
         table = self.table
         rows = range(*table["first"][index : index + 2])
         texts = (unpack_text(table["entries"], table["entry_offsets"], row) for row in rows)
@@ -119,22 +124,29 @@ class CocoFiles:
 
 
 def map_path(stuff: str, file_name: str) -> Path:
-    """Where the semantic map of an image lies: COCO-stuff names it as the image, as a png."""
+    """Path of an image's semantic map in the folder ``stuff``: COCO-stuff names it as the image, with ``.png``."""
     return (Path(stuff) / file_name).with_suffix(".png")
 
 
 def _pack(data: dict[str, Any], categories: Sequence[Category], folder: str) -> dict[str, NDArray[Any]]:
+    """Check a whole json and pack it into arrays.
+
+    Annotations are sorted by image: those of image i are rows ``first[i]`` to ``first[i + 1]`` of ``labels`` and
+    ``entries``.
+    """
     images, entries = data["images"], data["annotations"]
     names = each("images", images, file_name_of)
     image_ids = np.array(each("images", images, lambda image: whole(image, "id")), np.int64)
+    # An id that comes twice would give both images all annotations of either.
     if len(np.unique(image_ids)) < len(image_ids):
         raise ValueError("expected image ids that differ, got an id twice")
     position = {int(image_id): index for index, image_id in enumerate(image_ids)}
     owners = np.array(each("annotations", entries, lambda entry: _known(position, entry, "image_id")), np.int64)
     counts = np.bincount(owners, minlength=len(images))
     _check_counts(counts, names)
-    sizes = np.array(each("images", images, lambda image: stored_hw(image, folder)), np.int32).reshape(-1, 2)
-    columns, trainable = _columns(entries, categories, sizes[owners], np.argsort(owners, kind="stable"))
+    sizes = np.array(each("images", images, lambda image: _stored_hw(image, folder)), np.int32).reshape(-1, 2)
+    by_image = np.argsort(owners, kind="stable")  # stable: within an image the json's order stays
+    columns, trainable = _annotation_columns(entries, categories, sizes[owners], by_image)
     packed, offsets = pack_texts([name.encode() for name in names])
     return columns | {
         "image_ids": image_ids,
@@ -146,20 +158,36 @@ def _pack(data: dict[str, Any], categories: Sequence[Category], folder: str) -> 
     }
 
 
+def _stored_hw(entry: Any, folder: str) -> tuple[int, int]:
+    """Height and width of an image; they are asked from its file where the json has none."""
+    name = file_name_of(entry)
+    if entry.get("height") is None or entry.get("width") is None:
+        return read_header(Path(folder) / name)[0]
+    return hw_of(entry)
+
+
 def _check_counts(counts: NDArray[np.int64], names: list[str]) -> None:
-    if counts.max(initial=0) > ANNOTATIONS:
+    if counts.max(initial=0) > MAX_ANNOTATIONS:
         raise ValueError(
-            f"expected at most {ANNOTATIONS} annotations of an image, got {counts.max()} of {names[counts.argmax()]}; "
+            f"expected at most {MAX_ANNOTATIONS} annotations of an image, "
+            f"got {counts.max()} of {names[counts.argmax()]}; "
             f"set the environment variable JAXDET_MAX_ANNOTATIONS={counts.max()} if it is to be trusted"
         )
 
 
-def _columns(
+def _annotation_columns(
     entries: list[Any], categories: Sequence[Category], hw: NDArray[np.int32], order: NDArray[np.int64]
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-    """Labels and texts of annotations, in ``order``, and which ``[A]`` of them can be learned from.
+    """Labels and texts of A annotations, and which of them can be learned from.
 
-    ``hw [A, 2]`` are the sizes of their images.  The last are in the order of ``entries``.
+    Args:
+        entries: the json's annotations.
+        categories: sorted by id.
+        hw: ``[A, 2]`` size of the image of each entry.
+        order: ``[A]`` the order in which labels and texts are returned.
+
+    Returns:
+        The arrays for `SharedArrays`, and ``[A]`` bool in the order of ``entries``.
     """
     label = {category.id: index for index, category in enumerate(categories)}
     read = each("annotations", entries, lambda entry: annotation_of(entry, _known(label, entry, "category_id")))
@@ -167,13 +195,14 @@ def _columns(
     areas = np.array([annotation.area for annotation in read], np.float64)
     offered = np.array([not (annotation.crowd or annotation.ignore) for annotation in read], np.bool_)
     labels = np.array([annotation.label for annotation in read], np.int32)
-    # JSON text, not numbers: exact, and a third of the size of Python lists.
+    # Annotations are kept as JSON text, which loses no digit of them and takes a third of the memory of lists.
     texts, offsets = pack_texts([_text(entries[row]) for row in order])
     columns: dict[str, NDArray[Any]] = {"labels": labels[order]}
     return columns | {"entries": texts, "entry_offsets": offsets}, usable_boxes(boxes, areas, hw) & offered
 
 
 def _text(entry: dict[str, Any]) -> bytes:
+    """The part of an annotation that is kept, as JSON."""
     kept = {key: entry[key] for key in _ENTRY_KEYS if key in entry}
     try:
         return json.dumps(kept, separators=(",", ":")).encode()
@@ -182,6 +211,7 @@ def _text(entry: dict[str, Any]) -> bytes:
 
 
 def _known(table: dict[int, int], entry: Any, key: str) -> int:
+    """What ``table`` has for the id that an entry refers to under ``key``."""
     value = whole(entry, key)
     if value not in table:
         raise ValueError(f"expected a {key} that the json lists, got {value}")

@@ -1,4 +1,4 @@
-"""Reading what ``tfds_builder`` wrote, at random and without tensorflow."""
+"""A TFDS data set as a source: random access to what ``tfds_builder`` wrote, without tensorflow."""
 
 import json
 from collections.abc import Iterator
@@ -13,26 +13,23 @@ from numpy.typing import NDArray
 from jaxdet.data.images import decode_image
 from jaxdet.data.records import Annotation, Record
 from jaxdet.data.sources.coco import read_categories
-from jaxdet.data.sources.shared_arrays import SharedArrays
-from jaxdet.data.sources.stored import StoredSource
-from jaxdet.data.validation.entries import annotation_of
-from jaxdet.data.validation.limits import check_sides
-from jaxdet.data.validation.values import short, text
-from jaxdet.runtime.untrusted import read_json_file
+from jaxdet.data.sources.stored import SharedArrays, StoredSource
+from jaxdet.data.validation.entries import annotation_of, check_sides, short, text
+from jaxdet.runtime.files import read_json_file
 
-_BUILDER = "jaxdet_coco"  # named here as well, so that reading does not define the builder
+_BUILDER = "jaxdet_coco"  #: its name, written here again: importing the builder would register it with TFDS
 _HOW = "`python -m jaxdet.data.sources.tfds_builder --help` tells how to make one"
 
 
 def open_tfds(directory: str, split: str) -> StoredSource:
-    """Records of a prepared data set, in the order of the json that it was made from.
+    """Open a prepared data set; records keep the order of the json that it was made from.
 
     Args:
         directory: the builder's ``data_dir``, or the version folder in it.
         split: ``train`` or ``validation``.
 
     Raises:
-        ValueError: no such data set, one of another kind or that is not whole, or no such split.
+        ValueError: there is no such data set or split, or the data set is of another kind or damaged.
     """
     folder = _version_folder(Path(directory))
     try:
@@ -42,7 +39,7 @@ def open_tfds(directory: str, split: str) -> StoredSource:
         about = builder.info.metadata[split] if split in splits else None
         examples = about and builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         source = about and _source(about, examples)
-    except Exception as error:  # TFDS looks at little of what it reads
+    except Exception as error:  # TFDS checks little of what it reads: a broken file shows as KeyError and the like
         raise ValueError(f"TFDS {folder}: expected a whole data set, got {type(error).__name__}: {error}") from error
     if source is None:
         raise ValueError(f"TFDS {folder}: expected one of the splits {splits}, got {split!r}; {_HOW}")
@@ -50,7 +47,7 @@ def open_tfds(directory: str, split: str) -> StoredSource:
 
 
 def _source(about: Any, examples: Any) -> StoredSource:
-    """``about`` is what the builder wrote beside the examples of a split."""
+    """The source over the examples of a split; ``about`` is what the builder wrote of all its images."""
     columns: dict[str, NDArray[Any]] = {
         "image_ids": np.array(about["image_ids"], np.int64),
         "sizes": np.array(about["sizes"], np.int32).reshape(-1, 2),
@@ -62,22 +59,22 @@ def _source(about: Any, examples: Any) -> StoredSource:
     for height, width in columns["sizes"].tolist():
         check_sides(height, width)
     categories = read_categories(about["json"]["categories"])
-    return StoredSource(categories, SharedArrays(columns), TfdsFiles(examples, about["json"]))
+    return StoredSource(categories, SharedArrays(columns), _TfdsFiles(examples, about["json"]))
 
 
 @dataclass(frozen=True, eq=False)
-class TfdsFiles:
-    """The files of one split."""
+class _TfdsFiles:
+    """The files of one split (a ``stored.Store``)."""
 
-    examples: Any  #: TFDS's data source, by position
-    other_keys: dict[str, Any]  #: of the json, beside images and annotations
+    examples: Any  #: TFDS's data source: position -> example
+    other_keys: dict[str, Any]  #: what the json had beside images and annotations
 
     def read(self, index: int, image_id: int) -> Record:
         try:
             example = self.examples[index]
             name = text(json.loads(example["json"]), "file_name")
             image, annotations = decode_image(example["image"], name), _annotations(example["annotations"])
-        except Exception as error:  # array_record and TFDS raise whatever fits their layers
+        except Exception as error:  # array_record and TFDS raise errors of many kinds for a damaged record
             raise ValueError(f"TFDS record {index} (image id {image_id}): expected a whole one, got {error}") from error
         return Record(index, image_id, name, image, annotations)
 
@@ -95,18 +92,18 @@ def _version_folder(directory: Path) -> Path:
     versions = sorted((directory / _BUILDER).glob("*/dataset_info.json"))
     if not versions:
         raise ValueError(f"TFDS {directory}: expected {_BUILDER}/<version>/dataset_info.json in it; {_HOW}")
-    return versions[-1].parent
+    return versions[-1].parent  # the newest, where several versions were prepared
 
 
 def _check_features(folder: Path) -> None:
-    """TFDS imports the modules that ``features.json`` names; only its own are none of a stranger's choice."""
+    """Refuse features that are not TFDS's own: TFDS imports whatever module ``features.json`` names, and runs it."""
     for value in _values(read_json_file(folder / "features.json", "TFDS features"), ("pythonClassName", "type")):
         if not isinstance(value, str) or not value.startswith("tensorflow_datasets.core.features."):
             raise ValueError(f"expected features of TFDS, one is of class {short(value)}")
 
 
 def _values(tree: Any, keys: tuple[str, ...]) -> Iterator[Any]:
-    """What the objects of a json have under any of the keys."""
+    """Yield what the objects of a json have under any of ``keys``, at any depth."""
     if isinstance(tree, dict):
         yield from (tree[key] for key in keys if key in tree)
     for below in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():

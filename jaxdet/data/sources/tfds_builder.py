@@ -7,8 +7,8 @@ The folder holds, for each split, ``annotations/instances_<split>2017.json`` and
 COCO's zip files have it; or ``instances_<split>.json`` and ``images/``, as ``jaxdet.data.scenes`` writes it.  Splits
 are train and val; one of them is enough.  Read the result by ``Tfds(directory=DATA, split="train")``.
 
-The stock ``coco`` builder of TFDS has no masks and needs tensorflow.  Records keep the json's order and all its
-values as text: TFDS stores ragged arrays, polygons say, by tensorflow only, and floats in 32 bits.
+The stock ``coco`` builder of TFDS has no masks and needs tensorflow.  Here records keep the json's order, and all its
+values as text: TFDS needs tensorflow for ragged arrays, such as polygons, and stores floats in 32 bits.
 """
 
 import argparse
@@ -22,12 +22,10 @@ import tensorflow_datasets as tfds
 
 from jaxdet.data.sources.coco import CocoFiles, open_coco
 
-NAME = "jaxdet_coco"
-VERSION = "1.0.0"
-_SPLITS = {"train": "train", "val": "validation"}
+_SPLITS = {"train": "train", "val": "validation"}  #: COCO's names of the splits -> TFDS's
 _SITE = "http://images.cocodataset.org"
-# Size and SHA-256 of the official files, as TFDS has them: github.com/tensorflow/datasets,
-# tensorflow_datasets/url_checksums/coco.txt at 333639b37af6c6fedf3610a4a2d42f1c6ef6f7d5.
+#: Size and SHA-256 of the official files, as TFDS has them: github.com/tensorflow/datasets,
+#: tensorflow_datasets/url_checksums/coco.txt at 333639b37af6c6fedf3610a4a2d42f1c6ef6f7d5.
 FILES = {
     f"{_SITE}/zips/train2017.zip": (
         19336861798,
@@ -42,14 +40,14 @@ FILES = {
         "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
     ),
 }
-_INFO_KEYS = ("categories", "licenses", "info")  # of the json; kept for the ground truth
+_INFO_KEYS = ("categories", "licenses", "info")  #: parts of the json that the ground truth must have again
 
 
 class JaxdetCoco(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
-    """Builder of COCO-format instance data; made once a split from a COCO folder."""
+    """TFDS's builder of COCO-format instance data; it makes the splits that a COCO folder has."""
 
-    name = NAME
-    VERSION = tfds.core.Version(VERSION)
+    name = "jaxdet_coco"
+    VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "A COCO folder; see python -m jaxdet.data.sources.tfds_builder --help"
 
     @property
@@ -94,7 +92,7 @@ class JaxdetCoco(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
 
 
 def _features() -> tfds.features.FeaturesDict:
-    """All of the json is kept as text; beside it, for other readers, what is asked for most."""
+    """The fields of a record: the json as text, and again as arrays what other readers need most."""
     annotation = {
         "id": np.int64,
         "label": np.int32,  # 0..K-1, by ascending category id
@@ -129,10 +127,13 @@ def _example(files: CocoFiles, index: int, image: dict[str, Any], entries: list[
 
 
 def find_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Split name -> image folder and json, for each of the layouts in the module's text.
+    """Find the splits of a COCO folder, in any of the layouts that the module's text names.
+
+    Returns:
+        Split name -> image folder and json.
 
     Raises:
-        ValueError: no split is there.
+        ValueError: there is no split.
     """
     found = {}
     for split in _SPLITS:
@@ -156,7 +157,7 @@ def find_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
 def _manual_folder(dl_manager: tfds.download.DownloadManager) -> Path | None:
     try:
         return Path(dl_manager.manual_dir)
-    except AssertionError:  # TFDS's way of saying that none was given
+    except AssertionError:  # TFDS asserts that one was given
         return None
 
 
@@ -173,17 +174,17 @@ def _downloaded(dl_manager: tfds.download.DownloadManager) -> dict[str, tuple[Pa
 
 
 def prepare(data_dir: str, manual_dir: str | None = None) -> Path:
-    """Write the array_record files; what is there already is kept.
+    """Write the array_record files; those that exist are kept.
 
     Args:
-        data_dir: where to.
+        data_dir: the folder to write to.
         manual_dir: an extracted COCO folder; None downloads COCO 2017.
 
     Returns:
         The folder of the data set, which ``Tfds.directory`` may name instead of ``data_dir``.
     """
     if manual_dir is not None:
-        find_splits(Path(manual_dir))
+        find_splits(Path(manual_dir))  # a wrong folder is an error now, and not after TFDS has set up its own
     builder = JaxdetCoco(data_dir=data_dir, file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     builder.download_and_prepare(download_config=config, file_format="array_record")

@@ -1,37 +1,58 @@
-"""What can be wrong with a COCO data set.  Each function looks at one thing and yields what it finds.
+"""What can be wrong with a COCO data set, its json and its files: each function examines one thing.
 
-Nothing here stops at the first defect, and nothing trusts a type: the json may hold anything.
+Training and evaluation stop at the first defect; here none does, so that one run of `jaxdet.data.check` lists them
+all.  The json may hold any type anywhere, therefore every value is checked before it is compared or counted.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from jaxdet.data.images import load_image, load_map, read_header, suffixes
 from jaxdet.data.masks import encode_mask
-from jaxdet.data.validation.entries import hw_of
-from jaxdet.data.validation.limits import ANNOTATIONS, BOX, check_categories
-from jaxdet.data.validation.values import flag, is_number, short, text, whole
+from jaxdet.data.sources.coco import map_path
+from jaxdet.data.validation.entries import (
+    MAX_ANNOTATIONS,
+    MAX_BOX_VALUE,
+    check_categories,
+    file_name_of,
+    flag,
+    hw_of,
+    is_number,
+    short,
+    text,
+    whole,
+)
 
-Severity: TypeAlias = Literal["error", "warning", "note"]
+_Severity: TypeAlias = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One defect: how bad, of what kind, and where."""
+    """One defect."""
 
-    severity: Severity
-    kind: str
-    where: str
+    severity: _Severity  #: errors stop training or falsify evaluation, warnings are worked around, notes are harmless
+    kind: str  #: the same text for all defects of a kind, which are counted together
+    where: str  #: the entry or file, and the value found there
 
 
 def entries_of(data: dict[str, Any], key: str, needed: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """The entries of a list of the json that are objects with the ``needed`` keys, and findings on the others.
+    """Separate the entries of a list that can be examined further from those that cannot.
 
-    Ids, of the entry or of what it refers to, must be whole numbers, and names must be strings that can be printed.
+    Args:
+        data: the json.
+        key: name of the list.
+        needed: keys that an entry must have.  What ends in ``id`` must be a whole number, and what ends in ``name`` a
+            string that can be printed, because other findings use them to say where they are.
+
+    Returns:
+        The good entries, and a finding for each of the others.
     """
     good, bad = [], []
     for place, entry in enumerate(data[key]):
@@ -60,17 +81,87 @@ def _entry_problem(entry: Any, needed: tuple[str, ...]) -> str:
     return ""
 
 
-def repeated(entries: Iterable[dict[str, Any]], key: str, kind: str, severity: Severity) -> Iterator[Finding]:
-    """Values of ``key`` that occur more than once."""
+def repeated(entries: Iterable[dict[str, Any]], key: str, kind: str, severity: _Severity) -> Iterator[Finding]:
+    """Find values of ``key`` that occur more than once; ``kind`` and ``severity`` are the findings'."""
     for value, count in Counter(str(entry[key]) for entry in entries).items():
         if count > 1:
             yield Finding(severity, kind, f"{value} ({count} times)")
 
 
+def image_findings(entry: dict[str, Any], folder: Path, quick: bool) -> Iterator[Finding]:
+    """Examine the file of an image: it must exist, be readable, have the json's size, and be upright.
+
+    Args:
+        entry: an entry of ``images``.
+        folder: the folder that ``file_name`` is relative to.
+        quick: read only the file's header, so that broken pixels go unnoticed.
+    """
+    try:
+        name = file_name_of(entry)
+    except ValueError as error:
+        yield Finding("error", "file name not usable", str(error))
+        return
+    path = folder / name
+    if not os.path.isfile(path):
+        yield Finding("error", "image file missing", name)
+        return
+    try:
+        (height, width), orientation = read_header(path)
+        if not quick:
+            load_image(path)
+    except ValueError as error:
+        yield Finding("error", "image broken", f"{name}: {error}")
+        return
+    expected = entry.get("width"), entry.get("height")
+    if expected == (None, None):
+        yield Finding("warning", "image without width and height in the json", name)
+    elif expected != (width, height):
+        yield Finding(
+            "error", "image size differs from the json", f"{name}: json {short(expected)}, file {width} x {height}"
+        )
+    if orientation not in (0, 1):  # 1: upright; 0: a tag that is no number
+        yield Finding("warning", "image with EXIF rotation (not applied)", name)
+
+
+def map_findings(entry: dict[str, Any], stuff: Path) -> Iterator[Finding]:
+    """Examine the semantic map of an image, which lies in the folder ``stuff``: as `image_findings`."""
+    try:
+        name = file_name_of(entry)
+    except ValueError:
+        return  # reported with the image
+    path = map_path(str(stuff), name)
+    if not os.path.isfile(path):
+        yield Finding("error", "semantic map missing", name)
+        return
+    try:
+        size = load_map(path).shape[::-1]
+    except ValueError as error:
+        yield Finding("error", "semantic map unreadable", f"{name}: {error}")
+        return
+    expected = entry.get("width"), entry.get("height")
+    if expected not in ((None, None), size):
+        yield Finding("error", "semantic map of another size", f"{name}: json {short(expected)}, map {size}")
+
+
+def unreferenced(names: set[str], folder: Path) -> Iterator[Finding]:
+    """Find image files under ``folder`` that are not among ``names``, which are relative to it."""
+    # Through Path, since a json may write a//b.jpg or ./b.jpg.
+    named = {str(Path(name)) for name in names}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in suffixes() and str(path.relative_to(folder)) not in named:
+            yield Finding("note", "image file that no json names", str(path.relative_to(folder)))
+
+
 def annotation_findings(
     entry: dict[str, Any], images: dict[int, dict[str, Any]], categories: set[int]
 ) -> Iterator[Finding]:
-    """References, box and segmentation of one annotation."""
+    """Examine the references, flags, box, area and segmentation of an annotation.
+
+    Args:
+        entry: an entry of ``annotations`` that `entries_of` found good.
+        images: entries of ``images`` by id.
+        categories: ids of the categories.
+    """
     if entry["category_id"] not in categories:
         yield Finding("error", "unknown category", f"annotation {entry['id']}: category {entry['category_id']}")
     image = images.get(entry["image_id"])
@@ -86,12 +177,14 @@ def annotation_findings(
     box_findings = list(_box_findings(entry["bbox"], hw, where))
     yield from box_findings
     yield from _area_findings(entry, where)
+    # Without a usable box there is nothing that the mask could be compared with.
     broken_box = any(finding.kind == "box malformed" for finding in box_findings)
     yield from _segmentation_findings(entry, hw, where, broken_box)
 
 
 def _numbers(values: Any) -> list[float] | None:
-    if not isinstance(values, list) or not all(is_number(value, BOX) for value in values):
+    """The values as floats, or None if they are no list of numbers."""
+    if not isinstance(values, list) or not all(is_number(value, MAX_BOX_VALUE) for value in values):
         return None
     return [float(value) for value in values]
 
@@ -114,6 +207,7 @@ def _box_findings(box: Any, hw: tuple[int, int], where: str) -> Iterator[Finding
         yield Finding("error", "box empty", f"{where}: {numbers}")
     elif x >= hw[1] or y >= hw[0] or x + width <= 0 or y + height <= 0:
         yield Finding("error", "box outside the image", f"{where}: {numbers}, image {hw[1]} x {hw[0]}")
+    # Annotation tools round in different ways: half a pixel outside is no defect.
     elif x < -0.5 or y < -0.5 or x + width > hw[1] + 0.5 or y + height > hw[0] + 0.5:
         yield Finding("warning", "box partly outside the image", f"{where}: {numbers}, image {hw[1]} x {hw[0]}")
     elif width < 1 or height < 1:
@@ -148,7 +242,7 @@ def _segmentation_findings(
         yield Finding("warning", "mask empty", where)
     elif not broken_box:
         overlap = float(np.asarray(coco_mask.iou([coco_mask.toBbox(encoded)], [entry["bbox"]], [0]))[0, 0])
-        if overlap < 0.5:
+        if overlap < 0.5:  # boxes drawn by hand are rarely tight, so only gross disagreement counts
             yield Finding("warning", "box and mask disagree", f"{where}: IoU of the boxes {overlap:.2f}")
 
 
@@ -168,9 +262,13 @@ def _polygon_findings(polygons: list[Any], hw: tuple[int, int], where: str, crow
 def usage_findings(
     images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: list[dict[str, Any]], slots: int
 ) -> Iterator[Finding]:
-    """How often things are used: no defects, as long as no image has more annotations than are read.
+    """Find images without annotations or with too many, and categories that are not used or too many.
 
-    Empty images, unused categories, images with more than ``slots`` annotations.
+    Args:
+        images: good entries of ``images``.
+        annotations: good entries of ``annotations``.
+        categories: good entries of ``categories``.
+        slots: annotations that training has room for in an image; more are left out there, which is a note.
     """
     per_image = Counter(entry["image_id"] for entry in annotations)
     used = {entry["category_id"] for entry in annotations}
@@ -178,8 +276,8 @@ def usage_findings(
         count, name = per_image[entry["id"]], str(entry["file_name"])
         if not count:
             yield Finding("note", "image without annotations", name)
-        elif count > ANNOTATIONS:
-            yield Finding("error", f"image with more than {ANNOTATIONS} annotations", name)
+        elif count > MAX_ANNOTATIONS:
+            yield Finding("error", f"image with more than {MAX_ANNOTATIONS} annotations", name)
         elif count > slots:
             yield Finding("note", f"image with more than {slots} annotations", name)
     try:

@@ -11,8 +11,7 @@ from PIL import Image
 
 from jaxdet.config import to_data
 from jaxdet.experiment import Run
-from jaxdet.training.log import CURVES, RunLog
-from jaxdet.training.records import RecordFile, read_log
+from jaxdet.training.log import CURVES, LogFile, RunLog, read_log
 from jaxdet.training.workdir import claim, read_metrics
 from tests.disk import files_of_at_most
 
@@ -42,7 +41,7 @@ def test_log_of_a_continued_run_has_each_step_once(tmp_path: Path) -> None:
 
 
 def test_a_line_that_does_not_fit_on_the_disk_is_not_begun(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    file = RecordFile(tmp_path, [{"step": 0}])
+    file = LogFile(tmp_path, [{"step": 0}])
     request.addfinalizer(file.close)
     with files_of_at_most(100):
         for step in range(1, 8):  # 12 bytes each
@@ -60,7 +59,7 @@ def test_writes_that_fall_short_are_continued(tmp_path: Path, request: pytest.Fi
         def write(self, data: Any) -> int:
             return super().write(bytes(data)[:5])
 
-    file = RecordFile(tmp_path, [])
+    file = LogFile(tmp_path, [])
     file.close()
     file._file = Short(tmp_path / "log.jsonl", "ab")
     request.addfinalizer(file.close)

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdet.data.sources import scratch
-from jaxdet.data.sources.scratch import Scratch
-from jaxdet.data.sources.shared_arrays import SharedArrays
+from jaxdet.data.sources.stored import SharedArrays
+from jaxdet.runtime import files
+from jaxdet.runtime.files import ScratchFolder
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys, time
 import numpy as np
-from jaxdet.data.sources.shared_arrays import SharedArrays
+from jaxdet.data.sources.stored import SharedArrays
 arrays = SharedArrays({"a": np.arange(3)})
 print(arrays._folder, flush=True)
 time.sleep(600 if sys.argv[1] == "wait" else 0)
@@ -55,12 +55,12 @@ def test_a_folder_goes_with_its_object_and_at_the_end(home: Path) -> None:
 def test_the_next_one_removes_what_a_killed_process_left(home: Path) -> None:
     process, folder = start("wait")
     (home / "jaxdet-other").mkdir()  # without a lock, so not one of these
-    mine = Scratch()
+    mine = ScratchFolder()
     assert folder.exists(), "its process lives"
     process.kill()
     process.communicate()
     assert folder.exists()
-    other = Scratch()
+    other = ScratchFolder()
     assert not folder.exists()
     assert mine.path.exists()
     assert other.path.exists()
@@ -77,16 +77,16 @@ def test_a_folder_that_is_swept_while_it_is_made_is_made_again(home: Path, monke
         return made[-1]
 
     monkeypatch.setattr(tempfile, "mkdtemp", make)
-    assert Scratch().path == Path(made[1])
+    assert ScratchFolder().path == Path(made[1])
 
 
 def test_without_locks_it_works_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise OSError("no locks available")
 
-    monkeypatch.setattr(scratch.fcntl, "flock", none)
-    one = Scratch()
-    two = Scratch()
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    one = ScratchFolder()
+    two = ScratchFolder()
     assert one.path.exists()
     two.remove()
     assert not two.path.exists()
@@ -97,6 +97,6 @@ def test_what_others_put_there_is_left_alone(home: Path) -> None:
     os.mkfifo(home / "jaxdet-pipe" / ".lock")  # to open it would wait for ever
     (home / "jaxdet-link").mkdir()
     (home / "jaxdet-link" / ".lock").symlink_to(home / "elsewhere")
-    Scratch()
+    ScratchFolder()
     assert not (home / "elsewhere").exists()
     assert (home / "jaxdet-link").exists()

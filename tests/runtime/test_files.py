@@ -1,4 +1,4 @@
-"""Files that are whole or as they were."""
+"""Files are whole or as they were."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdet.runtime.atomic import replacing, write_json, write_text
+from jaxdet.runtime.files import replacing, write_json, write_text
 
 
 def test_a_file_is_replaced_at_the_end_and_only_then(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
 
 KILLED = """
 import os, sys
-from jaxdet.runtime.atomic import replacing
+from jaxdet.runtime.files import replacing
 with replacing(sys.argv[1]) as scratch:
     scratch.write_text("half")
     os.kill(os.getpid(), 9)

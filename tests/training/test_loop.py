@@ -10,14 +10,11 @@ import numpy as np
 import pytest
 
 from jaxdet.checkpoints.reading import VARIABLES
-from jaxdet.training.log import RunLog
-from jaxdet.training.loop import Pending
-from jaxdet.training.meter import Meter
-from jaxdet.training.nonfinite import FiniteCheck
-from jaxdet.training.records import read_log
+from jaxdet.training.log import RunLog, read_log
+from jaxdet.training.loop import Hooks, Intervals, PendingMetrics
+from jaxdet.training.metrics import FiniteCheck, Meter
 from jaxdet.training.signals import StopRequest, stop_on_signal
-from jaxdet.training.step import TrainState
-from jaxdet.training.watch import Intervals, Watch
+from jaxdet.training.state import TrainState
 from tests.training.stub import batch_of, finite
 
 
@@ -41,8 +38,8 @@ class Store:
         pass
 
 
-def watch(tmp_path: Path, log: RunLog, stop: StopRequest, validate: Any = None) -> Watch:
-    return Watch(
+def watch(tmp_path: Path, log: RunLog, stop: StopRequest, validate: Any = None) -> Hooks:
+    return Hooks(
         intervals=Intervals(log=2, checkpoint=3, evaluate=4),
         start=0,
         total=10,
@@ -61,8 +58,8 @@ STATE = TrainState(step=jnp.int32(0), params={}, batch_stats={}, opt_state=())
 METRICS = {"loss": 1.0, "loss/a": 1.0, "grad_norm": 1.0, "lr": 0.1, "count/dropped": 7}
 
 
-def step_through(watched: Watch, steps: int, metrics: Any = METRICS) -> None:
-    pending = Pending(watched.meter, finite)
+def step_through(watched: Hooks, steps: int, metrics: Any = METRICS) -> None:
+    pending = PendingMetrics(watched.meter, finite)
     for step in range(1, steps + 1):
         pending.push(step, metrics, batch_of(0))
         watched(step, STATE, pending)
@@ -131,7 +128,7 @@ def test_intervals_longer_than_the_run_leave_its_end(tmp_path: Path) -> None:
 def test_a_state_with_a_loss_that_is_no_number_is_never_saved(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0) as log:
         watched = watch(tmp_path, log, StopRequest())
-        pending = Pending(watched.meter, FiniteCheck(tmp_path, IDS, skip=0))
+        pending = PendingMetrics(watched.meter, FiniteCheck(tmp_path, IDS, skip=0))
         for step in (1, 2):
             pending.push(step, METRICS, batch_of(0))
             watched(step, STATE, pending)
@@ -144,7 +141,7 @@ def test_a_state_with_a_loss_that_is_no_number_is_never_saved(tmp_path: Path) ->
 def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0) as log, stop_on_signal() as stop:
         watched = watch(tmp_path, log, stop)
-        pending = Pending(watched.meter, FiniteCheck(tmp_path, IDS, skip=0))
+        pending = PendingMetrics(watched.meter, FiniteCheck(tmp_path, IDS, skip=0))
         pending.push(1, METRICS, batch_of(0))
         watched(1, STATE, pending)
         os.kill(os.getpid(), signal.SIGTERM)

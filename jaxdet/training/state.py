@@ -1,0 +1,136 @@
+"""The state of a run: what it is, where it comes from, and how a checkpoint holds it.
+
+A run starts from its own last checkpoint, from weights of another one (``run.init_from``), or afresh.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from jaxdet.checkpoints.importing import import_weights
+from jaxdet.checkpoints.merge import merge
+from jaxdet.checkpoints.reading import VARIABLES
+from jaxdet.checkpoints.store import CheckpointStore
+from jaxdet.experiment import Run
+from jaxdet.models.detector import Detector
+from jaxdet.runtime.mesh import layout_of
+from jaxdet.structures import Batch
+from jaxdet.trained import warn_of_settings
+
+_OPTIMIZER = "optimizer"  #: the checkpoint's item with step and optimizer state
+
+_log = logging.getLogger(__name__)
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a run needs to go on, beside its config."""
+
+    step: jax.Array  #: int32, number of steps done
+    params: Any
+    batch_stats: Any  #: running statistics of batch norm; constants where it is frozen
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What ``model.apply`` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init_variables(model: Detector, key: jax.Array, side: int = 128) -> dict[str, Any]:
+    """Initialise the variables of a model.
+
+    Args:
+        model: the model.
+        key: random key.
+        side: height and width of the image on which the model is traced.  The shapes of variables do not depend on
+            the canvas, so a small one does.
+    """
+    image = np.zeros((1, side, side, 3), np.uint8)
+    whole, one = np.full((1, 2), side, np.float32), np.ones((1, 2), np.float32)
+    batch = Batch(image, whole, one, whole.astype(np.int32), np.zeros(1, np.int32), np.ones(1, bool))
+    variables = jax.jit(lambda key: model.init(key, batch, method="predict"))(key)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def init_state(variables: Mapping[str, Any], direction: optax.GradientTransformation) -> TrainState:
+    """Make the state before step 0; ``direction`` as in `optimizer.update_direction`."""
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    stats = jax.tree.map(jnp.asarray, variables.get("batch_stats", {}))
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, direction.init(params))
+
+
+def start_state(
+    model: Detector, direction: optax.GradientTransformation, run: Run, store: CheckpointStore, mesh: Mesh
+) -> TrainState:
+    """Make the state to start from.
+
+    Args:
+        model: the model.
+        direction: see `optimizer.update_direction`.
+        run: settings; ``seed``, ``init_*`` and ``shard_parameters`` are used.
+        store: the run's checkpoints.
+        mesh: the devices.
+
+    Returns:
+        The newest state in the store if there is one, else the state before step 0 with ``run.init_from`` or fresh
+        variables.  It lies on the devices as ``run.shard_parameters`` says, however it lay when it was saved.
+
+    Raises:
+        ValueError: the weights or the checkpoint do not fit the model.
+    """
+    if store.steps():
+        like = jax.eval_shape(lambda: init_state(init_variables(model, jax.random.key(0)), direction))
+        layout = layout_of(like, mesh, split=run.shard_parameters)
+        target = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), like, layout)
+        if (found := store.restore_newest(to_save(target))) is not None:
+            state = _from_saved(like, found[0])
+            _log.info("continuing after step %d", int(state.step))
+            return state
+    variables = init_variables(model, jax.random.key(run.seed))
+    if run.init_from is not None:
+        variables = with_weights(model, variables, run)
+    state = init_state(variables, direction)
+    placed: TrainState = jax.device_put(state, layout_of(state, mesh, split=run.shard_parameters))
+    return placed
+
+
+def with_weights(model: Detector, variables: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Put the weights of ``run.init_from`` into fresh variables, and log which variables keep their own values.
+
+    Raises:
+        ValueError: the weights do not fit, but for what ``run.init_skip`` and ``run.init_new_classes`` exempt.
+    """
+    imported = import_weights(str(run.init_from), variables)
+    warn_of_settings(model, imported)
+    merged, report = merge(
+        variables, imported.variables, run.init_skip, new_classes=run.init_new_classes, within=imported.within
+    )
+    _log.info("weights from %s: %s", run.init_from, report)
+    return merged
+
+
+def to_save(state: TrainState) -> dict[str, Any]:
+    """Arrange a state as the items of a checkpoint; evaluation reads the variables alone."""
+    # Leaves by number: optax's states are tuples of its own classes, which the next version may name otherwise.
+    leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))}
+    return {VARIABLES: state.variables, _OPTIMIZER: {"step": state.step, "leaves": leaves}}
+
+
+def _from_saved(like: TrainState, saved: dict[str, Any]) -> TrainState:
+    """The inverse of `to_save`; ``like`` gives the structure of the optimizer state."""
+    leaves = saved[_OPTIMIZER]["leaves"]
+    ordered = [leaves[str(i)] for i in range(len(leaves))]
+    return TrainState(
+        step=saved[_OPTIMIZER]["step"],
+        params=saved[VARIABLES]["params"],
+        batch_stats=saved[VARIABLES]["batch_stats"],
+        opt_state=jax.tree.unflatten(jax.tree.structure(like.opt_state), ordered),
+    )
