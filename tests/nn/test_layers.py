@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,25 @@ def test_conv_against_loops(
     variables["params"]["bias"] = bias
     expected = slow_conv(np.asarray(x[0]), np.asarray(variables["params"]["kernel"]), stride, pads) + bias
     np.testing.assert_allclose(layer.apply(variables, x)[0], expected, atol=1e-5)
+
+
+def test_a_product_and_a_convolution_are_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 1x1 kernel of stride 2 is a product on a CPU and a convolution elsewhere: same values, same gradients."""
+    layer, x = Conv(4, 1, 2), jax.random.normal(KEY, (2, 7, 8, 3))
+    variables = layer.init(KEY, x)
+
+    def program() -> str:
+        return str(jax.make_jaxpr(lambda: layer.apply(variables, x))())
+
+    def found() -> tuple[jax.Array, tuple[dict, jax.Array]]:
+        return layer.apply(variables, x), jax.grad(lambda v, x: jnp.sin(layer.apply(v, x)).sum(), (0, 1))(variables, x)
+
+    on_cpu = found()
+    assert "conv_general_dilated" not in program()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "conv_general_dilated" in program()
+    assert "dot_general" not in program()
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), found(), on_cpu)
 
 
 def test_rectangular_kernels_of_the_fcc_head() -> None:

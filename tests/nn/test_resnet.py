@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdet.nn.backbones.resnet import ResNet, max_pool, normalize
+from tests.programs import equations
 
 IMAGE = jnp.zeros((1, 64, 96, 3))
 
@@ -73,6 +74,20 @@ def test_frozen_stages_get_no_gradient_and_is_frozen_says_which(frozen: int) -> 
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(total))(params)):
         names = tuple(entry.key for entry in path)
         assert np.any(leaf) != net.is_frozen(names), names
+
+
+@pytest.mark.parametrize(("backend", "slices"), [("cpu", 3), ("gpu", 0), ("tpu", 0)])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_off_the_cpu_no_slice_with_a_stride_feeds_a_product(
+    monkeypatch: pytest.MonkeyPatch, depth: int, backend: str, slices: int
+) -> None:
+    """XLA:GPU aborts on one (jax 0.10.2): the shortcuts of three stages, once gradients are asked for."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    net = ResNet(depth=depth, width=8, frozen_stages=0)
+    variables, _ = shapes_of(net)
+    traced = jax.make_jaxpr(jax.grad(lambda v: sum(f.sum() for f in net.apply(v, IMAGE).values())))(variables)
+    strides = [e.params["strides"] or () for e, _ in equations(traced.jaxpr) if e.primitive.name == "slice"]
+    assert sum(max(each, default=1) > 1 for each in strides) == slices
 
 
 def test_frozen_by_name() -> None:

@@ -57,7 +57,7 @@ class Part(Protocol):
     def intermediates(
         self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
     ) -> dict[str, Any]:
-        """What this part computes of ``boxes [B, N, 4]`` and ``labels [B, N]``, by name; ``before``: of earlier parts."""
+        """What this part computes of ``boxes [B, N, 4]``, by name; ``labels [B, N]``; ``before``: of earlier parts."""
 
 
 def with_places(parts: Sequence[Any]) -> tuple[Any, ...]:

@@ -39,10 +39,11 @@ def convolve(
 ) -> jax.Array:
     """Correlation of ``x [B, H, W, C]`` with ``kernel [kh, kw, C, F]``, ``pads`` zeros around (rows, columns).
 
-    A 1x1 kernel is a matrix product, which XLA:CPU runs twice as fast.  Otherwise ``method`` None is
-    :func:`fastest_method`.
+    A 1x1 kernel is a matrix product, which XLA:CPU runs twice as fast; one with a stride on CPUs alone.  Otherwise
+    ``method`` None is :func:`fastest_method`.
     """
-    if kernel.shape[:2] == (1, 1) and pads == (0, 0):
+    # XLA:GPU aborts where it fuses a slice with a stride into a matrix product (jax 0.10.2, triton_tiling_propagation).
+    if kernel.shape[:2] == (1, 1) and pads == (0, 0) and (stride == 1 or jax.default_backend() == "cpu"):
         return x[:, ::stride, ::stride] @ kernel[0, 0]
     if (method or fastest_method(x, kernel, stride, pads)) == "spectral":
         if stride != 1:
