@@ -1,15 +1,19 @@
 """The papers' tables: parameters of every row, and docs/ZOO.md."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
+import jax
 import pytest
 
+from benchmarks.inputs import make_batch
 from jaxdet.config import load_config
 from jaxdet.models.detector import Detector
 from tools import zoo
-from tools.parameters import Count, count_parameters
+from tools.parameters import Count, count_parameters, parameter_sizes
 
 Row = Any
 
@@ -61,6 +65,17 @@ def cut_off(number: int, like: str) -> str:
 def test_numbers_are_cut_off_and_not_rounded() -> None:
     assert cut_off(44_170_992, "K") == "44,170 K"
     assert cut_off(32_777_780, "M") == "32.7M"
+
+
+@pytest.mark.parametrize(
+    "config", ["groie_mask_rcnn_r50_fpn", "htc_semantic_r50_fpn", "sbr_cnn", "sbr_cnn_r18_fpn_small"]
+)
+def test_the_parts_make_the_whole(config: str) -> None:
+    """What is counted part by part are the parameters of the model traced in one piece, each at its place."""
+    model = load_config(f"configs/{config}.py").model
+    init = functools.partial(model.init, method="predict")
+    whole = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0), make_batch(64, 64))["params"])
+    assert parameter_sizes(model) == {path: leaf.size for path, leaf in whole.items()}
 
 
 def test_what_is_counted_as_trained() -> None:
