@@ -13,7 +13,7 @@ from jaxdet.evaluation import match_categories
 from jaxdet.evaluation.evaluate import evaluate
 from jaxdet.evaluation.inference import detect
 from jaxdet.runtime.mesh import data_mesh
-from jaxdet.structures import Batch, Detections
+from jaxdet.structures import Batch, Detections, Masks
 from tests.devices import free_address, outputs, start, wait
 
 # pycocotools 2.0.11 decodes with a call that NumPy 2 deprecates
@@ -86,8 +86,8 @@ class DarkSquare:
         scores = jnp.broadcast_to(jnp.asarray([0.9, 0.99]) * jnp.max(variables["confidence"]), (count, 2))
         labels = jnp.stack([jnp.asarray(batch.index) % 2, jnp.full(count, -5)], 1)
         valid = jnp.broadcast_to(jnp.asarray([True, False]), (count, 2))
-        masks = jnp.ones((count, 2, 28, 28)) if self.with_masks else None
-        return Detections(boxes, scores, labels, masks, scores, valid)
+        masks = Masks(jnp.ones((count, 2, 28, 28)), boxes) if self.with_masks else None
+        return Detections(boxes, scores, labels, valid, jnp.zeros((count, 2), int), masks)
 
 
 VARIABLES = {"confidence": np.arange(8, dtype=np.float32) / 7}  # the last of four parts has the largest
