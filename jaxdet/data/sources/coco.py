@@ -65,7 +65,7 @@ def read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
 def open_coco(images: str, annotations: str, stuff: str | None = None) -> StoredSource:
     """Open a COCO folder.
 
-    The json is read here and never again, not by worker processes either (see `SharedArrays`).
+    The json is packed into arrays here, so that worker processes need not read it again (see `SharedArrays`).
 
     Args:
         images: folder that ``file_name`` is relative to.
