@@ -38,7 +38,7 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
         ValueError: as ``reading.load`` and ``files.weights.read_weights``, or the names are of no known kind.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir():  # jaxdet's own checkpoints are folders, those of others are files
         variables, metadata = load(path)
         return Imported(variables, category_ids=_category_ids(metadata.get("categories") or [], path))
     state = read_weights(path)
@@ -50,6 +50,7 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
 
 def _category_ids(categories: Any, path: Path) -> tuple[int, ...]:
     """The ids of a checkpoint's categories in the order of its labels."""
+    # Metadata may be a stranger's.
     listed = isinstance(categories, list) and all(isinstance(category, dict) for category in categories)
     if not listed or not all(type(category.get("id")) is int for category in categories):
         raise ValueError(f"{path}: expected categories with whole numbers as ids, got {reprlib.repr(categories)}")
@@ -66,6 +67,7 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
     Raises:
         ValueError: the names are of no known kind, or do not fit ``like``.
     """
+    # Each prefix belongs to one code base: torchvision writes roi_heads, mmdetection roi_head.
     if any(name.startswith("roi_heads.") for name in state):
         return from_torchvision(state, keep=_labels_to_keep(state, like))
     if any(name.startswith(("backbone.layer", "rpn_head.", "roi_head.", "bbox_head.")) for name in state):
@@ -86,6 +88,7 @@ def _labels_to_keep(state: Mapping[str, Array], like: Mapping[str, Any]) -> tupl
     torchvision's detectors have a logit for each of COCO's ids 1..90, of which only 80 are in use.
     """
     logits = state.get(f"{CLASS}.bias"), flatten(like).get(("params", "heads_0", "head", "logits", "bias"))
+    # The biases of 90 and of 80 classes, and of the background.
     if [getattr(bias, "shape", None) for bias in logits] != [(91,), (81,)]:
         return None
     _log.info("torchvision's 90 labels are COCO's ids: the 80 that COCO uses are taken, in ascending order")
