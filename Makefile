@@ -42,6 +42,7 @@ types: venv
 unit: venv
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "not parity" --numprocesses 2 --dist loadfile
 
+# PARITY_SHARE=3: a model of each family, and a third of the others, chosen by the commit (tests/parity/conftest.py).
 parity: venv ## full-size models against their golden files
 	$(RUN) -m pytest tests/parity -m parity
 
