@@ -76,6 +76,10 @@ class MaskPrediction(nn.Module):
         return f"the stages use heads {used}, the mask branch has {len(self.heads)}: give it one for each box head"
 
     def _check(self, setting: Setting) -> None:
+        if not setting.stages:
+            raise ValueError(
+                "MaskPrediction has a branch for the stages of a two-stage model; a one-stage model has none"
+            )
         if not {stage.head for stage in setting.stages} <= set(range(len(self.heads))):
             raise ValueError(self._wrong_number(setting))
         for t, stage in enumerate(setting.stages):
