@@ -44,7 +44,7 @@ unit: venv
 
 # PARITY_SHARE=3: a model of each family, and a third of the others, chosen by the commit (tests/parity/conftest.py).
 parity: venv ## full-size models against their golden files
-	$(RUN) -m pytest tests/parity -m parity
+	$(RUN) -m pytest tests/parity -m parity --numprocesses 2
 
 newer: venv ## a few tests under a newer Python and its jax, where there is one
 	.ci/newer

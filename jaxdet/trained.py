@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.merge import merge
-from jaxdet.checkpoints.names.torchvision import Imported
+from jaxdet.checkpoints.names.table import Imported
 from jaxdet.checkpoints.reading import load as load_checkpoint
 from jaxdet.config import from_data, override, to_data
 from jaxdet.data import Category, Data, single_batch
@@ -94,7 +94,10 @@ def _from_file(path: str | PathLike[str], experiment: Experiment) -> Trained:
 
 def warn_of_settings(model: Any, imported: Imported) -> None:
     """Log the settings that weights were trained with, if ``model`` has others and would do worse with them."""
-    wanted = to_data(override(model, imported.settings))
+    try:
+        wanted = to_data(override(model, imported.settings))
+    except ValueError:
+        return  # The model is of another family, without such settings; the merge says which parts do not fit.
     if wanted != to_data(model):
         _log.warning(
             "these weights were trained with other settings than the model has and will do worse; they want %s",

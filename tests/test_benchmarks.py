@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.floor import Cost, Peak, Row, floor_table, later_rounds
-from benchmarks.table import markdown
+from benchmarks.measure import Cost, Peak, Row, floor_table, later_rounds, markdown
 from tools import renew
 
 TEXT = """Before.

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.relative_time import relative_times
-from benchmarks.timing import machine
+from benchmarks.measure import machine
+from benchmarks.programs import relative_times
 from jaxdet.config import load_config
 from jaxdet.experiment import Experiment
 from jaxdet.runtime.files import write_json, write_text

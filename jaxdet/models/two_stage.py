@@ -201,6 +201,6 @@ class TwoStage(nn.Module):
         return Setting(self.num_classes, stages, self.unroll)
 
     def _make_parameters(self, features: Features) -> None:
-        """Some stages leave out a head, but parameters are made of all of them, and of all parts."""
+        """Some stages leave out a head, but parameters are made of all of them."""
         for head in self.heads:
             head.make_parameters(features, self.num_classes)

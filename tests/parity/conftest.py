@@ -14,7 +14,8 @@ import pytest
 
 FAMILIES = {
     "Mask R-CNN": "mask_rcnn_r50",
-    "Hybrid Task Cascade": "htc_r50",
+    "RetinaNet": "retinanet_r50",
+    "Hybrid Task Cascade": "htc_semantic_r50",
     "Mask Scoring R-CNN": "ms_rcnn_r50",
     "GRoIE": "groie1_mask",
     "R3-CNN": "r3_naive",
