@@ -62,8 +62,8 @@ class NMS:
     def __call__(
         self, boxes: jax.Array, scores: jax.Array, valid: jax.Array, level: jax.Array | None = None
     ) -> Detections:
-        if not len(scores):  # no row can be taken from nothing: one candidate that is not valid
-            boxes, scores, valid = jnp.zeros((1, 1, 4)), jnp.zeros((1, scores.shape[1])), jnp.zeros(1, bool)
+        if not len(scores):
+            boxes, scores, valid = _one_invalid(scores.shape[1])
             level = jnp.zeros(1, jnp.int32)
         if level is None and self.within == "level":
             raise ValueError(
@@ -99,6 +99,8 @@ class FastNMS:
     def __call__(
         self, boxes: jax.Array, scores: jax.Array, valid: jax.Array, level: jax.Array | None = None
     ) -> Detections:
+        if not len(scores):
+            boxes, scores, valid = _one_invalid(scores.shape[1])
         n, classes = scores.shape
         boxes = jnp.broadcast_to(boxes, (n, classes, 4))
         candidate = valid[:, None] & jnp.isfinite(boxes).all(-1) & (scores > self.score_threshold)
@@ -119,6 +121,11 @@ class FastNMS:
         label = jnp.where(is_valid, jnp.pad(place // found.shape[1], spare), 0).astype(jnp.int32)
         index = jnp.where(is_valid, jnp.pad(rows.reshape(-1)[place], spare), 0).astype(jnp.int32)
         return Detections(safe_boxes[index, label], jnp.pad(best, spare), label, is_valid, index)
+
+
+def _one_invalid(classes: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Boxes, scores and validity of one candidate that does not count: no row can be taken from none at all."""
+    return jnp.zeros((1, 1, 4)), jnp.zeros((1, classes)), jnp.zeros(1, bool)
 
 
 @struct.dataclass

@@ -7,13 +7,15 @@ import pytest
 
 from jaxdet.data.masks import crop_mask
 from jaxdet.ops.losses import mask_iou
-from jaxdet.ops.masks import instance_share, mask_iou_targets, mask_targets
+from jaxdet.ops.masks import instance_share, mask_iou_targets, mask_targets, masks_on_grid
+from jaxdet.structures import Masks
 from tests.ops import oracles
 from tests.ops.golden import INPUTS, OPS, normal
 
 targets_of = jax.jit(mask_targets, static_argnames="size")
 share_of = jax.jit(instance_share)
 ious_of = jax.jit(mask_iou_targets)
+on_grid = jax.jit(masks_on_grid, static_argnums=(1, 2))
 
 
 def whole(masks: np.ndarray) -> np.ndarray:

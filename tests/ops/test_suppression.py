@@ -1,12 +1,12 @@
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxdet.models.finish import Finish
 
-from jaxdet.ops.suppression import Kept, nms, offset_by_group
+from jaxdet.ops.suppression import NMS, FastNMS, Kept, Suppression, nms, offset_by_group
 from tests.ops import oracles
 from tests.ops.golden import OPS
 
@@ -162,23 +162,195 @@ def test_golden_nms(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("value", [None, *oracles.GARBAGE])
-def test_golden_finish(value: float | None) -> None:
+def test_golden_detections(value: float | None) -> None:
     """Class-wise suppression of boxes with five classes, also among padded slots."""
     boxes, scores = OPS["nms/boxes"], OPS["mcnms/scores"][:, :-1]
     if value is not None:
         boxes, scores = oracles.padded(boxes, 7, value), oracles.padded(scores, 7, value)
     valid = np.arange(len(boxes)) < 60
-    found = jax.jit(Finish(0.05, 0.5, 30))(boxes[:, None], scores, valid)
+    found = jax.jit(NMS(0.05, 0.5, 30))(boxes[:, None], scores, valid)
     assert found.valid.all()
     np.testing.assert_array_equal(found.labels, OPS["mcnms/labels"])
     np.testing.assert_allclose(found.boxes, OPS["mcnms/dets"][:, :4], rtol=1e-6)
     np.testing.assert_allclose(found.scores, OPS["mcnms/dets"][:, 4], rtol=1e-6)
 
 
-def test_finish_takes_the_box_of_the_class_and_drops_low_scores() -> None:
+def test_nms_takes_the_box_of_the_class_and_drops_low_scores() -> None:
     boxes = np.float32([[[0, 0, 1, 1], [5, 5, 9, 9]], [[np.nan] * 4, [0, 0, 2, 2]]])
     scores = np.float32([[0.9, 0.3], [0.8, 0.04]])
-    found = Finish(max_detections=3)(boxes, scores, np.ones(2, bool))
+    found = NMS(max_detections=3)(boxes, scores, np.ones(2, bool))
     np.testing.assert_array_equal(found.valid, [True, True, False])
     np.testing.assert_array_equal(found.boxes[:2], [[0, 0, 1, 1], [5, 5, 9, 9]])
     np.testing.assert_array_equal(found.labels[:2], [0, 1])
+    np.testing.assert_array_equal(found.index, [0, 0, 0])
+
+
+def test_detections_by_hand() -> None:
+    """Two classes on one box are two detections; a lower score of the same class on nearly the same box is none."""
+    boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 11], [20, 20, 30, 30]])[:, None]
+    scores = np.float32([[0.9, 0.6], [0.8, 0.0], [0.04, 0.7]])
+    for suppression in (NMS(max_detections=5), FastNMS(max_detections=5)):
+        found = suppression(boxes, scores, np.ones(3, bool))
+        np.testing.assert_array_equal(found.valid, [True, True, True, False, False])
+        np.testing.assert_array_equal(found.labels[:3], [0, 1, 1])
+        np.testing.assert_array_equal(found.index, [0, 2, 0, 0, 0])
+        np.testing.assert_allclose(found.scores[:3], [0.9, 0.7, 0.6])
+        np.testing.assert_array_equal(found.boxes[:3], boxes[[0, 2, 0], 0])
+
+
+@pytest.mark.parametrize("suppression", [NMS(max_detections=4), NMS(None, within="level"), FastNMS(max_detections=4)])
+@pytest.mark.parametrize("jit", [True, False])
+def test_no_boxes_give_no_detections(suppression: Suppression, jit: bool) -> None:
+    call = jax.jit(suppression) if jit else suppression
+    none = np.zeros(0, np.int32)
+    found = call(np.zeros((0, 1, 4), np.float32), np.zeros((0, 3), np.float32), np.zeros(0, bool), none)
+    assert found.boxes.shape == (suppression.max_detections, 4)
+    assert not found.valid.any()
+    for leaf in (found.boxes, found.scores, found.labels, found.index):
+        np.testing.assert_array_equal(leaf, 0)
+
+
+def slow_nms(
+    boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, minimum: float, threshold: float
+) -> list[tuple[int, int]]:
+    """Candidates ``(row, class)`` by score, of which each goes that a kept one of its group overlaps too much."""
+    kept: list[tuple[int, int]] = []
+    for row, label in sorted(np.ndindex(scores.shape), key=lambda place: (-scores[place], place)):
+        same = [k for k in kept if groups[k] == groups[row, label]]
+        own = boxes[row, min(label, boxes.shape[1] - 1)]
+        others = [boxes[r, min(c, boxes.shape[1] - 1)] for r, c in same]
+        if scores[row, label] > minimum and all(oracles.iou(other, own) <= threshold for other in others):
+            kept.append((row, label))
+    return kept
+
+
+def candidates(seed: int, number: int = 20, classes: int = 3, agnostic: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes on whole pixels, moved a little by class, and scores without ties."""
+    rng = np.random.default_rng(seed)
+    boxes = np.round(oracles.random_boxes(rng, number, 24.0))[:, None]
+    boxes = boxes + (0 if agnostic else rng.integers(0, 3, (number, classes, 1)))
+    scores = rng.permutation(number * classes).reshape(number, classes) / (number * classes)
+    return boxes.astype(np.float32), scores.astype(np.float32)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("within", ["class", "level"])
+def test_detections_against_loops(within: str, agnostic: bool) -> None:
+    run = jax.jit(NMS(0.1, 0.317, 60, within=within))
+    for seed in range(3):
+        boxes, scores = candidates(seed, agnostic=agnostic)
+        level = np.random.default_rng(seed).integers(0, 3, 20).astype(np.int32)
+        groups = np.tile(np.arange(3), (20, 1)) if within == "class" else np.tile(level[:, None], (1, 3))
+        expected = slow_nms(boxes, scores, groups, 0.1, 0.317)
+        found = run(boxes, scores, np.ones(20, bool), level)
+        number = int(found.valid.sum())
+        assert (
+            list(zip(*(np.asarray(a[:number]).tolist() for a in (found.index, found.labels)), strict=True)) == expected
+        )
+        row, label = np.asarray(found.index[:number]), np.asarray(found.labels[:number])
+        np.testing.assert_array_equal(found.scores[:number], scores[row, label])
+        np.testing.assert_array_equal(found.boxes[:number], np.broadcast_to(boxes, (20, 3, 4))[row, label])
+        np.testing.assert_array_equal(found.index[number:], 0)
+
+
+def test_suppression_within_levels_needs_levels() -> None:
+    with pytest.raises(ValueError, match='set within="class"'):
+        NMS(within="level")(np.zeros((2, 1, 4)), np.zeros((2, 1)), np.ones(2, bool))
+
+
+def test_every_score_is_admitted_without_a_threshold() -> None:
+    boxes = np.float32([[[0, 0, 1, 1]], [[5, 5, 6, 6]]])
+    found = NMS(None, max_detections=3)(boxes, np.float32([[0.0], [-2.0]]), np.ones(2, bool))
+    np.testing.assert_array_equal(found.valid, [True, True, False])
+    assert int(NMS(0.0, max_detections=3)(boxes, np.float32([[0.0], [-2.0]]), np.ones(2, bool)).valid.sum()) == 0
+
+
+def slow_fast_nms(
+    boxes: np.ndarray, scores: np.ndarray, minimum: float, threshold: float, per_class: int, limit: int
+) -> list[tuple[int, int]]:
+    """YOLACT's rule, literally.
+
+    Of each class the best ``per_class`` by score; one goes if any that ranks higher, kept or not, overlaps it by more
+    than the threshold; then the score decides, and the best of all classes stay.
+    """
+    kept = []
+    for label in range(scores.shape[1]):
+        column = min(label, boxes.shape[1] - 1)
+        ranked = sorted(range(len(scores)), key=lambda row: (-scores[row, label], row))[:per_class]
+        for rank, row in enumerate(ranked):
+            better = [oracles.iou(boxes[other, column], boxes[row, column]) for other in ranked[:rank]]
+            if max(better, default=0.0) <= threshold and scores[row, label] > minimum:
+                kept.append((row, label))
+    return sorted(kept, key=lambda place: (-scores[place], place[1], place[0]))[:limit]
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize(("per_class", "limit"), [(200, 60), (6, 60), (200, 5)])
+def test_fast_nms_against_loops(per_class: int, limit: int, agnostic: bool) -> None:
+    suppression = FastNMS(0.2, 0.317, per_class, limit)
+    run = jax.jit(suppression)
+    for seed in range(3):
+        boxes, scores = candidates(seed, agnostic=agnostic)
+        expected = slow_fast_nms(boxes, scores, 0.2, 0.317, per_class, limit)
+        found = run(boxes, scores, np.ones(20, bool))
+        assert pairs_of(found) == expected
+        row, label = (np.asarray(a)[np.asarray(found.valid)] for a in (found.index, found.labels))
+        np.testing.assert_array_equal(found.scores[found.valid], scores[row, label])
+        np.testing.assert_array_equal(found.boxes[found.valid], np.broadcast_to(boxes, (20, 3, 4))[row, label])
+        assert found.boxes.shape == (limit, 4)
+    assert pairs_of(suppression(boxes, scores, np.ones(20, bool))) == expected, "not in jit"
+
+
+def pairs_of(found: Any) -> list[tuple[int, int]]:
+    number = int(found.valid.sum())
+    assert np.asarray(found.valid[:number]).all()
+    return list(zip(found.index[:number].tolist(), found.labels[:number].tolist(), strict=True))
+
+
+def test_fast_nms_removes_what_a_removed_box_covers() -> None:
+    """Of a chain whose neighbours overlap only the first stays; sequential suppression keeps every second."""
+    boxes, scores = chain(6)
+    args = boxes[:, None], scores[:, None], np.ones(6, bool)
+    assert pairs_of(FastNMS(0.05, 0.3)(*args)) == [(0, 0)]
+    assert pairs_of(NMS(0.05, 0.3)(*args)) == [(0, 0), (2, 0), (4, 0)]
+
+
+def test_ties_of_fast_nms_go_by_index_and_class() -> None:
+    boxes = np.float32([[0, 0, 4, 4], [20, 0, 24, 4], [0, 0, 4, 4]])[:, None]
+    found = FastNMS(max_detections=9)(boxes, np.full((3, 2), 0.5, np.float32), np.ones(3, bool))
+    assert pairs_of(found) == [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("suppression", [NMS(0.1, 0.317, 60), FastNMS(0.2, 0.317, 10, 60)])
+@pytest.mark.parametrize("value", oracles.GARBAGE)
+def test_padded_candidates_change_nothing(suppression: Suppression, value: float) -> None:
+    boxes, scores = candidates(0)
+    run = jax.jit(suppression)
+    expected = run(boxes, scores, np.ones(20, bool))
+    assert int(expected.valid.sum()) > 5
+    found = run(*(oracles.padded(a, 7, value) for a in (boxes, scores)), np.arange(27) < 20)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("suppression", [NMS(0.1, 0.3, 9), FastNMS(0.1, 0.3, 9, 9)])
+def test_candidates_that_are_no_numbers_neither_stay_nor_suppress(suppression: Suppression) -> None:
+    box = np.float32([[0, 0, 9, 9]])
+    boxes = np.stack([box, box + np.nan, box, box + np.inf, box])
+    scores = np.float32([[np.nan], [0.9], [0.8], [0.95], [0.7]])
+    found = suppression(boxes, scores, np.ones(5, bool))
+    assert pairs_of(found) == [(2, 0)]
+    nothing = suppression(boxes, np.full((5, 1), np.nan, np.float32), np.ones(5, bool))
+    assert pairs_of(nothing) == []
+
+
+def test_scores_of_one_candidate_count_for_its_classes_alone() -> None:
+    """A batch is its images, and no class looks at another's boxes."""
+    boxes, scores = (np.stack(arrays) for arrays in zip(candidates(0), candidates(1), strict=True))
+    for suppression in (NMS(0.1, 0.3, 60), FastNMS(0.1, 0.3, 20, 60)):
+        together = jax.jit(jax.vmap(suppression))(boxes, scores, np.ones((2, 20), bool))
+        for i in range(2):
+            alone = suppression(boxes[i], scores[i], np.ones(20, bool))
+            jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), together, alone)
+        # only the second class, whose detections are those of before
+        one = suppression(boxes[0], scores[0] * np.float32([0, 1, 0]), np.ones(20, bool))
+        assert pairs_of(one) == [pair for pair in pairs_of(jax.tree.map(lambda a: a[0], together)) if pair[1] == 1]
