@@ -1,25 +1,31 @@
-"""A model of some thousand parameters on images of 64 pixels, and batches for it."""
+"""Models of some thousand parameters on images of 64 pixels, and batches for them."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxdet.models.branches import Head
-from jaxdet.models.proposals import RPN
-from jaxdet.models.schedule import Step
-from jaxdet.nn.heads.rpn import RPNHead
 
+from jaxdet.models.dense import DenseDetector, Selection, rpn
+from jaxdet.models.detector import Detector
+from jaxdet.models.one_stage import OneStage
+from jaxdet.models.parts.masks import MaskPrediction
+from jaxdet.models.roi.heads import BoxBranch, MaskBranch
+from jaxdet.models.roi.schedule import Stage
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.dense import RetinaHead, RPNHead
 from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.trunk import FC2
-from jaxdet.nn.necks import FPN
+from jaxdet.nn.necks import FPN, StridedConvs
 from jaxdet.ops.anchors import Anchors
+from jaxdet.ops.losses import Focal, SmoothL1
+from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler
-from jaxdet.structures import Batch, Targets
+from jaxdet.ops.suppression import NMS
+from jaxdet.structures import Batch, Masks, Targets
 
 CLASSES = 3
 SLOTS = 5
@@ -27,35 +33,52 @@ SLOTS = 5
 FIRST = Sampler(number=16, positive_fraction=0.5, order="first")
 
 
-def make_head(**changes: Any) -> Head:
-    parts = {
-        "box_extractor": SingleLevel(size=3, finest=14.0),
-        "box_head": BoxHead(FC2(channels=8)),
-        "mask_extractor": SingleLevel(size=6, finest=14.0),
-        "mask_head": FCN(channels=8, convs=1),
-    }
-    return Head(**parts | changes)
+def make_box_branch(**changes: Any) -> BoxBranch:
+    settings = {"extractor": SingleLevel(size=3, finest=14.0), "head": BoxHead(FC2(channels=8))}
+    return BoxBranch(**settings | changes)
+
+
+def make_mask_branch(**changes: Any) -> MaskBranch:
+    settings = {"extractor": SingleLevel(size=6, finest=14.0), "head": FCN(channels=8, convs=1)}
+    return MaskBranch(**settings | changes)
 
 
 def make_model(**changes: Any) -> TwoStage:
-    rpn = RPN(
-        head=RPNHead(channels=8),
-        anchors=Anchors(scales=(4.0,)),
-        sampler=FIRST,
-        pre_nms_train=40,
-        post_nms_train=30,
-        pre_nms_test=40,
-        post_nms_test=20,
-    )
-    parts = {
+    """Mask R-CNN."""
+    settings = {
         "num_classes": CLASSES,
         "backbone": ResNet(depth=18, width=8),
         "neck": FPN(channels=8),
-        "rpn": rpn,
-        "heads": (make_head(),),
-        "schedule": (Step(sampler=FIRST),),
+        "rpn": rpn(RPNHead(channels=8), anchors=Anchors(scales=(4.0,)), sampler=FIRST, train=(40, 30), test=(40, 20)),
+        "heads": (make_box_branch(),),
+        "stages": (Stage(sampler=FIRST),),
+        "parts": (MaskPrediction((make_mask_branch(),)),),
     }
-    return TwoStage(**parts | changes)
+    return TwoStage(**settings | changes)
+
+
+def make_dense(**changes: Any) -> DenseDetector:
+    """RetinaNet's, with three anchors in a cell."""
+    settings = {
+        "head": RetinaHead(anchors=3, channels=8, convs=1),
+        "places": Anchors(levels=(3, 4, 5), scales=(3.0,)),
+        "matcher": Matcher(positive_iou=0.5, negative_iou=0.4, min_positive_iou=0.0),
+        "class_loss": Focal(),
+        "box_loss": SmoothL1(0.1),
+        "test": Selection(per_level=40, suppression=NMS(score_threshold=0.001, max_detections=20)),
+    }
+    return DenseDetector(**settings | changes)
+
+
+def make_one_stage(**changes: Any) -> OneStage:
+    """RetinaNet."""
+    settings = {
+        "num_classes": CLASSES,
+        "backbone": ResNet(depth=18, width=8),
+        "neck": FPN(channels=8, lowest=3, top=StridedConvs()),
+        "dense": make_dense(),
+    }
+    return OneStage(**settings | changes)
 
 
 def make_targets(seed: int, kind: str = "objects", fill: float = 0.0, slots: int = SLOTS) -> Targets:
@@ -69,8 +92,9 @@ def make_targets(seed: int, kind: str = "objects", fill: float = 0.0, slots: int
     return Targets(
         boxes=boxes,
         labels=np.where(valid, np.arange(slots) % CLASSES, whole).astype(np.int32),
-        masks=np.where(spare[:, None, None], whole, rng.integers(0, 2, (slots, 12, 12))).astype(np.uint8),
-        frames=boxes.copy(),
+        masks=Masks(
+            np.where(spare[:, None, None], whole, rng.integers(0, 2, (slots, 12, 12))).astype(np.uint8), boxes.copy()
+        ),
         crowd=np.full(slots, kind == "crowd"),
         valid=valid,
     )
@@ -94,7 +118,7 @@ def make_batch(targets: list[Targets], seed: int = 0, canvas: tuple[int, int] = 
     )
 
 
-def initialize(model: TwoStage, batch: Batch) -> Any:
+def initialize(model: Detector, batch: Batch) -> Any:
     """Variables with which the heads say something: the reference's initial outputs are all but 0."""
 
     def louder(path: Any, leaf: jax.Array) -> jax.Array:

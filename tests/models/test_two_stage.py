@@ -7,17 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxdet.models.finish import Finish
-from jaxdet.models.proposals import RPN
-from jaxdet.models.schedule import Step
-from jaxdet.nn.heads.rpn import RPNHead
 
+from jaxdet.models.dense import DenseDetector, rpn
+from jaxdet.models.parts.masks import MaskPrediction
+from jaxdet.models.roi.schedule import Stage
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.dense import RPNHead
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.ops.anchors import Anchors
+from jaxdet.ops.losses import SmoothL1
+from jaxdet.ops.suppression import NMS
 from jaxdet.structures import Batch, Detections
-from tests.models.small import CLASSES, FIRST, initialize, make_batch, make_head, make_model, make_targets
+from tests.models.small import (
+    CLASSES,
+    FIRST,
+    initialize,
+    make_batch,
+    make_box_branch,
+    make_mask_branch,
+    make_model,
+    make_targets,
+)
 
 KEY = jax.random.key(1)
 NAMES = {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask"}
@@ -67,7 +78,9 @@ def apply_shapes(model: TwoStage, method: str, *args: Any) -> Any:
 def test_detections_are_boxes_of_the_image_best_first() -> None:
     found = predict(make_model(), make_batch(OBJECTS))
     assert found.boxes.shape == (2, 100, 4)
-    assert found.masks.shape == (2, 100, 12, 12)
+    assert found.masks.values.shape == (2, 100, 12, 12)
+    np.testing.assert_array_equal(found.masks.frames, found.boxes)
+    assert found.masks.crop is None
     for i in range(2):
         number = int(found.valid[i].sum())
         assert number > 5
@@ -78,15 +91,15 @@ def test_detections_are_boxes_of_the_image_best_first() -> None:
         assert boxes.min() >= 0
         assert (boxes[:, 2:] <= [56, 60]).all()
         assert np.isin(found.labels[i], range(CLASSES)).all()
-        assert ((found.masks[i] >= 0) & (found.masks[i] <= 1)).all()
-    np.testing.assert_array_equal(found.mask_scores, found.scores)
+        assert ((found.masks.values[i] >= 0) & (found.masks.values[i] <= 1)).all()
+    assert found.mask_scores is None, "those of the boxes"
 
 
 def test_no_detection_is_a_result_too() -> None:
-    found = predict(make_model(finish=Finish(score_threshold=1.0, max_detections=7)), make_batch(OBJECTS))
+    found = predict(make_model(suppression=NMS(score_threshold=1.0, max_detections=7)), make_batch(OBJECTS))
     assert not found.valid.any()
-    assert found.masks.shape == (2, 7, 12, 12)
-    assert np.isfinite(found.masks).all()
+    assert found.masks.values.shape == (2, 7, 12, 12)
+    assert np.isfinite(found.masks.values).all()
 
 
 def test_images_of_a_batch_do_not_see_each_other() -> None:
@@ -184,7 +197,7 @@ def test_frozen_parameters_and_only_those_get_no_gradient() -> None:
         names = tuple(entry.key for entry in path)
         assert np.any(leaf) != model.is_frozen(names), names
     assert model.is_frozen(("backbone", "layer1_0", "conv1", "kernel"))
-    assert not model.is_frozen(("heads_0", "box_head", "trunk", "fc1", "kernel"))
+    assert not model.is_frozen(("heads_0", "head", "trunk", "fc1", "kernel"))
 
 
 def test_bfloat16_is_close_and_keeps_geometry_in_float32() -> None:
@@ -192,13 +205,13 @@ def test_bfloat16_is_close_and_keeps_geometry_in_float32() -> None:
     exact, low = make_model(), make_model(dtype="bfloat16")
 
     features, reference = (_apply(model, variables(), batch, method="features") for model in (low, exact))
-    for level, feature in features.items():
+    for level, feature in features.levels.items():
         assert feature.dtype == jnp.bfloat16
-        difference = np.asarray(feature, np.float32) - reference[level]
-        assert np.abs(difference).max() < 0.05 * np.abs(reference[level]).max()
+        difference = np.asarray(feature, np.float32) - reference.levels[level]
+        assert np.abs(difference).max() < 0.05 * np.abs(reference.levels[level]).max()
     (terms, metrics), found = apply_shapes(low, "losses", KEY), apply_shapes(low, "predict")
     assert {leaf.dtype for leaf in jax.tree.leaves((terms, metrics))} == {jnp.dtype("float32")}
-    assert {leaf.dtype for leaf in (found.boxes, found.scores, found.masks)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in (found.boxes, found.scores, found.masks.values)} == {jnp.dtype("float32")}
     parameters = jax.eval_shape(lambda: low.init(KEY, batch, method="predict"))
     assert {leaf.dtype for leaf in jax.tree.leaves(parameters)} == {jnp.dtype("float32")}
 
@@ -211,42 +224,51 @@ def test_bfloat16_losses_are_close() -> None:
 
 
 def test_a_model_without_masks() -> None:
-    model = make_model(heads=(make_head(mask_extractor=None, mask_head=None),))
+    model = make_model(parts=())
     terms, _ = apply_shapes(model, "losses", KEY)
     assert set(terms) == NAMES - {"loss_mask"}
     assert apply_shapes(model, "predict").masks is None
 
 
-@pytest.mark.parametrize("schedule", [(0, 0, 0), (0, 0, 1), (0, 1, 2)])
-def test_several_steps_and_class_agnostic_heads(schedule: tuple[int, ...]) -> None:
-    heads = tuple(
-        make_head(box_head=BoxHead(FC2(channels=8), class_agnostic=True), beta=1.0) for _ in range(max(schedule) + 1)
-    )
-    model = make_model(heads=heads, schedule=tuple(Step(head=h, sampler=FIRST) for h in schedule))
+@pytest.mark.parametrize("order", [(0, 0, 0), (0, 0, 1), (0, 1, 2)])
+def test_several_stages_and_class_agnostic_heads(order: tuple[int, ...]) -> None:
+    number = max(order) + 1
+
+    def head() -> BoxHead:
+        return BoxHead(FC2(channels=8), class_agnostic=True)
+
+    heads = tuple(make_box_branch(head=head(), box_loss=SmoothL1(1.0)) for _ in range(number))
+    masks = MaskPrediction(tuple(make_mask_branch() for _ in range(number)))
+    model = make_model(heads=heads, stages=tuple(Stage(head=h, sampler=FIRST) for h in order), parts=(masks,))
     terms, _ = apply_shapes(model, "losses", KEY)
     expected = {f"s{t}.{name}" for t in range(3) for name in ("loss_cls", "loss_bbox", "loss_mask")}
     assert set(terms) == expected | {"loss_rpn_cls", "loss_rpn_bbox"}
-    assert apply_shapes(model, "predict").masks.shape == (2, 100, 12, 12)
+    assert apply_shapes(model, "predict").masks.values.shape == (2, 100, 12, 12)
     fresh = jax.eval_shape(lambda: model.init(KEY, make_batch(OBJECTS), method="predict"))["params"]
-    assert {name for name in fresh if name.startswith("heads")} == {f"heads_{i}" for i in set(schedule)}
-    assert fresh["heads_0"]["box_head"]["deltas"]["kernel"].shape == (8, 4)
+    assert {name for name in fresh if name.startswith("heads")} == {f"heads_{i}" for i in set(order)}
+    assert set(fresh["masks"]) == {f"heads_{i}" for i in set(order)}
+    assert fresh["heads_0"]["head"]["deltas"]["kernel"].shape == (8, 4)
 
 
-@pytest.mark.parametrize(("schedule", "number"), [((0, 1), 1), ((0,), 2), ((0, 0), 2), ((-1,), 1), ((), 1), ((1,), 2)])
-def test_a_schedule_that_does_not_fit_the_heads_is_an_error(schedule: tuple[int, ...], number: int) -> None:
-    steps = tuple(Step(head=h) for h in schedule)
-    with pytest.raises(ValueError, match="each step needs a head and each head a step"):
-        apply_shapes(make_model(heads=tuple(make_head() for _ in range(number)), schedule=steps), "predict")
+@pytest.mark.parametrize(("order", "number"), [((0, 1), 1), ((0,), 2), ((0, 0), 2), ((-1,), 1), ((), 1), ((1,), 2)])
+def test_stages_that_do_not_fit_the_heads_are_an_error(order: tuple[int, ...], number: int) -> None:
+    stages = tuple(Stage(head=h) for h in order)
+    with pytest.raises(ValueError, match="each stage needs a head and each head a stage"):
+        apply_shapes(make_model(heads=tuple(make_box_branch() for _ in range(number)), stages=stages), "predict")
 
 
 def test_the_same_head_twice_is_an_error() -> None:
-    head = make_head()
+    head, branch = make_box_branch(), make_mask_branch()
+    stages = (Stage(0), Stage(1))
     with pytest.raises(ValueError, match=r"listed twice, as heads\[0\] and heads\[1\]: make one"):
-        apply_shapes(make_model(heads=(head, head), schedule=(Step(0), Step(1))), "predict")
+        apply_shapes(make_model(heads=(head, head), stages=stages), "predict")
+    other, twice = make_box_branch(), MaskPrediction((branch, branch))
+    with pytest.raises(ValueError, match=r"as parts\[0\]\.heads\[0\] and parts\[0\]\.heads\[1\]: make one"):
+        apply_shapes(make_model(heads=(head, other), stages=stages, parts=(twice,)), "predict")
 
 
 def test_a_mask_branch_needs_masks() -> None:
-    batch = make_batch([o.replace(masks=o.masks[:, :0, :0]) for o in OBJECTS])
+    batch = make_batch([o.replace(masks=o.masks.replace(values=o.masks.values[:, :0, :0])) for o in OBJECTS])
     with pytest.raises(ValueError, match=r"the mask branch needs masks.*data\.masks=true"):
         jax.eval_shape(lambda: make_model().init(jax.random.key(0), batch, KEY, method="losses"))
 
@@ -257,12 +279,12 @@ def test_losses_need_targets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rpn", "message"),
+    ("proposer", "message"),
     [
-        (RPN(head=RPNHead(), anchors=Anchors(levels=(3, 4, 7))), r"the RPN reads levels \(3, 4, 7\).* lacks \[7\]"),
-        (RPN(head=RPNHead(anchors=3), anchors=Anchors(scales=(4.0, 8.0))), "scores 3 anchors a cell, .* have 6"),
+        (rpn(anchors=Anchors(levels=(3, 4, 7))), r"the dense head reads levels \(3, 4, 7\).* lacks \[7\]"),
+        (rpn(RPNHead(anchors=3), anchors=Anchors(scales=(4.0, 8.0))), "scores 3 anchors a cell, .* have 6"),
     ],
 )
-def test_an_rpn_that_does_not_fit_is_an_error(rpn: RPN, message: str) -> None:
+def test_an_rpn_that_does_not_fit_is_an_error(proposer: DenseDetector, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        apply_shapes(make_model(rpn=rpn), "predict")
+        apply_shapes(make_model(rpn=proposer), "predict")

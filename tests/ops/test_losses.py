@@ -3,7 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.ops.losses import binary_cross_entropy, cross_entropy, l1, mask_iou, masked_sum, smooth_l1
+from jaxdet.ops.boxes import DeltaCoder, safe
+from jaxdet.ops.losses import (
+    BinaryCrossEntropy,
+    BoxLoss,
+    Focal,
+    GIoU,
+    SmoothL1,
+    binary_cross_entropy,
+    cross_entropy,
+    mask_iou,
+    masked_sum,
+)
 from tests.ops import oracles
 from tests.ops.golden import OPS, normal
 
@@ -12,16 +23,169 @@ LABELS = np.arange(30) * 7 % 81
 A, B = (normal(f"ops/l1{side}", (30, 4)).astype(np.float32) for side in "ab")
 
 
+CODER = DeltaCoder()
+UNIT = jnp.asarray([0.0, 0.0, 1.0, 1.0])
+
+
+def at_zero(loss: BoxLoss, deltas: jax.Array) -> jax.Array:
+    """Loss ``[...]`` of ``deltas [..., 4]`` where the true ones are 0."""
+    boxes = jnp.broadcast_to(UNIT, deltas.shape)
+    return loss(CODER, boxes, deltas, boxes)
+
+
+def smooth_l1(predicted: jax.Array, target: jax.Array, beta: float) -> jax.Array:
+    """Of deltas ``[N, 4]`` whose targets are any numbers: boxes that need these deltas."""
+    references = jnp.broadcast_to(UNIT, target.shape)
+    coder = DeltaCoder(max_ratio=1e9)
+    return SmoothL1(beta)(coder, references, predicted, coder.decode(references, target))
+
+
 def test_smooth_l1_by_hand() -> None:
-    """Quadratic below beta, linear above, continuous with a continuous slope where they meet."""
+    """Quadratic below beta, linear above, continuous with a continuous slope where they meet; four are summed."""
     d = jnp.array([-3.0, -2.0, -1.0, 0.0, 0.5, 2.0, 4.0])
-    np.testing.assert_allclose(smooth_l1(d, jnp.zeros(7), 2.0), [2.0, 1.0, 0.25, 0.0, 0.0625, 1.0, 3.0], rtol=1e-6)
-    slope = jax.vmap(jax.grad(lambda x: smooth_l1(x, 0.0, 2.0)))(d)
+    first = jnp.eye(1, 4)[0]
+
+    def loss(x: jax.Array) -> jax.Array:
+        return at_zero(SmoothL1(2.0), x * first)
+
+    np.testing.assert_allclose(jax.vmap(loss)(d), [2.0, 1.0, 0.25, 0.0, 0.0625, 1.0, 3.0], rtol=1e-6)
+    slope = jax.vmap(jax.grad(loss))(d)
     np.testing.assert_allclose(slope, [-1.0, -1.0, -0.5, 0.0, 0.25, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(at_zero(SmoothL1(2.0), d[:4]), 2.0 + 1.0 + 0.25, rtol=1e-6)
 
 
-def test_l1_by_hand() -> None:
-    np.testing.assert_array_equal(l1(jnp.array([1.0, -2.0]), jnp.array([3.0, -2.0])), [2.0, 0.0])
+def test_deltas_are_judged_in_the_units_of_the_coder() -> None:
+    """Twice as wide is log 2 in width, ten times that where the coder divides by .1."""
+    coder, wide = DeltaCoder(stds=(1.0, 1.0, 0.1, 1.0)), jnp.asarray([[-0.5, 0.0, 1.5, 1.0]])
+    loss = SmoothL1(1.0)(coder, UNIT[None], jnp.zeros((1, 4)), wide)
+    np.testing.assert_allclose(loss, [10 * np.log(2) - 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "loss"),
+    [
+        ([2, 2, 6, 8], [2, 2, 6, 8], 0.0),
+        ([0, 0, 4, 4], [1, 1, 3, 3], 1 - 4 / 16),  # inside: the box around both is the larger one
+        ([0, 0, 2, 2], [1, 0, 3, 2], 1 - 2 / 6),  # overlapping along one side
+        ([0, 0, 2, 2], [1, 1, 3, 3], 1 - (1 / 7 - 2 / 9)),
+        ([0, 0, 1, 1], [1, 0, 2, 1], 1.0),  # side by side: no overlap, and nothing in between
+        ([0, 0, 1, 1], [3, 0, 4, 1], 1 + 2 / 4),  # apart
+        ([0, 0, 1, 1], [9, 9, 10, 10], 1 + 98 / 100),
+    ],
+)
+def test_giou_by_hand(found: list[float], wanted: list[float], loss: float) -> None:
+    """Rezatofighi et al. 2019, algorithm 1; either box may be the prediction, and scale does not matter."""
+    for scale in (1.0, 64.0):
+        a, b = (jnp.asarray([box]) * scale for box in (found, wanted))
+        for predicted, true in ((a, b), (b, a)):
+            reference = jnp.asarray([[-3.0, 2.0, 8.0, 11.0]]) * scale
+            deltas = CODER.encode(reference, predicted)
+            np.testing.assert_allclose(GIoU()(CODER, reference, deltas, true), [loss], rtol=1e-5, atol=1e-5)
+
+
+def slow_giou(found: np.ndarray, wanted: np.ndarray) -> float:
+    """1 - GIoU of two boxes in float64, side by side."""
+    overlap = [max(0.0, min(found[a + 2], wanted[a + 2]) - max(found[a], wanted[a])) for a in (0, 1)]
+    around = [max(found[a + 2], wanted[a + 2]) - min(found[a], wanted[a]) for a in (0, 1)]
+    shared, hull = overlap[0] * overlap[1], around[0] * around[1]
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (found, wanted)) - shared
+    return float(1 - shared / union + (hull - union) / hull)
+
+
+def slow_decode(reference: np.ndarray, deltas: np.ndarray) -> np.ndarray:
+    size = reference[2:] - reference[:2]
+    centre = (reference[:2] + reference[2:]) / 2 + size * deltas[:2]
+    half = size * np.exp(deltas[2:]) / 2
+    return np.concatenate([centre - half, centre + half])
+
+
+def test_giou_and_its_gradient_by_finite_differences() -> None:
+    """Against float64, also where boxes are apart: there IoU has no slope, this has."""
+    rng = np.random.default_rng(0)
+    references, boxes = oracles.random_boxes(rng, 12), oracles.random_boxes(rng, 12)
+    references[:, 2:] += 4
+    boxes[:, 2:] += 4
+    boxes[:4] += 60  # apart
+    deltas = rng.normal(0, 0.3, (12, 4)).astype(np.float32)
+
+    def total(deltas: jax.Array) -> jax.Array:
+        return GIoU()(CODER, jnp.asarray(references), deltas, jnp.asarray(boxes)).sum()
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(deltas)
+
+    def slow(i: int, changed: np.ndarray) -> float:
+        return slow_giou(slow_decode(np.float64(references[i]), changed), np.float64(boxes[i]))
+
+    assert value == pytest.approx(sum(slow(i, np.float64(deltas[i])) for i in range(12)), rel=1e-5)
+    for i, k in np.ndindex(12, 4):
+        up, down = (np.float64(deltas[i]) + sign * 1e-6 * np.eye(4)[k] for sign in (1, -1))
+        assert gradient[i, k] == pytest.approx((slow(i, up) - slow(i, down)) / 2e-6, rel=1e-3, abs=1e-4)
+    assert (np.abs(gradient[:4, :2]).max(1) > 0).all()
+
+
+def test_giou_is_the_same_for_mirrored_and_swapped_axes() -> None:
+    rng = np.random.default_rng(1)
+    references, boxes = oracles.random_boxes(rng, 9), oracles.random_boxes(rng, 9)
+    deltas = rng.normal(0, 0.3, (9, 4)).astype(np.float32)
+    expected = GIoU()(CODER, references, deltas, boxes)
+    mirror = [2, 1, 0, 3]
+    flip = np.float32([64, 0, 64, 0]) + np.float32([-1, 1, -1, 1]) * np.stack([references, boxes])[..., mirror]
+    mirrored = GIoU()(CODER, flip[0], deltas * np.float32([-1, 1, 1, 1]), flip[1])
+    np.testing.assert_allclose(mirrored, expected, rtol=1e-4, atol=1e-5)
+    swap = [1, 0, 3, 2]
+    np.testing.assert_allclose(GIoU()(CODER, references[:, swap], deltas[:, swap], boxes[:, swap]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [GIoU(), SmoothL1(1.0), SmoothL1(1e-9)])
+def test_wild_deltas_and_empty_slots_have_finite_gradients(loss: BoxLoss) -> None:
+    """References of slots that do not count are the unit box; a growth of e^100 is bounded by the coder."""
+    deltas = np.float32([[0, 0, 0, 0], [9, -9, 100, -100], [1e6, 0, 0, 0], [0, 0, -100, 100]])
+    boxes = np.float32([[0, 0, 4, 4], [1, 1, 9, 9], [0, 0, 1, 1], [2, 2, 3, 5]])
+    mask = np.array([True, True, False, False])
+    garbage = np.where(mask[:, None], boxes, np.nan)
+
+    def total(deltas: jax.Array) -> jax.Array:
+        clean = safe(jnp.asarray(garbage), mask)
+        return masked_sum(loss(CODER, clean, deltas, clean), mask)
+
+    value, gradient = jax.value_and_grad(total)(deltas)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[~mask], 0)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.4, 1.5), (0.5, 0.0)])
+def test_focal_loss_by_its_formula(alpha: float, gamma: float) -> None:
+    """Equation 5 of Lin et al. 2017 in float64; the label K is background, which is 0 in every class."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 3, (9, 4)).astype(np.float32), np.arange(9) % 5
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = np.zeros(9)
+    for i, k in np.ndindex(9, 4):
+        hit, weight = (p[i, k], alpha) if labels[i] == k else (1 - p[i, k], 1 - alpha)
+        expected[i] -= weight * (1 - hit) ** gamma * np.log(hit)
+    np.testing.assert_allclose(Focal(alpha, gamma)(logits, labels), expected, rtol=1e-4)
+    if gamma == 0:
+        np.testing.assert_allclose(2 * expected, BinaryCrossEntropy()(logits, labels), rtol=1e-4)
+
+
+def test_focal_loss_by_hand() -> None:
+    """Undecided: 1/4 log 2 times the weights; sure and right: next to nothing; sure and wrong: the logit."""
+    undecided = jnp.zeros((2, 3))
+    expected = [0.25 * np.log(2) * (0.25 + 2 * 0.75), 0.25 * np.log(2) * 3 * 0.75]
+    np.testing.assert_allclose(Focal()(undecided, jnp.array([1, 3])), expected, rtol=1e-6)
+    sure = jnp.array([[30.0], [30.0], [-1000.0], [1000.0]])
+    found, gradient = jax.value_and_grad(lambda x: Focal()(x, jnp.array([0, 1, 0, 1])).sum())(sure)
+    np.testing.assert_allclose(found, 0.75 * 30 + 0.25 * 1000 + 0.75 * 1000, rtol=1e-5)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(gradient[:, 0], [0, 0.75, -0.25, 0.75], atol=1e-5)
+
+
+def test_binary_cross_entropy_of_classes_by_hand() -> None:
+    """Three classes, undecided but for one of probability 3/4; the last row is background."""
+    logits = jnp.array([[np.log(3.0), 0, 0], [np.log(3.0), 0, 0], [np.log(3.0), 0, 0]])
+    expected = [-np.log(0.75) + 2 * np.log(2), -np.log(0.25) + 2 * np.log(2), -np.log(0.25) + 2 * np.log(2)]
+    np.testing.assert_allclose(BinaryCrossEntropy()(logits, jnp.array([0, 2, 3])), expected, rtol=1e-6)
 
 
 def test_cross_entropies_by_hand() -> None:
@@ -54,7 +218,10 @@ def test_large_logits_neither_overflow_nor_lose_the_gradient() -> None:
 def test_bfloat16_predictions_are_judged_in_float32() -> None:
     low = jnp.ones((2, 3), jnp.bfloat16)
     labels, like = jnp.zeros(2, jnp.int32), jnp.zeros((2, 3))
-    losses = cross_entropy(low, labels), binary_cross_entropy(low, like), l1(low, like), smooth_l1(low, like)
+    deltas, boxes = jnp.ones((2, 4), jnp.bfloat16), jnp.broadcast_to(UNIT, (2, 4))
+    losses = [cross_entropy(low, labels), binary_cross_entropy(low, like)]
+    losses += [loss(low, labels) for loss in (BinaryCrossEntropy(), Focal())]
+    losses += [loss(CODER, boxes, deltas, boxes) for loss in (GIoU(), SmoothL1(1.0))]
     assert {loss.dtype for loss in losses} == {jnp.dtype("float32")}
 
 
@@ -72,7 +239,7 @@ def test_padded_predictions_that_were_made_safe_get_no_gradient(value: float) ->
     targets = oracles.padded(B, 7, value)
 
     def loss(predicted: jax.Array) -> jax.Array:
-        return masked_sum(smooth_l1(predicted, jnp.where(mask[:, None], targets, 0.0)), mask[:, None])
+        return masked_sum(smooth_l1(predicted, jnp.where(mask[:, None], targets, 0.0), 1.0), mask)
 
     gradient = jax.grad(loss)(oracles.padded(A, 7, 0.0))
     assert np.isfinite(gradient).all()
@@ -83,7 +250,7 @@ def test_padded_predictions_that_were_made_safe_get_no_gradient(value: float) ->
 def test_golden_losses() -> None:
     found = {
         "ce_avg512": cross_entropy(LOGITS, LABELS).sum() / 512,
-        "l1_avg512": l1(A, B).sum() / 512,
+        "l1_avg512": smooth_l1(A, B, 1e-9).sum() / 512,
         "sl1_b1_avg512": smooth_l1(A, B, 1.0).sum() / 512,
         "sl1_b9_avg512": smooth_l1(A, B, 1 / 9).sum() / 512,
         # the reference counts class 0 as foreground here, where i % 3 is not 0

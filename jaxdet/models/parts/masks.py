@@ -32,9 +32,7 @@ class MaskPrediction(nn.Module):
 
     def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
         self._check(setting)
-        if self.is_initializing():  # some stages leave out a branch, or a part of one; parameters are made of all
-            for branch in self.heads:
-                branch.make_parameters(features, setting.num_classes)
+        self._make_parameters(features, setting)
         boxes = found.detections
         loop = choose(self.heads, setting.stages, setting.unroll)
         drawn = loop.predict_masks(self.heads, setting.stages, features, boxes, setting.num_classes)
@@ -44,7 +42,10 @@ class MaskPrediction(nn.Module):
     def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
         """``loss_mask`` of each stage, on the positives among its samples."""
         self._check(setting)
+        if len(self.heads) > len({stage.head for stage in setting.stages}):
+            raise ValueError(self._wrong_number(setting))  # at test a branch may be left out, in training it is lost
         check_masks(targets)
+        self._make_parameters(features, setting)
         loop = choose(self.heads, setting.stages, setting.unroll)
         trained = loop.train_masks(self.heads, setting.stages, features, seen.samples, targets, setting.num_classes)
         return by_stage([stage.losses for stage in trained]), dataclasses.replace(seen, masks=trained[-1])
@@ -64,13 +65,23 @@ class MaskPrediction(nn.Module):
             named |= {f"masks/stage{t}/features": seen, f"masks/stage{t}/logits": logits}
         return named
 
+    def _make_parameters(self, features: Features, setting: Setting) -> None:
+        """Some stages leave out a branch, or a part of one; parameters are made of all, and rolled stages need them."""
+        if self.is_initializing():
+            for branch in self.heads:
+                branch.make_parameters(features, setting.num_classes)
+
+    def _wrong_number(self, setting: Setting) -> str:
+        used = sorted({stage.head for stage in setting.stages})
+        return f"the stages use heads {used}, the mask branch has {len(self.heads)}: give it one for each box head"
+
     def _check(self, setting: Setting) -> None:
-        used = {stage.head for stage in setting.stages}
-        if not used <= set(range(len(self.heads))):
+        if not setting.stages:
             raise ValueError(
-                f"the stages use heads {sorted(used)}, the mask branch has {len(self.heads)}: give it one for each box "
-                "head"
+                "MaskPrediction has a branch for the stages of a two-stage model; a one-stage model has none"
             )
+        if not {stage.head for stage in setting.stages} <= set(range(len(self.heads))):
+            raise ValueError(self._wrong_number(setting))
         for t, stage in enumerate(setting.stages):
             if stage.mask_passes and not self.heads[stage.head].linked:
                 raise ValueError(
