@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Compiled programs are kept, so that a second run starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 
-.PHONY: help venv demo test lint types unit parity fuzz lock clean
+.PHONY: help venv demo test lint types unit parity newer fuzz lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,8 +42,12 @@ types: venv
 unit: venv
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "not parity" --numprocesses 2 --dist loadfile
 
+# PARITY_SHARE=3: a model of each family, and a third of the others, chosen by the commit (tests/parity/conftest.py).
 parity: venv ## full-size models against their golden files
-	$(RUN) -m pytest tests/parity -m parity
+	$(RUN) -m pytest tests/parity -m parity --numprocesses 2
+
+newer: venv ## a few tests under a newer Python and its jax, where there is one
+	.ci/newer
 
 fuzz: venv ## many spoilt data sets and checkpoints, about half an hour
 	$(RUN) -m tests.fuzz

@@ -1,9 +1,13 @@
-"""Batches, targets and proposals for models whose speed or size is asked for: noise, and objects at random places."""
+"""What is fed to models and operations whose speed or size is asked for: images of noise, objects at random places."""
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
-from jaxdet.structures import Batch, Proposals, Targets
+from jaxdet.structures import Batch, Masks, Proposals, Targets
+
+HW = (800, 1088)
+"""Of the image that `random_boxes` lie in, pixels."""
 
 
 def make_batch(height: int, width: int, number: int = 1) -> Batch:
@@ -33,6 +37,16 @@ def make_targets(
     near = near + rng.normal(0, 0.08, near.shape).astype(np.float32) * np.tile(near[..., 2:] - near[..., :2], 2)
     masks = np.ones((batch, objects, 56, 56), np.uint8)
     real = np.ones((batch, objects), bool)
-    targets = Targets(boxes, np.zeros((batch, objects), np.int32), masks, boxes, ~real, real)
+    targets = Targets(boxes, np.zeros((batch, objects), np.int32), Masks(masks, frames=boxes), ~real, real)
     valid = jnp.ones((batch, proposals), bool)
     return targets, Proposals(jnp.asarray(near), valid.astype(jnp.float32), valid)
+
+
+def random_boxes(rng: np.random.Generator, number: int) -> NDArray[np.float32]:
+    """Boxes ``[number, 4]`` of 16 to 600 pixels, in huddles, partly beyond an image of size `HW`."""
+    huddles = number // 20 + 1
+    centres = rng.uniform(0, 1, (huddles, 2)) * HW[::-1]
+    sizes = np.exp(rng.uniform(np.log(16), np.log(600), (huddles, 2)))
+    centre = centres[rng.integers(huddles, size=number)] + rng.normal(0, 10, (number, 2))
+    size = sizes[rng.integers(huddles, size=number)] * np.exp(rng.normal(0, 0.1, (number, 2)))
+    return np.concatenate([centre - size / 2, centre + size / 2], 1).astype(np.float32)

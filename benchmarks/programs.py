@@ -1,11 +1,14 @@
-"""Training step and inference of a whole model, ready to compile.
+"""Training step and inference of a whole model, ready to compile, and how models compare.
 
-Weights are random.  The heads get proposals around twenty objects, as those of a trained RPN would be, so that the
-samplers find their positives and boxes have the sizes of objects.  The RPN runs too.
+Weights are random.  The heads of a second stage get proposals around twenty objects, as those of a trained RPN would
+be, so that the samplers find their positives and boxes have the sizes of objects; the RPN runs too.  A model of one
+stage takes no proposals: it trains on the twenty objects, and in inference finds what is in noise, which is nothing, at
+the same cost but for a few overlaps.
 """
 
 import argparse
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.inputs import make_batch, make_targets
-from benchmarks.timing import Compiled, compiled
+from benchmarks.measure import Compiled, compiled, milliseconds
 from jaxdet.experiment import Optimizer
 from jaxdet.runtime.compiling import compiler_options
 from jaxdet.runtime.mesh import data_mesh
@@ -53,39 +56,39 @@ def setting(args: argparse.Namespace) -> str:
     return f"{args.batch} x {args.image[0]} x {args.image[1]}, {args.dtype}"
 
 
+def takes_proposals(net: Any) -> bool:
+    """Whether the model has a second stage, which can begin with given proposals."""
+    return "proposals" in inspect.signature(net.predict).parameters
+
+
 @dataclass(frozen=True)
 class OnGiven:
-    """A detector whose heads train on given proposals; its losses are all that a training step asks for."""
+    """A detector that trains on given proposals, if it can; its losses are all that a training step asks for."""
 
     net: Any
     proposals: Proposals
 
     def apply(self, variables: Any, batch: Batch, key: jax.Array, method: str, **options: Any) -> Any:
-        assert method == "losses"
-        return self.net.apply(variables, batch, self.proposals, key, method=_losses, **options)
+        given = (self.proposals,) if takes_proposals(self.net) else ()
+        return self.net.apply(variables, batch, key, *given, method=method, **options)
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
         frozen: bool = self.net.is_frozen(path)
         return frozen
 
 
-def _losses(net: Any, batch: Batch, proposals: Proposals, key: jax.Array) -> Any:
-    features = net.features(batch)
-    terms, _ = net.rpn.losses(features, batch.true_hw, batch.targets, key)
-    more, metrics = net.head_losses(features, proposals, batch.targets, batch.true_hw, key)
-    return terms | more, metrics
-
-
 def _detect(net: Any, batch: Batch, proposals: Proposals) -> Any:
+    if not takes_proposals(net):
+        return net.predict(batch)
     features = net.features(batch)
-    made = net.rpn.proposals(features, batch.true_hw)
+    made = net.rpn.proposals(net.rpn(features, batch.true_hw), batch.true_hw, net.rpn.test)
     # Adding nothing of them keeps the compiler from leaving the RPN out.
     nothing = 0.0 * jnp.nan_to_num(made.boxes).sum()
     return net.detect(features, replace(proposals, boxes=proposals.boxes + nothing), batch.true_hw)
 
 
 def make_weights(net: Any) -> Any:
-    """Fresh ones."""
+    """Variables with fresh, random parameters."""
     return jax.jit(partial(net.init, method="predict"))(jax.random.key(0), make_batch(64, 64))
 
 
@@ -113,3 +116,17 @@ def training(net: Any, weights: Any, inputs: Inputs, **options: Any) -> tuple[Co
         return metrics
 
     return program, advance
+
+
+def relative_times(
+    models: Mapping[str, Any], base: Any, hw: tuple[int, int], repeats: int
+) -> Iterator[tuple[str, float]]:
+    """Name of each model, and how long it takes for one image of size ``hw``, divided by the time of ``base``.
+
+    Each takes turns with ``base`` alone, and times are medians of ``repeats`` turns.
+    """
+    inputs = make_inputs(hw, 1)
+    first = inference(base, make_weights(base), inputs)[1]
+    for name, model in models.items():
+        base_ms, ms = milliseconds(first, inference(model, make_weights(model), inputs)[1], repeats=repeats)
+        yield name, round(ms / base_ms, 3)

@@ -32,7 +32,7 @@ from jaxdet.nn.heads.trunk import FC2, FCC
 from jaxdet.nn.necks import FPN, StridedConvs
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.boxes import DeltaCoder
-from jaxdet.ops.losses import L1, BoxLoss, Focal, SmoothL1
+from jaxdet.ops.losses import BoxLoss, Focal, SmoothL1
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.suppression import NMS
 
@@ -79,7 +79,7 @@ def box_branch(
     trunk: Trunk = FC2,
     stds: Stds = CASCADE_STDS[0],
     *,
-    box_loss: BoxLoss = L1(),
+    box_loss: BoxLoss = SmoothL1(),
     agnostic: bool = False,
 ) -> BoxBranch:
     """A box head on crops of 7x7; ``agnostic``: one box for all classes."""
@@ -120,7 +120,7 @@ def mask_parts(branches: Sequence[MaskBranch], score: Trunk | None = None) -> tu
 
 def cascade_mask_rcnn() -> Experiment:
     """Cascade Mask R-CNN (Cai and Vasconcelos 2019): three heads, each on the boxes of the one before."""
-    heads = [box_branch(stds=stds, box_loss=SmoothL1(), agnostic=True) for stds in CASCADE_STDS]
+    heads = [box_branch(stds=stds, box_loss=SmoothL1(1.0), agnostic=True) for stds in CASCADE_STDS]
     stages = make_stages((0, 1, 2), IOUS[3], HTC_WEIGHTS, interleaved=False, mask_passes="none", low_quality=False)
     model = two_stage(heads, rpn=cascade_rpn(), stages=stages, parts=mask_parts([mask_branch() for _ in heads]))
     return coco(model)
@@ -135,7 +135,7 @@ def htc(*, semantic: bool = False) -> Experiment:
     def extractor(size: int) -> nn.Module:
         return PlusSemantic(SingleLevel(size)) if semantic else SingleLevel(size)
 
-    heads = [box_branch(extractor, stds=stds, box_loss=SmoothL1(), agnostic=True) for stds in CASCADE_STDS]
+    heads = [box_branch(extractor, stds=stds, box_loss=SmoothL1(1.0), agnostic=True) for stds in CASCADE_STDS]
     model = _interleaved(
         heads,
         [mask_branch(extractor, linked=i > 0) for i in range(3)],  # nothing comes before the first
@@ -169,7 +169,7 @@ def r3_cnn(
     order = tuple("abc".index(letter) for letter in alternation)
     ious, weights = ious or IOUS[len(order)], weights or WEIGHTS[len(order)]
     model = _interleaved(
-        [box_branch(extractor, trunk, stds[i], box_loss=SmoothL1(), agnostic=True) for i in range(number)],
+        [box_branch(extractor, trunk, stds[i], box_loss=SmoothL1(1.0), agnostic=True) for i in range(number)],
         [mask_branch(mask_extractor or extractor, linked=True) for _ in range(number)],
         make_stages(order, ious, weights, mask_passes=mask_passes),
         score,

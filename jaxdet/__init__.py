@@ -1,4 +1,4 @@
-"""jaxdet: two-stage instance segmentation in JAX.
+"""jaxdet: instance segmentation in JAX.
 
 Three verbs, and what loads a checkpoint once for several of them::
 

@@ -1,4 +1,7 @@
-"""The experiment: what ``get_config()`` of a file in ``configs/`` returns, and what the libraries take."""
+"""The experiment: what ``get_config()`` of a file in ``configs/`` returns, and what all entry points take.
+
+These classes are stored by name in checkpoints, so this module keeps its name.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -15,11 +18,11 @@ class Schedule:
     ``length``, ``drops`` and the intervals of `Run` count in ``unit``; the warm-up always counts in steps.
     """
 
-    length: int = 12
-    drops: tuple[int, ...] = (8, 11)  #: after so many epochs (steps) the rate is multiplied by ``drop_factor``
+    length: int = 12  #: duration of training
+    drops: tuple[int, ...] = (8, 11)  #: when the learning rate is multiplied by ``drop_factor``
     unit: Literal["epochs", "steps"] = "epochs"
     drop_factor: float = 0.1
-    warmup_steps: int = 500
+    warmup_steps: int = 500  #: steps over which the rate rises linearly to the full one
     warmup_ratio: float = 0.001  #: the rate of the first step, as a share of the full one
 
     def __post_init__(self) -> None:
@@ -32,17 +35,20 @@ class Schedule:
             raise ValueError(f"Schedule.drops: expected ascending positive {self.unit}, got {self.drops}")
 
     def in_steps(self, amount: int, steps_per_epoch: int) -> int:
-        """An amount in ``unit`` as a number of steps."""
+        """Convert an amount in ``unit`` to a number of steps."""
         return amount * steps_per_epoch if self.unit == "epochs" else amount
 
     def interval(self, amount: int | None, steps_per_epoch: int) -> int:
-        """As `in_steps`; None is a tenth of the length, at least one unit."""
+        """Convert an interval in ``unit`` to steps; None stands for a tenth of the length, at least one unit."""
         return self.in_steps(max(self.length // 10, 1) if amount is None else amount, steps_per_epoch)
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """SGD with momentum, as the reference trains: weight decay on every trained parameter, biases and norms too.
+    """How gradients change the parameters.
+
+    The default is SGD with momentum as in the reference, with weight decay on every trained parameter, biases and
+    norms too.
 
     ``rule="adamw"`` (Loshchilov and Hutter 2019) is for short runs from scratch; it needs a rate some 20 times lower
     and has no use for ``momentum``.  ``rule="muon"`` (Jordan et al. 2024; optax's) makes the directions of a kernel's
@@ -57,11 +63,11 @@ class Optimizer:
     """
 
     rule: Literal["sgd", "adamw", "muon"] = "sgd"
-    lr: float = 0.02
-    base_batch: int | None = 16
+    lr: float = 0.02  #: learning rate for a batch of ``base_batch`` images
+    base_batch: int | None = 16  #: None: the rate does not follow the batch size
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    muon_steps: int = 5  #: of Newton-Schulz
+    muon_steps: int = 5  #: Newton-Schulz iterations
     muon_norm: Literal["frobenius", "schatten"] = "frobenius"
     clip_norm: float | None = None  #: the gradient is scaled down to this global L2 norm where it is longer
     schedule: Schedule = Schedule()
@@ -80,7 +86,7 @@ class Optimizer:
             )
 
     def scaled_lr(self, batch_size: int) -> float:
-        """The full learning rate for a global batch of that many images."""
+        """The full learning rate for a batch of ``batch_size`` images over all processes."""
         return self.lr if self.base_batch is None else self.lr * batch_size / self.base_batch
 
 
@@ -88,22 +94,22 @@ class Optimizer:
 class Run:
     """What a run does beside its steps.
 
-    Intervals count in the schedule's unit unless they say otherwise; none is a tenth of the schedule, rounded down
-    to a whole number of units: each epoch of the 1x schedule.
+    Intervals count in the schedule's unit unless they say otherwise.  None stands for a tenth of the schedule, rounded
+    down to a whole number of units, which is an epoch of the 1x schedule.
     """
 
-    seed: int = 0  #: of initialisation, data order and sampling
+    seed: int = 0  #: seed of initialisation, data order and sampling
     init_from: str | None = None  #: weights to start from: a run folder, or a file of torchvision's or mmdetection's
-    init_skip: tuple[str, ...] = ()  #: regular expressions: what they match keeps its fresh values
-    init_new_classes: bool = False  #: the weights are of other classes: what depends on them keeps its fresh values
+    init_skip: tuple[str, ...] = ()  #: regular expressions: the variables that they match keep their fresh values
+    init_new_classes: bool = False  #: True: the weights are for other classes; what depends on these stays fresh
     log_every: int = 50  #: steps
     checkpoint_every: int | None = None
-    keep_checkpoints: int = 2  #: the newest ones
+    keep_checkpoints: int = 2  #: how many stay, the newest ones
     eval_every: int | None = None  #: 0: only after the last step
-    eval_batch: int = 8  #: images, over all devices
-    skip_nonfinite: int = 0  #: steps in a row that may be skipped for a loss or gradient that is no number; 0: it stops
+    eval_batch: int = 8  #: images in an evaluation batch, over all devices
+    skip_nonfinite: int = 0  #: steps in a row that may be skipped because a loss or gradient is not finite; 0: none
     shard_parameters: bool = False  #: split parameters and optimizer state over the devices, to save their memory
-    pictures: int = 8  #: images of the validation set in the picture of predictions beside ground truth
+    pictures: int = 8  #: validation images that are drawn with predictions beside ground truth
 
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "keep_checkpoints", "eval_batch"):
@@ -126,7 +132,7 @@ class Experiment:
 
 
 def as_experiment(config: object) -> Experiment:
-    """The config as it is; ValueError if it is no `Experiment`: a config file or a checkpoint may hold anything."""
+    """Return the config if it is an `Experiment`, else raise a ValueError: files and checkpoints may hold anything."""
     if not isinstance(config, Experiment):
         raise ValueError(f"config: expected an Experiment, got {type(config).__name__}")
     return config

@@ -1,10 +1,10 @@
-"""Prediction: a checkpoint over images from files, folders or memory."""
+"""Prediction: a checkpoint applied to images from files, folders or memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -21,8 +21,7 @@ from jaxdet.runtime.mesh import data_mesh, replicate, split_batch
 from jaxdet.trained import Checkpoint, Trained, load
 from jaxdet.visualize import overlay
 
-Pixels: TypeAlias = NDArray[np.uint8]
-Picture: TypeAlias = str | PathLike[str] | Pixels
+_ImageLike: TypeAlias = str | PathLike[str] | NDArray[np.uint8]
 """An image file, or ``[H, W, 3]`` uint8 RGB."""
 
 RESULTS = "results.json"
@@ -31,39 +30,46 @@ _READABLE = 480  #: long side, in pixels, up to which a picture is enlarged befo
 
 def predict(
     checkpoint: Checkpoint,
-    images: Sequence[Picture] | Picture,
+    images: Sequence[_ImageLike] | _ImageLike,
     *,
     score_threshold: float = 0.5,
     overrides: Sequence[str] = (),
 ) -> list[list[Result]]:
-    """``jaxdet.predict``: what a model sees in images.
+    """Detect objects in images (``jaxdet.predict``).
 
     Args:
-        checkpoint: a run folder, the folder of one checkpoint, or what ``jaxdet.load`` returns (which saves loading
-            the weights at each call).
+        checkpoint: a run folder, the folder of one checkpoint, or what ``jaxdet.load`` returned, which saves reading
+            the weights again in each call.
         images: one or several image files or ``[H, W, 3]`` uint8 RGB arrays.
         score_threshold: detections below it are left out.
-        overrides: dotted settings to change, as ``data.short_side=600``.
+        overrides: settings to change, by dotted keys, such as ``data.short_side=600``.
 
     Returns:
         For each image its detections as COCO results, best first, ``bbox`` and ``segmentation`` in pixels of the
         image; ``image_id`` is the image's position.
 
     Raises:
-        ValueError: not an image, or whatever ``jaxdet.load`` refuses.
+        FileNotFoundError: there is no checkpoint, as in ``jaxdet.load``.
+        ValueError: an image cannot be read, or as in ``jaxdet.load``.
     """
-    chosen: Sequence[Picture] = [images] if isinstance(images, str | PathLike | np.ndarray) else images
+    chosen: Sequence[_ImageLike] = [images] if isinstance(images, str | PathLike | np.ndarray) else images
     predictor = Predictor(load(checkpoint, overrides=overrides), score_threshold)
     return [predictor(image, i) for i, image in enumerate(chosen)]
 
 
 class Predictor:
-    """A checkpoint on one device, ready for one image after the other."""
+    """A model on one device, which predicts one image after the other.
+
+    Args:
+        trained: what `jaxdet.load` returned.
+        score_threshold: detections below it are left out.
+    """
 
     def __init__(self, trained: Trained, score_threshold: float) -> None:
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"score threshold: expected 0 to 1, got {score_threshold}")
         self._model, self._data = trained.experiment.model, trained.experiment.data
+        # One device: a batch of one image cannot be split.
         self._mesh = data_mesh(jax.local_devices()[:1])
         self._variables = replicate(trained.variables, self._mesh)
         self._score_threshold = score_threshold
@@ -72,8 +78,8 @@ class Predictor:
             given = f"{len(self.categories)} in the checkpoint, num_classes={self._model.num_classes}"
             raise ValueError(f"categories: expected one for each class of the model, got {given}")
 
-    def __call__(self, image: Picture, image_id: int) -> list[Result]:
-        """Detections in one image as COCO results, best first."""
+    def __call__(self, image: _ImageLike, image_id: int) -> list[Result]:
+        """Detect objects in an image; returns COCO results with ``image_id``, best first."""
         pixels = image if isinstance(image, np.ndarray) else load_image(image)
         batch = single_batch(pixels, self._data)
         found = predict_batch(self._model, self._mesh, self._variables, split_batch(batch, self._mesh))
@@ -84,9 +90,9 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a list of files."""
+    """What `predict_files` has done."""
 
-    results: list[Result]  #: of all images; ``image_id`` is the image's position, ``file_name`` its path
+    results: list[Result]  #: all detections; ``image_id`` is the image's position, ``file_name`` its path
     pictures: dict[Path, Path]  #: image -> its overlay
     failed: dict[Path, str]  #: image -> what is wrong with it
 
@@ -94,13 +100,19 @@ class Report:
 def predict_files(
     trained: Trained, paths: Iterable[str | PathLike[str]], out: str | PathLike[str], *, score_threshold: float = 0.5
 ) -> Report:
-    """Write an overlay for each image, and ``results.json`` with all detections, into the folder ``out``.
+    """Predict image files, and write pictures and results.
 
-    A small image is enlarged so that names can be read; one without detections is written as it is.
-    An image that cannot be read is named in the report, and the others go on.
+    A small image is enlarged so that names can be read; one without detections is written as it is.  An image that
+    cannot be read is named in the report, and the others go on.
+
+    Args:
+        trained: what `jaxdet.load` returned.
+        paths: files, and folders with images.
+        out: folder for an overlay of each image and ``results.json`` with all detections; it is made if it is missing.
+        score_threshold: detections below it are left out.
 
     Raises:
-        ValueError: a path that is not there, or folders without images.
+        ValueError: a path does not exist, or a folder has no images.
     """
     files, folder = find_images(paths), Path(out)
     predictor = Predictor(trained, score_threshold)
@@ -112,7 +124,7 @@ def predict_files(
         try:
             image = load_image(file)
         except ValueError as error:
-            failed[file] = str(error)
+            failed[file] = str(error)  # a folder of photographs often has a broken one
             del pictures[file]
             continue
         found = predictor(image, image_id)
@@ -125,28 +137,28 @@ def predict_files(
 
 
 def find_images(paths: Iterable[str | PathLike[str]]) -> list[Path]:
-    """Files as they are named, whatever they end with, and the images of folders in order of their names.
+    """List image files: named files whatever their suffix, and of folders all images, in order of their names.
 
-    Of a folder those are taken that end as images do, not what is in folders inside it.
+    Folders inside folders are not searched.
 
     Raises:
-        ValueError: a path that is not there, or a folder without images.
+        ValueError: a path does not exist, or a folder has no images.
     """
     found: list[Path] = []
-    endings = suffixes()
+    known = suffixes()
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"images: expected files or folders, {path} is not there")
-        inside = sorted(each for each in path.iterdir() if each.suffix.lower() in endings) if path.is_dir() else [path]
-        if not inside:
-            raise ValueError(f"images: expected a folder with images ({', '.join(sorted(endings))}), {path} has none")
-        found += [each for each in inside if each not in found]
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in known) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"images: expected a folder with images ({', '.join(sorted(known))}), {path} has none")
+        found += [file for file in files if file not in found]
     return found
 
 
 def _with_names(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
-    """A picture's name for each file; equal names of different folders get numbers."""
-    taken: set[Any] = {file.resolve() for file in files}  # an image must not be written over
+    """Yield each file with the path of its picture; equal names from different folders get numbers."""
+    taken = {file.resolve() for file in files}  # no picture may overwrite an image, where `out` is the images' folder
     for file in files:
         name, number = f"{file.stem}.png", 1
         while (folder / name).resolve() in taken:
@@ -157,4 +169,5 @@ def _with_names(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Pat
 
 
 def _numbered(count: int) -> tuple[Category, ...]:
+    """Categories for weights that do not say what their labels stand for."""
     return tuple(Category(i + 1, f"class {i + 1}") for i in range(count))

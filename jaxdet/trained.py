@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.merge import merge
-from jaxdet.checkpoints.names.torchvision import Imported
+from jaxdet.checkpoints.names.table import Imported
 from jaxdet.checkpoints.reading import load as load_checkpoint
 from jaxdet.config import from_data, override, to_data
 from jaxdet.data import Category, Data, single_batch
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 class Trained:
     """What it takes to predict."""
 
-    experiment: Experiment
+    experiment: Experiment  #: the config, of which model and data settings count
     variables: Any  #: ``{"params": ..., "batch_stats": ...}``
-    categories: tuple[Category, ...]  #: what the labels 0..K-1 stand for; empty where the weights do not say
-    step: int  #: of training
+    categories: tuple[Category, ...]  #: the classes that the labels 0..K-1 stand for; empty where weights do not say
+    step: int  #: number of training steps; 0 where the weights do not say
 
 
 Checkpoint: TypeAlias = str | PathLike[str] | Trained
-"""A run folder (its newest checkpoint counts), the folder of one checkpoint, or one that is loaded already."""
+"""A run folder (its newest checkpoint counts), the folder of one checkpoint, or one that was loaded before."""
 
 
 def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides: Sequence[str] = ()) -> Trained:
@@ -42,11 +42,11 @@ def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides:
 
     Args:
         checkpoint: where it is.  With a ``config`` also a weight file of mmdetection or torchvision.
-        config: instead of the one that the checkpoint has.
-        overrides: dotted settings to change in either, as ``data.short_side=600``.
+        config: takes the place of the config that the checkpoint has.
+        overrides: settings to change in either, by dotted keys, such as ``data.short_side=600``.
 
     Raises:
-        FileNotFoundError: there is nothing at that place.
+        FileNotFoundError: there is nothing at that path.
         ValueError: it is no checkpoint, an override is wrong, or the weights do not fit the changed model.
     """
     if config is not None:
@@ -59,12 +59,14 @@ def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides:
         trained = _read(checkpoint)
     experiment = override(config if config is not None else trained.experiment, overrides)
     variables = trained.variables
+    # Another model may have other variables; merged into its shapes, all of them must be there.
     if experiment.model != trained.experiment.model:
         variables, _ = merge(_shapes(experiment), variables)
     return dataclasses.replace(trained, experiment=experiment, variables=variables)
 
 
 def _read(checkpoint: str | PathLike[str]) -> Trained:
+    """Read a checkpoint folder, whose metadata may be a stranger's."""
     variables, metadata = load_checkpoint(checkpoint)
     missing = [key for key in ("config", "categories", "step") if key not in metadata]
     if missing:
@@ -80,6 +82,7 @@ def _read(checkpoint: str | PathLike[str]) -> Trained:
 
 
 def _from_file(path: str | PathLike[str], experiment: Experiment) -> Trained:
+    """Read a weight file into the model of a config; such files name no categories."""
     shapes = _shapes(experiment)
     imported = import_weights(path, shapes)
     if imported.within:
@@ -90,8 +93,11 @@ def _from_file(path: str | PathLike[str], experiment: Experiment) -> Trained:
 
 
 def warn_of_settings(model: Any, imported: Imported) -> None:
-    """Log which settings the weights were trained with where the model has others."""
-    wanted = to_data(override(model, imported.settings))
+    """Log the settings that weights were trained with, if ``model`` has others and would do worse with them."""
+    try:
+        wanted = to_data(override(model, imported.settings))
+    except ValueError:
+        return  # The model is of another family, without such settings; the merge says which parts do not fit.
     if wanted != to_data(model):
         _log.warning(
             "these weights were trained with other settings than the model has and will do worse; they want %s",
@@ -100,7 +106,7 @@ def warn_of_settings(model: Any, imported: Imported) -> None:
 
 
 def _shapes(experiment: Experiment) -> Any:
-    """The variables that the model asks for, as shapes."""
+    """Shapes of the model's variables, found by tracing it on a small canvas."""
     data = Data(short_side=64, long_side=64, pad_multiple=experiment.data.pad_multiple)
     batch = single_batch(np.zeros((64, 64, 3), np.uint8), data)
     return jax.eval_shape(lambda: experiment.model.init(jax.random.key(0), batch, method="predict"))

@@ -1,6 +1,6 @@
 """What the benchmarks share; that they measure well is not for tests to say."""
 
-import importlib.util
+import re
 import shlex
 from functools import partial
 from pathlib import Path
@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.floor import Cost, Peak, Row, floor_table, later_rounds
-from benchmarks.table import markdown
+from benchmarks.measure import Cost, Peak, Row, floor_table, later_rounds, markdown
 from tools import renew
 
 TEXT = """Before.
@@ -35,14 +34,30 @@ After.
 """
 
 
-def test_every_command_of_the_document_names_a_module() -> None:
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+
+
+def test_every_command_of_the_document_is_found() -> None:
     commands = [shlex.split(part["command"])[0] for part in renew.PART.finditer(renew.DOCUMENT.read_text())]
     assert {"ops.roi_align", "ops.nms", "ops.paste", "models.speed", "peers.pipeline", "models.compile_time"} <= set(
         commands
     )
-    for name in commands:
-        assert importlib.util.find_spec(f"benchmarks.{name}"), name
     assert renew.DOCUMENT.read_text().count("<!-- end -->") == len(commands)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_and_files_that_documents_name_are_there(path: Path) -> None:
+    text = path.read_text()
+    modules = re.findall(r"python\s+-m\s+((?:benchmarks|tools|jaxdet|tests)(?:\.\w+)*)", text)
+    modules += re.findall(r"`(benchmarks(?:\.\w+)+)`", text)
+    files = re.findall(r"\b(?:benchmarks|tools)(?:/\w+)+\.py\b", text)
+    assert [name for name in modules if not is_module(name)] + [f for f in files if not (ROOT / f).is_file()] == []
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
 @pytest.fixture

@@ -1,25 +1,28 @@
-"""docs/ZOO.md: every config and every row of the papers' tables, with its parameters, published AP and speed.
+"""docs/ZOO.md: every model once, with parameters and speed, and the rows of the papers' tables with what they print.
 
 python -m tools.zoo                                                   # writes docs/ZOO.md
-python -m tools.zoo --time sbr_table2:row_4 sbr_table11:row_4         # measures these rows first
+python -m tools.zoo --time retinanet_r50_fpn sbr_table11:row_4        # measures these models first
 python -m tools.zoo --time missing                                    # all that have no time, an hour on two cores
 
-Times are kept in docs/zoo_times.json; those measured in another way are dropped.
+Times are kept in docs/zoo_times.json with their dates; those measured in another way are dropped.
 """
 
 import argparse
 import ast
 import importlib
 import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.relative_time import relative_times
-from benchmarks.timing import machine
+from benchmarks.measure import machine
+from benchmarks.programs import relative_times
 from jaxdet.config import load_config
 from jaxdet.experiment import Experiment
+from jaxdet.models.two_stage import TwoStage
 from jaxdet.runtime.files import write_json, write_text
 from jaxdet.runtime.large_pages import ask_for_large_pages
 from tools.parameters import count_parameters
@@ -27,81 +30,142 @@ from tools.parameters import count_parameters
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "docs" / "ZOO.md"
 TIMES = ROOT / "docs" / "zoo_times.json"
-BASE = ROOT / "configs" / "mask_rcnn_r50_fpn.py"
+BASE = "mask_rcnn_r50_fpn"
+SIDE = 800  #: short side of the images of the models that are timed, pixels
 MISSING = "missing"
-NO_TABLE = "parts"
-"""The file in configs/tables/ that is no table."""
+NO_MODELS, NO_TABLE = ("base",), ("rows",)
+"""Files in configs/ and in configs/tables/ that others share, and that have no model of their own."""
 
 HEAD = """# Model zoo
 
-Made by `python -m tools.zoo` from `configs/`; not edited by hand. Train a row of a table by
-`python train.py --config configs/tables/sbr_table6.py:row_3`; `eval.py` and `predict.py` take the same name.
+Made by `python -m tools.zoo` from `configs/`; not edited by hand. A name in the column *config* is what `train.py`,
+`eval.py` and `predict.py` take: `--config configs/sbr_cnn.py`, or `--config configs/tables/sbr_table6.py:row_3` for
+`sbr_table6:row_3`. Each model stands once, in one of the first two tables; rows of the papers' tables link to it, and
+may differ from it in how it is trained.
 
 - **parameters**, and those of them that are **trained** (stem and first stage of the backbone are frozen), counted in
   this code; trained ones counted in the **authors' code**, and as printed in the **paper**, where they are cut off.
-- **box AP** and **mask AP** are the paper's, on COCO val2017. Nobody has trained these models here: **measured** is
-  empty until someone does.
-- **time** is that of inference on one image with 1000 proposals around twenty objects, in multiples of Mask R-CNN's
-  (ResNet-50), with which each model took turns. {setting}
+- **box AP** and **mask AP** are published, on COCO val2017: in the first table those that the config's docstring gives
+  with their source, in the others those of the paper. Nobody has trained these models on COCO here.
+- **time** is that of inference on one image with 1000 proposals around twenty objects (or, of one stage, without), in
+  multiples of Mask R-CNN's (ResNet-50), with which each model took turns. {setting}
 """
-COLUMNS = ("model", "parameters", "trained", "authors' code", "paper", "box AP", "mask AP")
-MEASURED = ("measured box AP", "mask AP", "time")
+CONFIGS = ("model", "config", "parameters", "trained", "box AP", "mask AP", "time")
+OTHERS = ("model", "config", "parameters", "trained", "time")
+ROWS = ("row", "model", "authors' code", "paper", "box AP", "mask AP")
+_PUBLISHED = re.compile(r"box AP (\d+\.\d)(?:(?: and|,) mask AP (\d+\.\d))?")
 
 
-def config_files() -> list[Path]:
+@dataclass(frozen=True)
+class Entry:
+    """A model of the zoo, by the config or the first row of a table that has it."""
+
+    name: str  #: ``sbr_cnn``, ``sbr_table6:row_3``
+    what: str
+    experiment: Experiment
+    box_ap: float | None = None
+    mask_ap: float | None = None
+
+    @property
+    def anchor(self) -> str:
+        """Where it stands in the document."""
+        return self.name.replace(":", "-")
+
+    @property
+    def link(self) -> str:
+        """To the file of its config."""
+        file, _, row = self.name.partition(":")
+        return f"[{self.name}](../configs/{'tables/' if row else ''}{file}.py)"
+
+
+def configs() -> Iterator[Entry]:
     """The configs outside the tables."""
-    return sorted((ROOT / "configs").glob("*.py"))
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.stem not in NO_MODELS:
+            what, *more = _paragraphs(ast.get_docstring(ast.parse(path.read_text())))
+            experiment: Experiment = load_config(path)
+            yield Entry(path.stem, what.rstrip("."), experiment, *_published(" ".join(more)))
+
+
+def _published(text: str) -> tuple[float | None, float | None]:
+    """Box AP and mask AP in a docstring."""
+    found = _PUBLISHED.search(text)
+    box_ap, mask_ap = found.groups() if found else (None, None)
+    return (None if box_ap is None else float(box_ap)), (None if mask_ap is None else float(mask_ap))
 
 
 def tables() -> Iterator[tuple[str, Any]]:
     """Name and module of each table file, by paper and number."""
-    names = [path.stem for path in (ROOT / "configs" / "tables").glob("*.py") if path.stem != NO_TABLE]
+    names = [path.stem for path in (ROOT / "configs" / "tables").glob("*.py") if path.stem not in NO_TABLE]
     for name in sorted(names, key=lambda name: (name.split("_")[0], len(name), name)):
         yield name, importlib.import_module(f"configs.tables.{name}")
 
 
+def models() -> dict[Any, Entry]:
+    """Each model once: those of configs, then what else the tables have."""
+    found: dict[Any, Entry] = {}
+    for entry in configs():
+        found.setdefault(_at_test(entry.experiment.model), entry)
+    for table, module in tables():
+        for name, row in module.ROWS.items():
+            found.setdefault(_at_test(row.experiment.model), Entry(f"{table}:{name}", row.what, row.experiment))
+    return found
+
+
 def find(name: str) -> Experiment:
-    """The experiment of ``table:row``."""
-    table, _, row = name.partition(":")
-    experiment: Experiment = load_config(f"{ROOT}/configs/tables/{table}.py:{row}")
+    """The experiment of a config or of ``table:row``."""
+    file, _, row = name.partition(":")
+    experiment: Experiment = load_config(f"{ROOT}/configs/{'tables/' if row else ''}{file}.py{':' if row else ''}{row}")
     return experiment
 
 
-def zoo(times: dict[str, Any]) -> str:
+def zoo(times: Mapping[str, Any]) -> str:
     """The text of docs/ZOO.md."""
     setting, ratios = "None was measured yet.", {}
     if times:
-        setting = "Median of {repeats} runs at {height}x{width}; {machine}.".format(**times)
-        ratios = {_at_test(find(name).model): ratio for name, ratio in times["ratios"].items()}
-        ratios[_at_test(load_config(BASE).model)] = 1.0
-    parts = [HEAD.format(setting=setting), "## Configs\n", _configs()]
+        setting = "Median of {repeats} runs at {height}x{width}; {machine}; ".format(**times) + _dates(times)
+        measured = {name: ratio for some in times["measured"].values() for name, ratio in some.items()}
+        ratios = {_at_test(find(name).model): ratio for name, ratio in ({BASE: 1.0} | measured).items()}
+    known = models()
+    of_configs: list[list[Any]] = []
+    of_tables: list[list[Any]] = []
+    for model, entry in known.items():
+        count = count_parameters(entry.experiment.model)
+        line = [f'<a id="{entry.anchor}"></a>{entry.what}', entry.link, count.all, count.trained]
+        ratio = ratios.get(model)
+        end = [None if ratio is None else f"{ratio:.2f}"]
+        if ":" in entry.name:
+            of_tables.append(line + end)
+        else:
+            of_configs.append([*line, entry.box_ap, entry.mask_ap, *end])
+    parts = [HEAD.format(setting=setting), "## Models with a config of their own\n", _table(CONFIGS, of_configs)]
+    parts += ["\n## Models that only the papers' tables have\n", _table(OTHERS, of_tables)]
     for name, module in tables():
         title, *more = _paragraphs(module.__doc__)
         parts += [f"\n## {title.rstrip('.')}\n", *(f"{text}\n" for text in more)]
-        parts.append(_rows(name, module.ROWS, ratios))
+        parts.append(_rows(name, module.ROWS, known))
     return "\n".join(parts) + "\n"
 
 
-def _configs() -> str:
-    lines = [_line("config", "what", "parameters", "trained"), "|---|---|---:|---:|"]
-    for path in config_files():
-        what = _paragraphs(ast.get_docstring(ast.parse(path.read_text())))[0]
-        count = count_parameters(load_config(path).model)
-        lines.append(_line(f"[{path.stem}](../configs/{path.name})", what.rstrip("."), count.all, count.trained))
-    return "\n".join(lines)
+def _dates(times: Mapping[str, Any]) -> str:
+    """When which times were measured: the day of most of them, and the models of other days."""
+    first, *others = sorted(times["measured"], key=lambda date: -len(times["measured"][date]))
+    more = "".join(f", on {date} {', '.join(times['measured'][date])}" for date in sorted(others))
+    return f"measured on {first}{more}."
 
 
-def _rows(table: str, rows: dict[str, Any], ratios: dict[Any, float]) -> str:
-    lines = [_line(f"[{table}](../configs/tables/{table}.py)", *COLUMNS, *MEASURED), "|---|---" + "|---:" * 9 + "|"]
+def _rows(table: str, rows: dict[str, Any], known: Mapping[Any, Entry]) -> str:
+    """A paper's table."""
+    cells: list[list[Any]] = []
     notes: list[str] = []
     for name, row in rows.items():
-        count, what = count_parameters(row.experiment.model), row.what
+        what = f"[{row.what}](#{known[_at_test(row.experiment.model)].anchor})"
         if row.note:
             notes += [] if row.note in notes else [row.note]
             what += f" <sup>{notes.index(row.note) + 1}</sup>"
         theirs = None if row.params is None else row.params[1]
-        ours = (name, what, count.all, count.trained, theirs, row.printed, row.box_ap, row.mask_ap)
-        lines.append(_line(*ours, None, None, _ratio(ratios.get(_at_test(row.experiment.model)))))
+        cells.append([name, what, theirs, row.printed, row.box_ap, row.mask_ap])
+    lines = [f"Configs `{table}:ROW`.\n", _table(ROWS, cells)]
     extra = sorted({row.background for row in rows.values()} - {0})
     if extra:
         more = " or ".join(f"{number:,}" for number in extra)
@@ -109,18 +173,23 @@ def _rows(table: str, rows: dict[str, Any], ratios: dict[Any, float]) -> str:
     return "\n".join(lines + [f"\n{i}. {note[0].upper()}{note[1:]}." for i, note in enumerate(notes, 1)])
 
 
+def _table(head: tuple[str, ...], lines: list[list[Any]]) -> str:
+    """Columns in which no line has anything are left out; numbers, in all but the first two, stand at the right."""
+    kept = [i for i in range(len(head)) if any(line[i] not in (None, "") for line in lines)]
+    aligned = f"|{'|'.join('---' if i < 2 else '---:' for i in kept)}|"
+    return "\n".join([_line(*(head[i] for i in kept)), aligned, *(_line(*(line[i] for i in kept)) for line in lines)])
+
+
 def _at_test(model: Any) -> Any:
-    """The model without what matters in training alone, so that rows which differ in nothing else share a time."""
-    heads = model.test_heads or tuple(step.head for step in model.schedule)
-    return model.clone(schedule=(), test_heads=heads)
+    """The model without what matters in training alone, by which it is one and the same model in several rows."""
+    if not isinstance(model, TwoStage):
+        return model
+    heads = model.test_heads or tuple(stage.head for stage in model.stages)
+    return model.clone(stages=(), test_heads=heads)
 
 
 def _line(*cells: str | int | float | None) -> str:
     return f"| {' | '.join(map(_text, cells))} |"
-
-
-def _ratio(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2f}"
 
 
 def _text(cell: str | int | float | None) -> str:
@@ -133,40 +202,49 @@ def _paragraphs(docstring: str | None) -> list[str]:
     return [" ".join(paragraph.split()) for paragraph in (docstring or "").strip().split("\n\n")]
 
 
-def join_times(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """New times, and the old ones that were measured in the same way."""
+def join_times(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """New times, and the old ones of other models that were measured in the same way."""
     same = all(old.get(key) == new[key] for key in ("machine", "height", "width", "repeats"))
-    return {**new, "ratios": {**(old["ratios"] if same else {}), **new["ratios"]}}
+    renewed = {name for some in new["measured"].values() for name in some}
+    measured: dict[str, dict[str, float]] = {}
+    for date, some in (old["measured"] if same else {}).items():
+        if kept := {name: ratio for name, ratio in some.items() if name not in renewed}:
+            measured[date] = kept
+    for date, some in new["measured"].items():
+        measured[date] = measured.get(date, {}) | some
+    return {**new, "measured": measured}
 
 
 def read_times() -> dict[str, Any]:
-    """What was measured so far."""
+    """What was measured so far: how, and by date the ratio of each model."""
     times: dict[str, Any] = json.loads(TIMES.read_text()) if TIMES.exists() else {}
     return times
 
 
-def untimed(times: dict[str, Any]) -> list[str]:
-    """A row of each model that has no time yet."""
-    done = {_at_test(find(name).model) for name in times.get("ratios", ())} | {_at_test(load_config(BASE).model)}
-    found = {_at_test(row.experiment.model): f"{table}:{name}" for table, m in tables() for name, row in m.ROWS.items()}
-    return [name for model, name in found.items() if model not in done]
+def untimed(times: Mapping[str, Any]) -> list[str]:
+    """The models for large images that have no time yet."""
+    done = {_at_test(find(name).model) for some in times.get("measured", {}).values() for name in some}
+    done.add(_at_test(find(BASE).model))
+    large = {model: entry for model, entry in models().items() if entry.experiment.data.short_side == SIDE}
+    return [entry.name for model, entry in large.items() if model not in done]
 
 
-def measure(names: list[str], way: dict[str, Any]) -> None:
+def measure(names: list[str], way: Mapping[str, Any]) -> None:
     """Adds times to those that were measured in the same way; each is kept as soon as it is known."""
     if names == [MISSING]:
-        names = untimed(join_times(read_times(), {**way, "ratios": {}}))
-    models = {name: find(name).model for name in names}
+        names = untimed(join_times(read_times(), {**way, "measured": {}}))
+    chosen = {name: find(name).model for name in names}
     hw = (way["height"], way["width"])
-    for name, ratio in relative_times(models, load_config(BASE).model, hw, way["repeats"]):
-        write_json(TIMES, join_times(read_times(), {**way, "ratios": {name: ratio}}))
+    for name, ratio in relative_times(chosen, find(BASE).model, hw, way["repeats"]):
+        measured = {time.strftime("%Y-%m-%d"): {name: ratio}}
+        write_json(TIMES, join_times(read_times(), {**way, "measured": measured}))
         print(f"{time.strftime('%H:%M:%S')}  {name}: {ratio}", flush=True)
 
 
 def main() -> None:
     """Measure what is asked for, then write docs/ZOO.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--time", nargs="+", metavar="TABLE:ROW", help="rows whose inference to measure")
+    parser.add_argument("--time", nargs="+", metavar="MODEL", help="configs and rows whose inference to measure")
     parser.add_argument("--image", nargs=2, type=int, default=(800, 1333), metavar=("H", "W"))
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()

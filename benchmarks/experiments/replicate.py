@@ -154,8 +154,8 @@ def record(name: str, seed: int, system: System, run: Trained, test_steps: int) 
         "system": name,
         "seed": seed,
         "test_steps": test_steps,
-        "own_steps": test_steps == system.test_steps,
-        "train_steps": system.steps,
+        "own_steps": test_steps == system.test_stages,
+        "train_steps": system.stages,
         "parameters": system.parameters,
         "batch_size": batch_size,
         "images": len(run.seconds) * system.chunk * batch_size,
@@ -176,11 +176,11 @@ def run_all(systems: dict[str, System], examples: Batch, val: Source, args: argp
                 continue
             run = system.train(examples, seed, images[name] // system.experiment.data.batch_size)
             found = system.detect(run.variables, val)
-            book.judge(record(name, seed, system, run, system.test_steps), val, found, clock)
+            book.judge(record(name, seed, system, run, system.test_stages), val, found, clock)
             kept.append((name, seed, system, run))
     for name, seed, system, run in kept if args.loop_share else ():
         for n in TEST_STEPS:
-            if name in LOOPED and n != system.test_steps and clock.left > 0:
+            if name in LOOPED and n != system.test_stages and clock.left > 0:
                 found = system.detect(run.variables, val, (0,) * n)
                 book.judge(record(name, seed, system, run, n) | {"metrics": []}, val, found, clock)
     book.close()

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.table import markdown
+from benchmarks.measure import markdown
 
 Run = dict[str, Any]
 KINDS = {"bbox/AP": "box AP", "segm/AP": "mask AP"}

@@ -43,16 +43,16 @@ class System:
     advance: Callable[..., tuple[TrainState, Any]]
 
     @property
-    def steps(self) -> int:
-        """Of the loop over heads, in training."""
+    def stages(self) -> int:
+        """Of boxes, in training."""
         model: Any = self.experiment.model
-        return len(model.schedule)
+        return len(model.stages)
 
     @property
-    def test_steps(self) -> int:
-        """Of the loop over heads, at test, if nothing else is asked for."""
+    def test_stages(self) -> int:
+        """Of boxes, at test, if nothing else is asked for."""
         model: Any = self.experiment.model
-        return len(model.test_heads or model.schedule)
+        return len(model.test_heads or model.stages)
 
     def train(self, examples: Batch, seed: int, steps: int) -> Trained:
         """A run of ``steps`` steps, rounded up to chunks; initialisation, order and sampling follow the seed."""
@@ -71,7 +71,7 @@ class System:
         return Trained(jax.device_get(state.variables), metrics, seconds)
 
     def detect(self, variables: Any, val: Source, test_heads: tuple[int, ...] | None = None) -> list[Result]:
-        """Detections in the validation images, by other steps than the model's own if ``test_heads`` are given."""
+        """Detections in the validation images, by other stages than the model's own if ``test_heads`` are given."""
         model = with_test_heads(self.experiment.model, test_heads)
         data = self.experiment.data
         return detect(model, variables, val, data, data_mesh(jax.devices()[:1]), batch_size=self.eval_batch)

@@ -10,9 +10,8 @@ import argparse
 import tempfile
 from typing import Any
 
+from benchmarks.measure import Compiled, compiled_in_turns, machine, markdown
 from benchmarks.programs import inference, make_inputs, make_weights, options, setting, training
-from benchmarks.table import markdown
-from benchmarks.timing import Compiled, compiled_in_turns, machine
 from jaxdet.config import load_config
 
 

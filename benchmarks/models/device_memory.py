@@ -18,10 +18,9 @@ from typing import Any
 
 import jax
 
+from benchmarks.measure import machine, markdown
 from benchmarks.models.memory import resident
 from benchmarks.programs import inference, make_inputs, make_weights, options, setting, training
-from benchmarks.table import markdown
-from benchmarks.timing import machine
 from jaxdet.config import load_config
 
 MAKERS = {"inference": inference, "training step": training}

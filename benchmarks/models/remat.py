@@ -13,9 +13,8 @@ from typing import Any
 
 import jax
 
+from benchmarks.measure import machine, markdown, milliseconds
 from benchmarks.programs import Inputs, OnGiven, make_inputs, make_weights, options, setting, training
-from benchmarks.table import markdown
-from benchmarks.timing import machine, milliseconds
 from jaxdet.config import load_config, override
 from jaxdet.runtime.large_pages import ask_for_large_pages
 
@@ -32,13 +31,21 @@ def kept_bytes(net: Any, weights: Any, inputs: Inputs) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
 
 
+def branches(model: Any) -> list[str]:
+    """Places of the box and mask branches in a model, as overrides have them; a model of one stage has none."""
+    boxes = [f"heads.{i}" for i in range(len(getattr(model, "heads", ())))]
+    return boxes + [
+        f"parts.{p}.heads.{i}" for p, part in enumerate(model.parts) for i in range(len(getattr(part, "heads", ())))
+    ]
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--config", default="mask_rcnn_r50_fpn")
     args = parser.parse_args()
     experiment = load_config(f"configs/{args.config}.py")
     backbone = ["model.backbone.remat=true"]
-    heads = [f"model.heads.{i}.remat=true" for i in range(len(experiment.model.heads))]
+    heads = [f"model.{branch}.remat=true" for branch in branches(experiment.model)]
     inputs, weights, works, table = make_inputs(tuple(args.image), args.batch), None, [], []
     for what, settings in {"none": [], "backbone": backbone, "heads": heads, "both": backbone + heads}.items():
         net = override(experiment, [f"model.dtype={args.dtype}", *settings]).model

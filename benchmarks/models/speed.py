@@ -4,15 +4,14 @@
     python -m benchmarks.models.speed --configs demo --image 128 128 --batch 4
     python -m benchmarks.models.speed --dtype bfloat16 --batch 4         # an accelerator
 
-How the models are fed: `benchmarks.programs`.  Floor: `benchmarks.floor.program_cost`.
+How the models are fed: `benchmarks.programs`.  Floor: `benchmarks.measure.program_cost`.
 """
 
 import argparse
 from typing import Any
 
-from benchmarks.floor import Row, floor_table, measured_peak, program_cost
+from benchmarks.measure import Row, floor_table, measured_peak, milliseconds, program_cost
 from benchmarks.programs import inference, make_inputs, make_weights, options, setting, training
-from benchmarks.timing import milliseconds
 from jaxdet.config import load_config
 from jaxdet.runtime.large_pages import ask_for_large_pages
 

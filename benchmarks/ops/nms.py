@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.boxes import random_boxes
-from benchmarks.floor import Cost, Row, floor_table, measured_peak
+from benchmarks.inputs import random_boxes
+from benchmarks.measure import Cost, Row, floor_table, measured_peak
 from benchmarks.peers.twins import in_turn, torch_twin
 from jaxdet.ops.suppression import nms
 from jaxdet.runtime.large_pages import ask_for_large_pages

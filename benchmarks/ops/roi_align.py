@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.boxes import HW, random_boxes
-from benchmarks.floor import Cost, Row, floor_table, measured_peak
+from benchmarks.inputs import HW, random_boxes
+from benchmarks.measure import Cost, Row, floor_table, measured_peak
 from benchmarks.peers.twins import apart, in_turn, torch_twin
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.ops.roi_align import roi_align

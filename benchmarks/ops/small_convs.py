@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.table import markdown
-from benchmarks.timing import machine, milliseconds
+from benchmarks.measure import machine, markdown, milliseconds
 from jaxdet.nn.blocks.layers import Method, convolve, fastest_method
 from jaxdet.ops.conv.overlap_save import best_tiles, in_tiles, predicted_gain
 from jaxdet.ops.conv.spectral import multiplications

@@ -14,8 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.table import markdown
-from benchmarks.timing import compiled, machine, milliseconds
+from benchmarks.measure import compiled, machine, markdown, milliseconds
 from jaxdet.ops.conv.direct import CHANNELS_LAST, weight_gradient
 from jaxdet.runtime.large_pages import ask_for_large_pages
 

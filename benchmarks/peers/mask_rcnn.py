@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.floor import Row, floor_table, measured_peak, program_cost
+from benchmarks.measure import Row, floor_table, measured_peak, program_cost
 from benchmarks.peers.twins import apart, in_turn, torch_twin
 from benchmarks.programs import inference, make_inputs, make_weights, training
 from jaxdet.config import load_config, override
 from jaxdet.runtime.large_pages import ask_for_large_pages
 
-FIRST = ["model.rpn.sampler.order=first", "model.schedule.0.sampler.order=first"]
+FIRST = ["model.rpn.sampler.order=first", "model.stages.0.sampler.order=first"]
 
 
 def rows(hw: tuple[int, int], repeats: int) -> list[Row]:
@@ -49,7 +49,7 @@ def with_opinions(weights: Any) -> Any:
 
     def louder(path: Any, leaf: jax.Array) -> jax.Array:
         named = jax.tree_util.keystr(path, simple=True, separator="/")
-        return 12 * leaf if named.endswith("box_head/logits/kernel") else leaf
+        return 12 * leaf if named == "params/heads_0/head/logits/kernel" else leaf
 
     return jax.tree_util.tree_map_with_path(louder, weights)
 
@@ -59,7 +59,7 @@ def detections(theirs: list[Any], ours: Any) -> str:
     valid = np.asarray(ours.valid)[0]
     if len(theirs[0]) != valid.sum():
         return f"{len(theirs[0])} and {valid.sum()} detections"
-    found = [np.asarray(x)[0][valid] for x in (ours.boxes, ours.scores, ours.masks)]
+    found = [np.asarray(x)[0][valid] for x in (ours.boxes, ours.scores, ours.masks.values)]
     boxes, scores, _, masks = theirs
     return f"{len(boxes)} detections; " + "; ".join(
         f"{name} {apart([a], [b])}"

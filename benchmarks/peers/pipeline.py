@@ -17,9 +17,8 @@ from typing import Any
 
 import cv2
 
+from benchmarks.measure import machine, markdown
 from benchmarks.peers.twins import torch_twin
-from benchmarks.table import markdown
-from benchmarks.timing import machine
 from jaxdet.data import CocoFolder, Data, Scenes, Source, open_source, train_batches
 from jaxdet.data.masks import decode_mask
 from jaxdet.data.pipeline.batches import stack

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.floor import Row, floor_table, measured_peak, program_cost
+from benchmarks.measure import Row, compiled, floor_table, measured_peak, program_cost
 from benchmarks.peers.twins import apart, in_turn, torch_twin
-from benchmarks.timing import compiled
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.runtime.large_pages import ask_for_large_pages
 

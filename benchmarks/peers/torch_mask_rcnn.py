@@ -29,7 +29,8 @@ class TorchMaskRCNN:
     """The network; its layers go by their names in mmdetection."""
 
     def __init__(self, net: TwoStage, weights: Any) -> None:
-        self.net, self.head = net, net.heads[0]
+        masks: Any = net.parts[0]
+        self.net, self.box_branch, self.mask_branch = net, net.heads[0], masks.heads[0]
         arrays = jax.tree.map(np.asarray, weights)
         self.backbone = twin_of({name: tree["backbone"] for name, tree in arrays.items() if "backbone" in tree})
         self.weights = {
@@ -60,9 +61,9 @@ class TorchMaskRCNN:
     def rpn(self, pyramid: list[Any]) -> list[tuple[Any, Any, Any]]:
         """Anchors, objectness and deltas of each level."""
         found = []
-        for level, features in zip(self.net.rpn.anchors.levels, pyramid, strict=True):
+        for level, features in zip(self.net.rpn.places.levels, pyramid, strict=True):
             x = functional.relu(self.conv(features, "rpn_head.rpn_conv", 1))
-            anchors = torch.from_numpy(self.net.rpn.anchors.grid(level, *x.shape[2:]))
+            anchors = torch.from_numpy(self.net.rpn.places.grid(level, *x.shape[2:]))
             objectness, deltas = self.conv(x, "rpn_head.rpn_cls"), self.conv(x, "rpn_head.rpn_reg")
             rows = objectness.permute(0, 2, 3, 1).reshape(-1), deltas.permute(0, 2, 3, 1).reshape(-1, 4)
             found.append((anchors, *rows))
@@ -74,7 +75,7 @@ class TorchMaskRCNN:
 
     def boxes(self, pyramid: list[Any], boxes: Any) -> tuple[Any, Any]:
         """Logits ``[N, K + 1]`` and deltas ``[N, K, 4]``."""
-        x = self.crops(pyramid, boxes, self.head.box_extractor).flatten(1)
+        x = self.crops(pyramid, boxes, self.box_branch.extractor).flatten(1)
         for i in (0, 1):
             x = functional.relu(self.linear(x, f"roi_head.bbox_head.shared_fcs.{i}"))
         deltas = self.linear(x, "roi_head.bbox_head.fc_reg")
@@ -82,7 +83,7 @@ class TorchMaskRCNN:
 
     def masks(self, pyramid: list[Any], boxes: Any, labels: Any) -> Any:
         """Logits ``[N, 28, 28]`` of these classes."""
-        x = self.crops(pyramid, boxes, self.head.mask_extractor)
+        x = self.crops(pyramid, boxes, self.mask_branch.extractor)
         for i in range(4):
             x = functional.relu(self.conv(x, f"roi_head.mask_head.convs.{i}.conv", 1))
         up = (self.weights[f"roi_head.mask_head.upsample.{part}"] for part in ("weight", "bias"))
@@ -93,22 +94,24 @@ class TorchMaskRCNN:
 def detect(twin: TorchMaskRCNN, image: Any, proposals: Any) -> list[Any]:
     """Boxes, scores, labels and mask probabilities of at most 100 detections; the RPN's proposals are made too."""
     net, hw = twin.net, image.shape[2:]
+    suppression: Any = net.suppression
     with torch.no_grad():
         pyramid = twin.pyramid(image)
         _propose(net.rpn, twin.rpn(pyramid), hw)
         logits, deltas = twin.boxes(pyramid, proposals)
-        boxes = _clip(_decode(twin.head.coder, proposals[:, None], deltas), hw)
+        boxes = _clip(_decode(twin.box_branch.coder, proposals[:, None], deltas), hw)
         scores = logits.softmax(1)[:, :-1]
-        box, label = torch.nonzero(scores > net.finish.score_threshold, as_tuple=True)
+        box, label = torch.nonzero(scores > suppression.score_threshold, as_tuple=True)
         boxes, scores = boxes[box, label], scores[box, label]
-        kept = _nms_by_group(boxes, scores, label, net.finish.nms_iou, net.finish.max_detections)
+        kept = _nms_by_group(boxes, scores, label, suppression.iou_threshold, suppression.max_detections)
         boxes, labels = boxes[kept], label[kept]
         return [boxes, scores[kept], labels, twin.masks(pyramid, boxes, labels).sigmoid()]
 
 
 def losses(twin: TorchMaskRCNN, image: Any, proposals: Any, truth: Any, labels: Any) -> dict[str, Any]:
     """The five terms by jaxdet's names; objects are full rectangles."""
-    net, head, step = twin.net, twin.head, twin.net.schedule[0]
+    net, stage = twin.net, twin.net.stages[0]
+    assert net.rpn.sampler is not None
     pyramid = twin.pyramid(image)
     anchors, objectness, deltas = (torch.cat(parts) for parts in zip(*twin.rpn(pyramid), strict=True))
     chosen, positive, match = _sample(net.rpn.matcher, net.rpn.sampler, anchors, truth)
@@ -120,12 +123,12 @@ def losses(twin: TorchMaskRCNN, image: Any, proposals: Any, truth: Any, labels: 
     }
 
     candidates = torch.cat([truth, proposals])
-    chosen, positive, match = _sample(step.matcher, step.sampler, candidates, truth)
+    chosen, positive, match = _sample(stage.matcher, stage.sampler, candidates, truth)
     boxes, own = candidates[chosen], labels[match[:positive]]
     logits, deltas = twin.boxes(pyramid, boxes)
     classes = torch.cat([own, own.new_full((len(chosen) - positive,), net.num_classes)])
     objects = truth[match[:positive]]
-    target = _encode(head.coder, boxes[:positive], objects)
+    target = _encode(twin.box_branch.coder, boxes[:positive], objects)
     masks = twin.masks(pyramid, boxes[:positive], own)
     return terms | {
         "cls": functional.cross_entropy(logits, classes),
@@ -140,7 +143,7 @@ def works(
     """Inference, and a step of SGD, which gives the losses before it and goes on from the step before."""
     assert batch.targets is not None
     twin = TorchMaskRCNN(net, weights)
-    pixels = (np.asarray(batch.image, np.float32) - net.pixel_mean) / net.pixel_std
+    pixels = (np.asarray(batch.image, np.float32) - net.normalization.mean) / net.normalization.std
     height, width = (int(side) for side in np.asarray(batch.true_hw)[0])
     pixels[:, height:], pixels[:, :, width:] = 0, 0
     image = torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)
@@ -161,12 +164,14 @@ def works(
 def _propose(rpn: Any, levels: list[tuple[Any, Any, Any]], hw: tuple[int, int]) -> Any:
     boxes, scores, groups = [], [], []
     for level, (anchors, objectness, deltas) in enumerate(levels):
-        best, index = objectness.sigmoid().topk(min(rpn.pre_nms_test, len(objectness)))
+        best, index = objectness.sigmoid().topk(min(rpn.test.per_level, len(objectness)))
         boxes.append(_clip(_decode(rpn.coder, anchors[index], deltas[index]), hw))
         scores.append(best)
         groups.append(torch.full_like(index, level))
     found, best = torch.cat(boxes), torch.cat(scores)
-    return found[_nms_by_group(found, best, torch.cat(groups), rpn.nms_iou, rpn.post_nms_test)]
+    suppression = rpn.test.suppression
+    kept = _nms_by_group(found, best, torch.cat(groups), suppression.iou_threshold, suppression.max_detections)
+    return found[kept]
 
 
 def _nms_by_group(boxes: Any, scores: Any, groups: Any, threshold: float, limit: int) -> Any:

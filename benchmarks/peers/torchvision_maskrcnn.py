@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.floor import Row, floor_table, measured_peak, program_cost
+from benchmarks.measure import Row, floor_table, measured_peak, program_cost
 from benchmarks.peers.twins import in_turn
 from benchmarks.programs import Inputs, inference, make_inputs, make_weights, options, setting, training
 from jaxdet.config import load_config

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import milliseconds
+from benchmarks.measure import milliseconds
 
 
 @functools.cache

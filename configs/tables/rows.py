@@ -58,7 +58,7 @@ def first_generation(box_extractor: nn.Module, mask_extractor: nn.Module | None 
     Smooth L1, more proposals in training, gradients clipped.  Boxes are measured as everywhere here, without 1.x's
     pixel that it adds to width and height, and RoIAlign is the aligned one.
     """
-    heads = [box_branch(lambda size: box_extractor, box_loss=SmoothL1())]
+    heads = [box_branch(lambda size: box_extractor, box_loss=SmoothL1(1.0))]
     parts = () if mask_extractor is None else mask_parts([mask_branch(lambda size: mask_extractor)])
     rule = Optimizer(clip_norm=35.0, schedule=Schedule(warmup_ratio=1 / 3))  # the rate of 12 images is 0.015
     model = two_stage(heads, rpn=cascade_rpn(), parts=parts)

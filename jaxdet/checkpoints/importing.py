@@ -9,14 +9,9 @@ from typing import Any
 
 from jaxdet.checkpoints.files.weights import read_weights
 from jaxdet.checkpoints.names.mmdet import from_mmdet
-from jaxdet.checkpoints.names.torchvision import (
-    CLASS,
-    COCO_IDS,
-    Imported,
-    from_folded_resnet,
-    from_torchvision,
-    from_torchvision_resnet,
-)
+from jaxdet.checkpoints.names.table import Imported
+from jaxdet.checkpoints.names.torchvision import COCO_IDS, class_count, from_torchvision
+from jaxdet.checkpoints.names.torchvision.backbone import from_folded_resnet, from_torchvision_resnet
 from jaxdet.checkpoints.reading import load
 from jaxdet.checkpoints.tree import Array, flatten
 
@@ -38,7 +33,7 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
         ValueError: as ``reading.load`` and ``files.weights.read_weights``, or the names are of no known kind.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir():  # jaxdet's own checkpoints are folders, those of others are files
         variables, metadata = load(path)
         return Imported(variables, category_ids=_category_ids(metadata.get("categories") or [], path))
     state = read_weights(path)
@@ -50,6 +45,7 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
 
 def _category_ids(categories: Any, path: Path) -> tuple[int, ...]:
     """The ids of a checkpoint's categories in the order of its labels."""
+    # Metadata may be a stranger's.
     listed = isinstance(categories, list) and all(isinstance(category, dict) for category in categories)
     if not listed or not all(type(category.get("id")) is int for category in categories):
         raise ValueError(f"{path}: expected categories with whole numbers as ids, got {reprlib.repr(categories)}")
@@ -66,7 +62,8 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
     Raises:
         ValueError: the names are of no known kind, or do not fit ``like``.
     """
-    if any(name.startswith("roi_heads.") for name in state):
+    # Each prefix belongs to one code base: torchvision writes roi_heads, mmdetection roi_head.
+    if any(name.startswith(("roi_heads.", "head.classification_head.")) for name in state):
         return from_torchvision(state, keep=_labels_to_keep(state, like))
     if any(name.startswith(("backbone.layer", "rpn_head.", "roi_head.", "bbox_head.")) for name in state):
         return Imported(from_mmdet(state, like))
@@ -75,18 +72,30 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
         return from_folded_resnet(state) if "conv1.bias" in state else from_torchvision_resnet(state)
     some = ", ".join(name[:80] for name in list(state)[:4])
     raise ValueError(
-        f"names of no known kind, such as {some}: expected mmdetection's (backbone.layer1.., "
-        "roi_head..), torchvision's detectors' (backbone.body.., roi_heads..) or its ResNets' (conv1.., layer1..)"
+        f"names of no known kind, such as {some}: expected mmdetection's (backbone.layer1.., roi_head..), "
+        "torchvision's detectors' (backbone.body.., roi_heads.. or head..) or its ResNets' (conv1.., layer1..)"
     )
 
 
 def _labels_to_keep(state: Mapping[str, Array], like: Mapping[str, Any]) -> tuple[int, ...] | None:
     """Which of torchvision's labels a model of 80 classes keeps; None: all, as for any other number of classes.
 
-    torchvision's detectors have a logit for each of COCO's ids 1..90, of which only 80 are in use.
+    torchvision's detectors have outputs for label 0 and for each of COCO's ids 1..90, of which only 80 are in use.
     """
-    logits = state.get(f"{CLASS}.bias"), flatten(like).get(("params", "heads_0", "head", "logits", "bias"))
-    if [getattr(bias, "shape", None) for bias in logits] != [(91,), (81,)]:
+    if class_count(state) != 91 or _class_count(like) != 80:
         return None
     _log.info("torchvision's 90 labels are COCO's ids: the 80 that COCO uses are taken, in ascending order")
     return COCO_IDS
+
+
+def _class_count(like: Mapping[str, Any]) -> int | None:
+    """How many classes a model tells apart, without background, by its outputs; None where it has no known ones."""
+    shapes = {path[1:]: leaf.shape for path, leaf in flatten(like).items()}
+    softmax, sigmoids, boxes = (
+        shapes.get((*path, "bias"))
+        for path in (("heads_0", "head", "logits"), ("dense", "head", "logits"), ("dense", "head", "deltas"))
+    )
+    if softmax:
+        return int(softmax[0]) - 1
+    # A dense head has logits for each of its anchors, and four numbers of a box.
+    return int(sigmoids[0]) * 4 // int(boxes[0]) if sigmoids and boxes else None

@@ -5,7 +5,7 @@ everything that does not fit.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from jaxdet.checkpoints.tree import Variables, flatten, unflatten
 
 #: The leaves whose shape or meaning depends on the list of classes.
 _CLASS_DEPENDENT = (r"/heads_\d+/head/(logits|deltas)/", r"/mask_scores/head/iou/", r"/dense/head/logits/")
+
+#: The first level above the backbone's last, whose shape says which map it is made from.
+_FIRST_OF_TOP = re.compile(r"/neck/top/conv6/kernel$")
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,16 @@ def merge(
     skipped = {name for name in {*ours, *theirs} if any(p.search(name) for p in patterns)}
     outside = {name for name in ours if not _is_within(name, within)}
     loaded = [name for name in ours if name in theirs and name not in skipped | outside]
+    misfits = {name: text for name in loaded if (text := _misfit(name, ours[name], theirs[name]))}
     problems = [
         *_listed("only here (no value for them)", set(ours) - set(theirs) - skipped - outside),
         *_listed("only there (no place for them)", set(theirs) - set(ours) - skipped),
         *_listed(f"there, but outside {within!r}", set(theirs) & outside - skipped),
-        *_listed("do not fit", filter(None, (_misfit(name, ours[name], theirs[name]) for name in loaded))),
+        *_listed("do not fit", misfits.values()),
         *_listed("patterns that match nothing", (p for p in skip if not any(re.search(p, n) for n in skipped))),
     ]
     if problems:
-        raise ValueError("the weights do not fit the model\n" + "\n".join(problems) + _advice(new_classes))
+        raise ValueError("the weights do not fit the model\n" + "\n".join(problems) + _advice(new_classes, misfits))
     merged = {name: np.asarray(theirs[name], dtype=np.float32) for name in loaded}
     kept = tuple(name for name in ours if name not in merged and name not in outside)
     dropped = tuple(sorted(name for name in skipped if name not in ours))
@@ -108,6 +112,13 @@ def _listed(title: str, names: Any) -> list[str]:
     return [f"  {title}: {len(lines)}", *lines] if lines else []
 
 
-def _advice(new_classes: bool) -> str:
+def _advice(new_classes: bool, misfits: Iterable[str]) -> str:
     fix = "\nIf a part is meant to differ, skip it by a pattern, as skip=('^params/neck/',)"
-    return fix if new_classes else fix + "; for other classes, set new_classes=True"
+    fix += "" if new_classes else "; for other classes, set new_classes=True"
+    if any(_FIRST_OF_TOP.search(name) for name in misfits):
+        fix += (
+            "\nP6 is made from another map there than here: for torchvision's RetinaNet set "
+            "model.neck.top.source=pyramid model.neck.top.relu=true, for mmdetection's model.neck.top.source=backbone "
+            "model.neck.top.relu=false"
+        )
+    return fix

@@ -58,6 +58,7 @@ class CheckpointStore:
         self.folder = Path(folder).absolute() / SUBFOLDER
         self._saving = 0  # the step that is being saved
         _name_unfinished(self.folder)
+        # Checksums are written when all files are, but before the checkpoint gets its name: what has a name is whole.
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
@@ -118,6 +119,7 @@ class CheckpointStore:
             raise ValueError(f"state must hold {VARIABLES!r} and not {METADATA!r}, got {sorted(state)}")
         content = {**metadata, "format": FORMAT, "step": int(step)}
         _check_json(content)
+        # An evaluation that is broken off right after a checkpoint saves the same step again.
         if step in self._manager.all_steps():
             return
         self.wait()  # two at a time would hold two copies of the state in memory, and `_seal` knows one step
@@ -146,6 +148,7 @@ class CheckpointStore:
         folder = self.folder / str(step)
         _verify(folder)
         metadata = read_metadata(folder)
+        # orbax stops at the first leaf that does not fit, and does not name it; a changed model has many.
         with clear_errors(folder):
             problems = [line for name, tree in target.items() for line in misfits(folder / name, tree)]
         if problems:
@@ -186,7 +189,7 @@ class CheckpointStore:
         for step, why in damaged.items():
             aside = self.folder / f"{step}.damaged"
             if jax.process_index() == 0:
-                while aside.exists():
+                while aside.exists():  # the same step may be damaged twice
                     aside = aside.with_name(f"{aside.name}-again")
                 (self.folder / str(step)).rename(aside)
             _log.warning("%s Going on from the one before; the damaged one is now %s", why, aside)
@@ -228,7 +231,7 @@ def _described(leaf: Any) -> jax.ShapeDtypeStruct:
 def _verify(folder: Path) -> None:
     """Raise `DamagedCheckpoint`, on all processes, if the files have changed."""
     # One process reads all files, since they share the folder.
-    problems = damages(folder) if jax.process_index() == 0 else []
+    problems = damages(folder) if jax.process_index() == 0 else []  # seconds for a large model
     if broadcast_flag(bool(problems)):
         refuse(folder, problems or ["the first process says how"])
 

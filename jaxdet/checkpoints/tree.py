@@ -34,7 +34,7 @@ def unflatten(flat: Mapping[Path, Any]) -> Variables:
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
-            if not isinstance(node, dict):
+            if not isinstance(node, dict):  # a file may hold both a.b and a.b.c
                 raise ValueError(f"{'/'.join(path)} lies below {key!r}, which is itself a leaf")
         if path[-1] in node:
             raise ValueError(f"two values for {'/'.join(path)}")

@@ -9,10 +9,9 @@ file; ml_collections holds untyped dictionaries; fiddle and hydra rebuild object
 names, which a checkpoint from a stranger must not be able to do.  Type checks themselves are typeguard's.
 """
 
-from jaxdet.config.data import differences, from_data, to_data
+from jaxdet.config.data import differences, from_data, print_config, to_data, to_text
 from jaxdet.config.load import config_name, load_config
 from jaxdet.config.override import override
-from jaxdet.config.text import print_config, to_text
 from jaxdet.config.tree import check
 
 __all__ = [

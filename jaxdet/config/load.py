@@ -7,17 +7,22 @@ from typing import Any
 
 
 def load_config(path: str | Path) -> Any:
-    """What ``get_config()`` of the Python file at ``path`` returns.  The file is run, so it must be one's own.
+    """Call ``get_config()`` of a Python file.  The file is run, so it must be one's own.
 
-    ``file.py:row_3`` is what ``get_config("row_3")`` returns, for files with several configs.
+    Args:
+        path: the file, or ``file.py:row_3`` for ``get_config("row_3")`` of a file with several configs.
+
+    Returns:
+        What the function returns.
 
     Raises:
         ValueError: there is no such file (those beside it are listed), or it has no ``get_config``, or one that takes
-            no name although there is one, or that needs one although there is none.
+            no name although one is given, or that needs one although none is.
     """
     file, name = _split(path)
     content = _read(file)
     get_config, arguments = content["get_config"], () if name is None else (name,)
+    # Bound before it is called, so that a TypeError inside the config file is not taken for a wrong number of names.
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError:
@@ -31,21 +36,23 @@ def load_config(path: str | Path) -> Any:
 
 
 def config_name(path: str | Path) -> str:
-    """A name for runs of a config: ``demo`` of ``configs/demo.py``, ``file_row_3`` of ``configs/file.py:row_3``."""
+    """Name the runs of a config: ``demo`` for ``configs/demo.py``, ``file_row_3`` for ``configs/file.py:row_3``."""
     file, name = _split(path)
     return file.stem if name is None else f"{file.stem}_{name}"
 
 
 def _split(path: str | Path) -> tuple[Path, str | None]:
+    # Only after a suffix .py, since a path may contain a colon itself.
     file, _, name = str(path).rpartition(":")
     return (Path(file), name) if file.endswith(".py") else (Path(path), None)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What the file defines, ``get_config`` and perhaps a mapping ``ROWS`` of names, as those in configs/tables."""
+    """Run the file; returns what it defines: ``get_config``, and in configs/tables a mapping ``ROWS`` of names."""
     if not path.is_file():
         beside = sorted(str(p) for p in path.parent.glob("*.py"))
         raise ValueError(f"no config file {path}; there are {', '.join(beside) or 'none in that folder'}")
+    # Loaded by its path and not registered: two config files may have the same name.
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path}: expected a Python file, such as configs/mask_rcnn_r50_fpn.py")

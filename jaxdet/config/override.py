@@ -1,4 +1,8 @@
-"""Changing a config from the command line: ``key=value`` with dotted keys."""
+"""Changes of a config from the command line: ``key=value`` with dotted keys.
+
+The text of a value does not say its type.  So it is read in several ways (`_readings`), and the annotation of the
+setting decides which one fits.
+"""
 
 import ast
 import contextlib
@@ -12,24 +16,24 @@ import typeguard
 
 from jaxdet.config.tree import Child, annotation_text, check, children, fit, replace_children, walk
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _WORDS: dict[str, bool | None] = {"none": None, "null": None, "true": True, "false": False}
 
 
-def override(config: T, assignments: Sequence[str]) -> T:
-    """A new config with all ``assignments`` applied (of two for one key the later), and every setting checked.
+def override(config: _T, assignments: Sequence[str]) -> _T:
+    """Make a new config with all ``assignments`` applied, and check every setting of it.
 
     Args:
-        config: A tree of frozen dataclasses, linen modules and tuples.
-        assignments: Such as ``"optimizer.lr=0.01"``, ``"data.val=none"``, ``"model.heads.0.weight=2"`` (positions in
+        config: a tree of frozen dataclasses, linen modules and tuples.
+        assignments: such as ``"optimizer.lr=0.01"``, ``"data.val=none"``, ``"model.heads.0.weight=2"`` (positions in
             tuples are keys), ``"rpn.ratios=0.5,1,2"``, ``"model*num_classes=3"`` (every key that fits the pattern).
-            A value is read as a Python literal, or as plain text.
+            A value is read as a Python literal or as plain text.  Later ones win over earlier ones of the same key.
 
     Raises:
-        ValueError: no ``=``; an unknown key (the nearest valid key is named); a value of the wrong type.
+        ValueError: there is no ``=``, an unknown key (the nearest valid key is named), or a value of the wrong type.
     """
     edits = [edit for assignment in assignments for edit in _parse(config, assignment)]
-    changed: T = _apply(config, Child(config, type(config)), edits)
+    changed: _T = _apply(config, Child(config, type(config)), edits)
     check(changed)
     return changed
 
@@ -37,8 +41,8 @@ def override(config: T, assignments: Sequence[str]) -> T:
 @dataclass(frozen=True)
 class _Edit:
     key: str  #: the whole dotted key, for errors
-    path: tuple[str, ...]  #: what is left of it below the node at hand
-    text: str
+    path: tuple[str, ...]  #: the part of the key below the current node
+    text: str  #: the value as it was typed
 
     def __str__(self) -> str:
         return f"{self.key}={self.text}"
@@ -48,12 +52,17 @@ def _parse(root: Any, assignment: str) -> list[_Edit]:
     key, equals, text = assignment.partition("=")
     if not equals:
         raise ValueError(f"expected KEY=VALUE, got {assignment!r}; for example optimizer.lr=0.01")
+    # A pattern that fits nothing stays as it is, and is reported as an unknown key.
     fitting = fnmatch.filter((name for name, _ in walk(root, type(root))), key) if "*" in key else []
     return [_Edit(name, tuple(name.split(".")), text) for name in fitting or [key]]
 
 
 def _apply(root: Any, node: Child, edits: Sequence[_Edit]) -> Any:
-    """The value of ``node`` after all edits below it; an edit of a whole child comes before those inside it."""
+    """Apply all edits below a node at once, and return its new value.
+
+    At once, because a dataclass checks its settings when it is made: two edits may be valid only together.  An edit
+    of a whole child comes before those inside it.
+    """
     below = children(node.value, node.annotation)
     groups: dict[str, list[_Edit]] = {}
     for edit in edits:
@@ -66,6 +75,7 @@ def _apply(root: Any, node: Child, edits: Sequence[_Edit]) -> Any:
         whole, inner = [edit for edit in group if not edit.path], [edit for edit in group if edit.path]
         for edit in whole:
             child = Child(_read(edit, child), child.annotation)
+        # For example data.val=none with data.val.images=...: the first leaves no setting for the second.
         if whole and inner and child.value is None:
             raise ValueError(f"{whole[-1]} leaves nothing for {inner[0]} to change; drop one of the two")
         new[name] = _apply(root, child, inner) if inner else child.value
@@ -73,6 +83,7 @@ def _apply(root: Any, node: Child, edits: Sequence[_Edit]) -> Any:
 
 
 def _read(edit: _Edit, child: Child) -> Any:
+    """The first reading of an edit's text that fits the annotation."""
     for value in _readings(edit.text):
         try:
             return fit(value, child.annotation)
@@ -84,16 +95,17 @@ def _read(edit: _Edit, child: Child) -> Any:
 
 
 def _readings(text: str) -> Iterator[Any]:
-    """What a text may mean, the most specific first; the annotation decides."""
+    """Yield what a text may mean, the most specific reading first."""
     word = text.strip().lower()
     if word in _WORDS:
         yield _WORDS[word]
     with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
         yield ast.literal_eval(text)
     yield text
+    # Without quotes, a,b is a tuple of texts, and a single literal may be a tuple of one.
     yield tuple(part.strip() for part in text.split(",") if part.strip())
     with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-        yield (ast.literal_eval(text),)  # a tuple of one
+        yield (ast.literal_eval(text),)
 
 
 def _unknown_key(root: Any, key: str, parent: Any) -> ValueError:
@@ -104,7 +116,7 @@ def _unknown_key(root: Any, key: str, parent: Any) -> ValueError:
 
 
 def _nearest(key: str, keys: Sequence[str]) -> str:
-    """The most similar key.  Its last part counts twice, so that ``lr`` finds ``optimizer.lr``."""
+    """The most similar key.  The last part counts a second time, so that ``lr`` finds ``optimizer.lr``."""
 
     def likeness(other: str) -> float:
         whole = difflib.SequenceMatcher(None, key, other).ratio()

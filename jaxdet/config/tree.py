@@ -1,4 +1,7 @@
-"""The tree that a config is: children of a node, rebuilding a node, and fitting a value to its annotation."""
+"""The tree that a config is: children of a node, a node with other children, and values against their annotations.
+
+Nodes are dataclasses (linen modules are), tuples and mappings; all else is a leaf.
+"""
 
 import dataclasses
 import types
@@ -9,7 +12,7 @@ from typing import Any
 import typeguard
 from flax import linen as nn
 
-_LINEN_FIELDS = frozenset({"parent", "name"})  # bookkeeping of linen.Module, not settings
+_LINEN_FIELDS = frozenset({"parent", "name"})  #: linen's own bookkeeping in every module, not settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Child:
 
 
 def field_annotations(cls: type) -> dict[str, Any]:
-    """Settings of a dataclass or linen module: name -> resolved annotation, in order of declaration."""
+    """Map the settings of a dataclass or linen module to their resolved annotations, in order of declaration."""
     skipped = _LINEN_FIELDS if issubclass(cls, nn.Module) else frozenset()
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init and f.name not in skipped}
@@ -33,7 +36,7 @@ def is_node(value: Any) -> bool:
 
 
 def children(value: Any, annotation: Any = Any) -> dict[str, Child]:
-    """What lies directly below a value, by key: field names, tuple positions, mapping keys.  Leaves have nothing."""
+    """Map keys (field names, tuple positions, mapping keys) to what lies directly below a value; none for leaves."""
     if is_node(value):
         return {k: Child(getattr(value, k), a) for k, a in field_annotations(type(value)).items()}
     if isinstance(value, tuple):
@@ -45,7 +48,7 @@ def children(value: Any, annotation: Any = Any) -> dict[str, Child]:
 
 
 def replace_children(value: Any, new: Mapping[str, Any]) -> Any:
-    """The same node with some children replaced, all at once, as settings may be bound to each other."""
+    """Make the same node with some children replaced, all at once, since settings may be valid only together."""
     if is_node(value):
         return dataclasses.replace(value, **new)
     if isinstance(value, tuple):
@@ -54,7 +57,7 @@ def replace_children(value: Any, new: Mapping[str, Any]) -> Any:
 
 
 def walk(value: Any, annotation: Any = Any, prefix: str = "") -> Iterator[tuple[str, Child]]:
-    """Every value below ``value`` with its dotted key, parents before their children."""
+    """Yield every value below ``value`` with its dotted key, parents before their children."""
     for key, child in children(value, annotation).items():
         path = f"{prefix}{key}"
         yield path, child
@@ -62,7 +65,7 @@ def walk(value: Any, annotation: Any = Any, prefix: str = "") -> Iterator[tuple[
 
 
 def fit(value: Any, annotation: Any) -> Any:
-    """``value`` as the annotation wants it: an int becomes a float, a list a tuple; nothing else is converted.
+    """Return ``value`` as the annotation wants it: an int becomes a float, a list a tuple, and all else must fit.
 
     Raises:
         typeguard.TypeCheckError: the value does not fit.
@@ -70,21 +73,23 @@ def fit(value: Any, annotation: Any) -> Any:
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         return _fit_union(value, annotation)
+    # Python's bool is an int, but depth=true is a mistake.
     if type(value) is bool and annotation in (int, float):
         raise typeguard.TypeCheckError("a bool is not a number here")
-    if annotation is float and type(value) is int:
+    if annotation is float and type(value) is int:  # lr=1 means 1.0, and equal configs must be equal as text too
         return float(value)
     if origin is tuple and isinstance(value, (list, tuple)):
         value = _fit_tuple(value, annotation)
     if isinstance(value, Mapping) and typing.get_args(annotation):
         keys, values = _mapping_annotations(annotation)
         value = {fit(k, keys): fit(v, values) for k, v in value.items()}
+    # typeguard looks only at the first element of a collection if it is not told otherwise.
     strategy = typeguard.CollectionCheckStrategy.ALL_ITEMS
     return typeguard.check_type(value, annotation, collection_check_strategy=strategy)
 
 
 def check(config: Any) -> None:
-    """Checks every setting of a tree against its annotation; lists do not pass, as configs must be hashable.
+    """Check every setting of a tree against its annotation; lists do not pass, as configs must be hashable.
 
     Raises:
         ValueError: names the dotted key, the expected type and what is there.
@@ -104,7 +109,7 @@ def wrong_type(key: str, annotation: Any, value: Any) -> ValueError:
 
 
 def annotation_text(annotation: Any) -> str:
-    """An annotation as one would write it, without module names of classes."""
+    """Format an annotation as one would write it, without module names of classes."""
     if annotation is type(None):
         return "none"
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -115,7 +120,7 @@ def annotation_text(annotation: Any) -> str:
 
 
 def _fit_union(value: Any, annotation: Any) -> Any:
-    """The first member that fits; a member of exactly the value's type comes first (3 stays int in float | int)."""
+    """Fit a value to the first member that it fits; one of its own type comes first (3 stays int in float | int)."""
     for option in sorted(typing.get_args(annotation), key=lambda option: option is not type(value)):
         try:
             return fit(value, option)
@@ -130,7 +135,7 @@ def _fit_tuple(value: list[Any] | tuple[Any, ...], annotation: Any) -> tuple[Any
 
 
 def _element_annotations(annotation: Any, count: int) -> list[Any]:
-    """Annotations of the elements of a tuple with ``count`` elements; Any where the annotation does not say."""
+    """Annotations of the elements of a tuple with ``count`` elements; Any where its annotation does not say."""
     for option in _options(annotation):
         arguments = typing.get_args(option)
         if typing.get_origin(option) is not tuple:
@@ -143,6 +148,7 @@ def _element_annotations(annotation: Any, count: int) -> list[Any]:
 
 
 def _mapping_annotations(annotation: Any) -> tuple[Any, Any]:
+    """Annotations of keys and values of a mapping; Any where its annotation does not say."""
     for option in _options(annotation):
         origin, arguments = typing.get_origin(option), typing.get_args(option)
         if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
@@ -151,5 +157,6 @@ def _mapping_annotations(annotation: Any) -> tuple[Any, Any]:
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation itself."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if is_union else (annotation,)

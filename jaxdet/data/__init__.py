@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxdet.data.settings import CocoFolder, Data, Scenes, SourceSettings, Tfds
     from jaxdet.data.sources.open import open_source
 
+#: Which module of this package defines a name.
 _HOME = {
     "load_image": "images",
     "BatchIterator": "pipeline.loaders",

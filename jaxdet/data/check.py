@@ -65,7 +65,7 @@ def check(annotations: str, images: str, *, stuff: str | None = None, quick: boo
     """
     try:
         data = read_json(annotations)
-    except ValueError as error:
+    except ValueError as error:  # nothing else can be said of it
         return Report({}, [Finding("error", "json unreadable", str(error))], set())
     image_entries, bad_images = entries_of(data, "images", ("id", "file_name"))
     entries, bad_annotations = entries_of(data, "annotations", ("id", "image_id", "category_id", "bbox"))
@@ -144,13 +144,14 @@ def _is_annotations(path: Path) -> bool:
 def _image_folder(annotations: Path) -> Path:
     """Guess the folder of a json's images: the usual one in which most of its first images are."""
     try:
-        entries = read_json(str(annotations))["images"][:50]
+        entries = read_json(str(annotations))["images"][:50]  # enough to tell, and each asks the disk eight times
     except ValueError:
         return annotations.parent
     names = []
     for entry in entries:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # `check` reports names that cannot be used
             names.append(file_name_of(entry))
+    # COCO's layouts: images/, val2017/ beside or above instances_val2017.json, images/val2017/, or the same folder.
     split = annotations.stem.rsplit("_", 1)[-1]
     roots = (annotations.parent, annotations.parent.parent)
     candidates = [root / name for root in roots for name in ("images", split, f"images/{split}", "")]

@@ -128,6 +128,6 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 def _from_deep_grey(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Grey of 16 or 32 bits as RGB; some files of such a type hold 8 bits only, and these are kept as they are."""
     values = np.nan_to_num(grey.astype(np.float32 if grey.dtype.kind == "f" else np.int32), copy=False, nan=0)
-    if values.max(initial=0) > 255:
+    if values.max(initial=0) > 255:  # 16 bits: the upper 8 are kept
         values = values // 256
     return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)

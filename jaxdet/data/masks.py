@@ -53,6 +53,7 @@ def _from_polygons(polygons: Sequence[Any], hw: tuple[int, int]) -> dict[str, An
     if not points:
         raise ValueError(f"segmentation: expected a polygon of at least 3 points, got {short(polygons)}")
     outline = sum(_outline(polygon) for polygon in points)
+    # Summed over all polygons: many short ones cost as much as a long one.
     if outline > MAX_OUTLINE:
         raise ValueError(
             f"segmentation: expected outlines of at most {MAX_OUTLINE} pixels together, got {outline:.0f}; "

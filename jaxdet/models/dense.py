@@ -18,7 +18,7 @@ from jaxdet.nn.heads.dense import DenseHead, RPNHead
 from jaxdet.ops.anchors import Anchors, Places, inside, on_image
 from jaxdet.ops.boxes import DeltaCoder, clip, safe
 from jaxdet.ops.devices import top_k
-from jaxdet.ops.losses import L1, BinaryCrossEntropy, BoxLoss, ClassLoss, masked_sum
+from jaxdet.ops.losses import BinaryCrossEntropy, BoxLoss, ClassLoss, SmoothL1, masked_sum
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Choice, Sampler
 from jaxdet.ops.suppression import NMS, Suppression
@@ -59,7 +59,7 @@ class DenseDetector(nn.Module):
     matcher: Matcher = Matcher()
     sampler: Sampler | None = None
     class_loss: ClassLoss = BinaryCrossEntropy()
-    box_loss: BoxLoss = L1()
+    box_loss: BoxLoss = SmoothL1()
     border: float = -1.0
     train: Selection = Selection()
     test: Selection = Selection()
@@ -191,7 +191,7 @@ def rpn(
     anchors: Places = Anchors(),
     sampler: Sampler = Sampler(number=256, positive_fraction=0.5),
     coder: DeltaCoder = DeltaCoder(),
-    box_loss: BoxLoss = L1(),
+    box_loss: BoxLoss = SmoothL1(),
     border: float = -1.0,
     iou_threshold: float = 0.7,
     train: tuple[int, int] = (2000, 1000),

@@ -158,14 +158,21 @@ class TwoStage(nn.Module):
         outputs = self.rpn(features, batch.true_hw)
         proposals = self.rpn.proposals(outputs, batch.true_hw, self.rpn.test)
         named |= self.rpn.intermediates(outputs, "rpn") | {"proposals": proposals}
-        first = boxes = proposals.boxes if boxes is None else boxes
-        valid = jnp.ones(boxes.shape[:2], bool)
+        boxes = proposals.boxes if boxes is None else boxes
+        return named | self.stage_intermediates(features, boxes, labels, batch.true_hw)
+
+    def stage_intermediates(
+        self, features: Features, boxes: jax.Array, labels: jax.Array | None, true_hw: jax.Array
+    ) -> dict[str, Any]:
+        """Those of `intermediates` that stages and parts compute, on given features."""
+        named: dict[str, Any] = {}
+        first, valid = boxes, jnp.ones(boxes.shape[:2], bool)
         for t, stage in enumerate(self._test_stages()):
             head = self.heads[stage.head]
             logits, deltas = head(features, boxes, valid, self.num_classes)
             seen = {"boxes": boxes, "crops": head.crops(features, boxes, valid), "logits": logits, "deltas": deltas}
             named |= {f"stage{t}/{name}": value for name, value in seen.items()}
-            boxes = move(head, boxes, logits, deltas, batch.true_hw)
+            boxes = move(head, boxes, logits, deltas, true_hw)
         labels = logits[..., :-1].argmax(-1) if labels is None else labels
         for part in self.parts:
             named |= part.intermediates(features, first, labels, self._setting(self._test_stages()), named)

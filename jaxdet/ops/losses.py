@@ -56,29 +56,24 @@ class Focal:
 
 
 @dataclasses.dataclass(frozen=True)
-class L1:
-    """Absolute difference of the deltas, summed over the four of a box."""
-
-    def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
-        return jnp.abs(deltas.astype(jnp.float32) - coder.encode(references, boxes)).sum(-1)
-
-
-@dataclasses.dataclass(frozen=True)
 class SmoothL1:
     """Of each difference d of the deltas, ``d^2 / (2 beta)`` below beta and ``d - beta / 2`` above, summed over a box.
 
-    Fast R-CNN (Girshick 2015, eq. 3), with the place of the bend as a setting.
+    Fast R-CNN (Girshick 2015, eq. 3), with the place of the bend as a setting.  Beta 0 leaves no bend: the absolute
+    difference (L1), as in detectron2, so that an override can turn either loss into the other.
     """
 
-    beta: float = 1.0
+    beta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(f"SmoothL1.beta: expected a positive number, got {self.beta}; without a bend it is L1()")
+        if self.beta < 0:
+            raise ValueError(f"SmoothL1.beta: expected 0 (L1) or a positive number, got {self.beta}")
 
     def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
-        target = coder.encode(references, boxes)
-        return (optax.losses.huber_loss(deltas.astype(jnp.float32), target, delta=self.beta) / self.beta).sum(-1)
+        target, deltas = coder.encode(references, boxes), deltas.astype(jnp.float32)
+        if self.beta == 0:
+            return jnp.abs(deltas - target).sum(-1)
+        return (optax.losses.huber_loss(deltas, target, delta=self.beta) / self.beta).sum(-1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxdet.ops.bilinear import as_matrix
 from jaxdet.ops.roi_align import make_lattice, sample_average
 from jaxdet.structures import Masks
 
@@ -54,9 +55,7 @@ def _taps(low: jax.Array, high: jax.Array, cells: int, pixels: int, stride: int)
     centre = (jnp.arange(cells) + 0.5) * stride
     inside = (centre >= low[..., None]) & (centre < high[..., None])
     position = (centre - low[..., None]) * (pixels / (high - low))[..., None] - 0.5
-    position = jnp.clip(position, 0.0, pixels - 1.0)  # the outer half of the outermost pixels has their value
-    weight = jnp.maximum(1.0 - jnp.abs(position[..., None] - jnp.arange(pixels)), 0.0)
-    return jnp.where(inside[..., None], weight, 0.0)
+    return jnp.where(inside[..., None], as_matrix(position, pixels), 0.0)
 
 
 def mask_iou_targets(

@@ -13,11 +13,12 @@ Unlike other ops these see the whole batch, because the number of rounds of a gr
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from jaxdet.ops.bilinear import Taps, corners, taps
 
 GROUP = 64
 """Boxes worked on together.  Small keeps the accumulator in cache and members alike; large feeds an accelerator."""
@@ -25,8 +26,6 @@ GROUP = 64
 MAX_COUNT = 128
 """At most so many adaptive samples along an axis of a bin: exact for crops of 7 bins from 896 pixels of a map.
 Without a bound one wild box, a million pixels wide, would hold up the whole batch."""
-
-Corners: TypeAlias = list[tuple[jax.Array, jax.Array]]
 
 
 @struct.dataclass
@@ -150,31 +149,20 @@ def _for_each_group(
     return jax.lax.fori_loop(0, groups, step, carry) if n and batch else carry
 
 
-def _corners(lattice: Lattice, k: jax.Array, size: tuple[int, int]) -> Corners:
+def _corners(lattice: Lattice, k: jax.Array, size: tuple[int, int]) -> list[tuple[jax.Array, jax.Array]]:
     """The four table rows and weights ``[B, g, *size]`` of every bin's k-th sample, 1 / count included."""
     columns = jnp.maximum(lattice.count[..., 1], 1)
     which = jnp.stack([k // columns, k % columns], -1)  # row and column of the sample inside the bin
-    weight = jnp.where(k < lattice.rounds, 1.0 / jnp.maximum(lattice.rounds, 1), 0.0)
-    (y0, y1, fy, inside_y), (x0, x1, fx, inside_x) = (_axis(lattice, which, axis, size[axis]) for axis in (0, 1))
-    width = lattice.extent[..., 1]
-    inside = (inside_y[..., :, None] & inside_x[..., None, :]) * weight[..., None, None]
-    corners = []
-    for y, wy in ((y0, 1.0 - fy), (y1, fy)):
-        for x, wx in ((x0, 1.0 - fx), (x1, fx)):
-            row = lattice.base[..., None, None] + (y * width[..., None])[..., :, None] + x[..., None, :]
-            corners.append((row, wy[..., :, None] * wx[..., None, :] * inside))
-    return corners
+    share = jnp.where(k < lattice.rounds, 1.0 / jnp.maximum(lattice.rounds, 1), 0.0)[..., None, None]
+    base, width = lattice.base[..., None, None], lattice.extent[..., 1, None, None]
+    y = jax.tree.map(lambda a: a[..., :, None], _taps(lattice, which, 0, size[0]))
+    x = jax.tree.map(lambda a: a[..., None, :], _taps(lattice, which, 1, size[1]))
+    return [(base + row, weight * share) for row, weight in corners(y, x, width)]
 
 
-def _axis(
-    lattice: Lattice, which: jax.Array, axis: int, bins: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Along one axis, for each bin ``[B, g, bins]``: pixel below, pixel above, fraction, and whether it counts."""
+def _taps(lattice: Lattice, which: jax.Array, axis: int, bins: int) -> Taps:
+    """Of the sample ``which`` in each bin along one axis: ``[B, g, bins]``."""
     start, step = lattice.start[..., axis, None], lattice.bin[..., axis, None]
     part = (which[..., axis, None] + 0.5) * step / jnp.maximum(lattice.count[..., axis, None], 1)
     position = start + jnp.arange(bins) * step + part
-    extent = lattice.extent[..., axis, None]
-    inside = (position >= -1.0) & (position <= extent)
-    position = jnp.clip(position, 0.0, jnp.maximum(extent - 1, 0).astype(jnp.float32))
-    low = jnp.floor(position).astype(jnp.int32)
-    return low, jnp.minimum(low + 1, jnp.maximum(extent - 1, 0)), position - low, inside
+    return taps(position, lattice.extent[..., axis, None])

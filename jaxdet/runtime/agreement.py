@@ -1,6 +1,8 @@
-"""What the processes of a job tell each other, so that all go on, or all stop and say why.  A process alone agrees.
+"""What the processes of a job tell each other, so that all go on, or all stop and say why.
 
-All processes call each of these functions, in the same order.
+An error that one process raises by itself would leave the others waiting in the next step for ever.  So whatever
+processes do on their own goes through here before they step together.  All processes call each of these functions, in
+the same order; a process that is alone agrees with itself.
 """
 
 import json
@@ -13,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from jaxdet.config import differences
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def broadcast_flag(flag: bool) -> bool:
@@ -21,8 +23,11 @@ def broadcast_flag(flag: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.bool_(flag)))
 
 
-def from_all(work: Callable[[], T]) -> list[T]:
-    """What ``work()`` returns on each process, in their order; it goes through JSON.
+def from_all(work: Callable[[], _T]) -> list[_T]:
+    """Call ``work`` on each process and gather what it returns.
+
+    Returns:
+        The results in the order of the processes; with several of them they have gone through JSON.
 
     Raises:
         Exception: what ``work`` raised here.
@@ -30,31 +35,35 @@ def from_all(work: Callable[[], T]) -> list[T]:
     """
     if jax.process_count() == 1:
         return [work()]
+    # The error is raised only after the exchange, in which all processes have to take part.
     mine, problem = None, None
     try:
         mine = work()
-    except Exception as error:  # whatever it is, the others must not wait for this process later
+    except Exception as error:  # whatever it is, the others must hear of it, or they wait for this process
         problem = error
     said = _gather([None if problem is None else f"{problem}" or repr(problem), mine])
-    if problem is not None:
+    if problem is not None:  # this process's own error has its traceback, so it comes before those of others
         raise problem
     if failed := [f"process {index}: {why}" for index, (why, _) in enumerate(said) if why is not None]:
         raise ValueError("\n".join(failed))
     return [result for _, result in said]
 
 
-def alike(work: Callable[[], T], described: Callable[[T], Any]) -> T:
-    """What ``work()`` returns here, if every process could do it and describes the same.
+def alike(work: Callable[[], _T], described: Callable[[_T], Any]) -> _T:
+    """Call ``work`` on each process, and check that the results are the same.
 
     Args:
         work: what each process does by itself, such as opening its data.
-        described: its result as JSON data, a dictionary.
+        described: describes a result as JSON data, a dictionary; descriptions are compared, as data sets are large.
+
+    Returns:
+        This process's own result.
 
     Raises:
         Exception: as `from_all`.
         ValueError: the descriptions differ; says in what.
     """
-    done: list[T] = []
+    done: list[_T] = []  # the result stays here; only its description goes through `from_all`
 
     def describe() -> Any:
         done.append(work())
@@ -65,7 +74,7 @@ def alike(work: Callable[[], T], described: Callable[[T], Any]) -> T:
 
 
 def refuse_differences(said: Sequence[Any]) -> None:
-    """ValueError if the processes said different things; lists what each says otherwise than process 0."""
+    """Raise a ValueError if the processes' descriptions differ; lists how each differs from process 0's."""
     lines = [f"process {index}: {line}" for index, what in enumerate(said) for line in differences(said[0], what)]
     if lines:
         raise ValueError(
@@ -76,7 +85,8 @@ def refuse_differences(said: Sequence[Any]) -> None:
 
 
 def _gather(mine: Any) -> list[Any]:
-    """What every process says, as JSON."""
+    """Gather JSON data from every process, in their order."""
+    # jax gathers arrays of one shape, so texts are padded to the longest.
     text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.asarray([len(text)])))[:, 0]
     padded = np.pad(text, (0, int(sizes.max()) - len(text)))

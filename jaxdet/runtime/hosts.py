@@ -1,4 +1,7 @@
-"""Several hosts: the flags by which a process says which one of a job it is, how they find each other and end."""
+"""Several hosts: flags that say which process of a job this is, how processes find each other, and how they end.
+
+jax is imported inside functions: the worker processes of the data pipeline import the entry points, which import this.
+"""
 
 import argparse
 import contextlib
@@ -9,13 +12,15 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-_SILENCE = 50  #: seconds without a sign of life after which a process counts as dead and the job ends
-_PATIENCE = 24 * 60 * 60  #: seconds that processes wait at the end for the first one, which scores what all found
-_LAST_WORDS = 3.0  #: seconds that the first process, through which all are connected, gives the others to say why
+_HEARTBEAT_TIMEOUT = 50  #: seconds without a sign of life after which a process counts as dead and the job ends
+_SHUTDOWN_TIMEOUT = 24 * 60 * 60  #: seconds to wait at the end for the first process, which scores what all found
+#: Seconds for which a failed first process stays.  All are connected through it, so its end ends the others, which may
+#: have failed for a reason of their own and need the time to print it.
+_LAST_WORDS = 3.0
 
 
 def add_host_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that `join_hosts` reads."""
+    """Add the flags that `join_hosts` reads."""
     group = parser.add_argument_group(
         "several hosts", "Start the same command in every process of the job, with one work directory that all see."
     )
@@ -28,12 +33,12 @@ def add_host_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def join_hosts(options: argparse.Namespace) -> None:
-    """Joins the other processes of the job, as the flags say; without them this process is alone.
+    """Join the other processes of the job, as the flags say; without flags this process is alone.
 
-    Call it before anything else uses jax.
+    Call it before anything else uses jax, which connects its devices once.
 
     Raises:
-        ValueError: flags that do not fit together, or no cluster that ``--distributed`` could ask.
+        ValueError: the flags do not fit together, or ``--distributed`` finds no cluster to ask.
     """
     given = {
         "--coordinator": options.coordinator,
@@ -53,7 +58,7 @@ def join_hosts(options: argparse.Namespace) -> None:
 
 
 def _join_at(coordinator: str, count: int, index: int) -> None:
-    host, _, port = coordinator.rpartition(":")
+    host, _, port = coordinator.rpartition(":")  # from the right, as an IPv6 address has colons of its own
     if not host or not port.isdigit():
         raise ValueError(f"--coordinator: expected HOST:PORT, as in 10.0.0.1:1234, got {coordinator!r}")
     if count < 1:
@@ -74,23 +79,26 @@ def _join_cluster() -> None:
 
 
 def _initialize(**place: Any) -> None:
-    import jax  # here, because the worker processes of the data pipeline import the entry points too
+    import jax
 
-    with contextlib.suppress(AttributeError):  # a jax without this service
-        # Else jax takes SIGTERM for itself, and a process that is not training could not be asked to end.
+    with contextlib.suppress(AttributeError):  # older versions of jax lack this service
+        # The service takes SIGTERM for itself, so that a process that is not training could not be asked to end.
         jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(**place, heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_PATIENCE)
+    jax.distributed.initialize(
+        **place, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT, shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT
+    )
 
 
 def run_main(main: Callable[[], int]) -> NoReturn:
-    """Runs an entry point and ends the process with the code that it returns.
+    """Run an entry point, and end the process with the exit code that it returns.
 
-    At its end a process of a job waits for all the others.  One that failed must not: they may wait for what it
-    should have computed with them.  So it ends at once; that breaks their connections to it, and they fail too.
+    At its end, jax makes a process of a job wait for all the others.  One that failed must not wait, since the others
+    may wait for what it should have computed with them.  So it ends at once, which breaks their connections to it, and
+    they fail too.
     """
     try:
         code = main()
-    except SystemExit:
+    except SystemExit:  # a run that was asked to stop; all processes leave at the same step
         raise
     except BaseException:
         if not _joined():
@@ -104,11 +112,12 @@ def run_main(main: Callable[[], int]) -> NoReturn:
 
 def _joined() -> bool:
     """Whether this is one of several processes."""
-    jax = sys.modules.get("jax")
+    jax = sys.modules.get("jax")  # not imported for this: without jax no job was joined
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _leave(code: int) -> NoReturn:
+    """End this process without waiting for others."""
     import jax
 
     sys.stdout.flush()
@@ -119,7 +128,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def explained(error: Exception) -> str:
-    """The message of an error; where it is that of a broken connection, it says where to look for the cause."""
+    """Return the message of an error, with a hint if a broken connection hides the cause in another process."""
     text = str(error)
     if _joined() and "connection" in text.lower():
         text += "\nThe other process of this job that it was connected to has ended: look for what that one says"

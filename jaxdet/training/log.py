@@ -49,6 +49,7 @@ class RunLog:
         self.evaluated = False
         if not writes:
             return
+        # The log is rewritten once, at the start; from then on lines are only appended.
         kept = [entry for entry in read_log(workdir) if entry["step"] <= step]
         self.evaluated = any(entry["step"] == step and "bbox/AP" in entry for entry in kept)
         self._file = LogFile(workdir, kept)
@@ -61,7 +62,7 @@ class RunLog:
         self._file.append({"step": step, "time": round(time.time(), 1), **values})
         for name, value in values.items():
             self._events.scalar(step, name, value)
-        self._events.flush()
+        self._events.flush()  # so that a full disk is an error here, and not when the file is closed
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Show a picture file in TensorBoard, if the file exists."""
@@ -90,7 +91,7 @@ def read_log(workdir: Path) -> list[LogEntry]:
     path = workdir / JSONL
     entries = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
+        try:  # a log from before a crash of the machine may end in anything
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
@@ -189,7 +190,7 @@ def _draw_curves(entries: list[LogEntry], path: Path) -> None:
         axes.set(title=title, xlabel="step")
         if axes.lines:
             axes.legend(fontsize="small")
-    quality.set_ylim(0, 1)
+    quality.set_ylim(0, 1)  # always the same, so that runs can be compared
     with replacing(path) as scratch:
         figure.savefig(scratch, dpi=100)
 

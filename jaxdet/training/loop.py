@@ -53,6 +53,7 @@ class PendingMetrics:
             return
         step, metrics, batch = self._pending
         self._pending = None
+        # This waits until the device has finished the step; by now it has the next one to do.
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         counts = {name.removeprefix(COUNT): int(values.pop(name)) for name in metrics if name.startswith(COUNT)}
         good = self._check(step, values, batch)

@@ -34,6 +34,7 @@ def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int) -
     schedule = optimizer.schedule
     drops = jnp.asarray([schedule.in_steps(d, steps_per_epoch) for d in schedule.drops], jnp.int32)
     full = optimizer.scaled_lr(batch_size)
+    # One rate before the first drop, and one after each.
     levels = jnp.asarray([full * schedule.drop_factor**i for i in range(len(schedule.drops) + 1)], jnp.float32)
 
     def rate(step: jax.Array) -> jax.Array:
@@ -63,6 +64,7 @@ def update_direction(optimizer: Optimizer, is_frozen: _IsFrozen) -> optax.Gradie
         "adamw": (optax.scale_by_adam(), decay),
         "muon": (_muon(optimizer),),
     }
+    # `partition` gives each group only its own gradients, so the clipping norm is that of trained parameters.
     transforms = {"trained": optax.chain(clip, *rules[optimizer.rule]), "frozen": optax.set_to_zero()}
     return optax.partition(transforms, lambda params: _labels(params, is_frozen))
 
@@ -88,6 +90,7 @@ def _as_matrices(params: Any) -> Any:
     """How Muon sees each kernel as a matrix: the last axis are outputs, all others inputs; None for biases."""
 
     def dimensions(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        # Kernels are [height, width, in, out] or [in, out]; vectors are left to Adam.
         *inputs, output = range(leaf.ndim) if leaf.ndim > 1 else [0]
         return optax.contrib.MuonDimensionNumbers(tuple(inputs), output) if inputs else None
 

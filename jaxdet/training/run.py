@@ -51,7 +51,7 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
         FloatingPointError: a loss or the gradient is not finite (see `metrics.FiniteCheck`).
         SystemExit: a signal asked to stop; the state is saved.
     """
-    check(as_experiment(experiment))
+    check(as_experiment(experiment))  # a config from Python code has not been checked yet
     job = _prepare(experiment, Path(workdir), accept_changes)
     run = experiment.run
     direction = update_direction(experiment.optimizer, experiment.model.is_frozen)
@@ -108,6 +108,7 @@ class _Job:
     def hooks(self, start: int, epoch: int, log: RunLog, store: CheckpointStore, stop: StopRequest) -> Hooks:
         """What happens between steps, for a run from step ``start`` with ``epoch`` steps in an epoch."""
         run, schedule = self.experiment.run, self.experiment.optimizer.schedule
+        # The totals go on from those of the checkpoint.
         counted = store.metadata(start).get(METER, {}) if start else {}
         return Hooks(
             intervals=Intervals(
@@ -144,6 +145,7 @@ class _Job:
         )
         key = replicated_key(self.experiment.run.seed, self.mesh)
         skip = self.experiment.run.skip_nonfinite
+        # The step keeps the state as it lies, on one device or split over many.
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
         train_step = make_train_step(
             self.experiment.model, direction, rate, self.mesh, skip_nonfinite=skip > 0, layout=layout
@@ -171,6 +173,7 @@ def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Jo
         return _open(experiment.data, experiment.model.num_classes)
 
     def described(sources: tuple[Source, Source | None]) -> dict[str, Any]:
+        # Pixels are not compared: it would mean reading all of them.
         prints = [source and fingerprint(source) for source in sources]
         return {"config": config, "data.train": prints[0], "data.val": prints[1]}
 
@@ -192,6 +195,7 @@ def _open(data: Data, classes: int) -> tuple[Source, Source | None]:
             f"model.num_classes: expected {len(names)}, the categories of the training data "
             f"({', '.join(names[:5])}, ...), got {classes}; set model.num_classes={len(names)}"
         )
+    # Opened and matched now: a mistake must not show at the first evaluation, hours later.
     val = None if data.val is None else open_source(data.val)
     if val is not None:
         match_categories(classes, val.categories, source.categories)

@@ -60,6 +60,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield request
         return
+    # The program that called `train` may have its own handlers.
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def restore() -> None:

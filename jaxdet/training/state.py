@@ -87,6 +87,7 @@ def start_state(
         ValueError: the weights or the checkpoint do not fit the model.
     """
     if store.steps():
+        # Shapes only: a second state would take as much memory again while the checkpoint is read.
         like = jax.eval_shape(lambda: init_state(init_variables(model, jax.random.key(0)), direction))
         layout = layout_of(like, mesh, split=run.shard_parameters)
         target = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), like, layout)

@@ -59,6 +59,7 @@ def validate(
         categories=categories,
         progress=progress,
     )
+    # Without masks in training there are none in the results, nor perhaps in the ground truth.
     masks = experiment.data.masks
     metrics = score(source.ground_truth(), results, masks=masks).metrics
     if workdir is not None and run.pictures:

@@ -36,6 +36,7 @@ def locked(workdir: Path) -> Iterator[None]:
         ValueError: another run is in the folder, and stays there for a minute.
     """
     first = jax.process_index() == 0
+    # Through `from_all`, so that the others hear of a refusal, and wait until the first one has the lock.
     descriptor = from_all(lambda: _lock(workdir) if first else None)[jax.process_index()]
     try:
         yield

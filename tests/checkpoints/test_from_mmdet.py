@@ -27,13 +27,15 @@ def holding(*leaves):
     return unflatten({("params", *leaf.split("/")): numbers(1) for leaf in leaves})
 
 
-CONVS = [f"heads_0/mask_head/conv{n}/bias" for n in (1, 2, 3, 4)]
-ONE_HEAD = holding("heads_0/box_head/trunk/fc1/bias", *CONVS)
+CONVS = [f"masks/heads_0/head/conv{n}/bias" for n in (1, 2, 3, 4)]
+ONE_HEAD = holding("heads_0/head/trunk/fc1/bias", *CONVS)
+LATERALS = [f"neck/lateral{n}/kernel" for n in (2, 3, 4, 5)]
+BACKBONE, RPN = holding("backbone/conv1/kernel"), holding("rpn/head/conv/kernel")
 
 
 def test_convolution_moves_the_channel_axes_last():
     weight = numbers(5, 3, 7, 2)
-    kernel = from_mmdet({"backbone.conv1.weight": weight}, {})["params"]["backbone"]["conv1"]["kernel"]
+    kernel = from_mmdet({"backbone.conv1.weight": weight}, BACKBONE)["params"]["backbone"]["conv1"]["kernel"]
     assert kernel.shape == (7, 2, 3, 5)
     assert kernel[6, 1, 2, 4] == weight[4, 2, 6, 1]
 
@@ -41,7 +43,7 @@ def test_convolution_moves_the_channel_axes_last():
 def test_first_fully_connected_layer_sees_the_map_channels_last():
     weight, features = numbers(2, 3 * 49), numbers(3, 7, 7)
     tree = from_mmdet({"roi_head.bbox_head.shared_fcs.0.weight": weight}, ONE_HEAD)
-    kernel = tree["params"]["heads_0"]["box_head"]["trunk"]["fc1"]["kernel"]
+    kernel = tree["params"]["heads_0"]["head"]["trunk"]["fc1"]["kernel"]
     torch_output = weight @ features.reshape(-1)
     np.testing.assert_allclose(features.transpose(1, 2, 0).reshape(-1) @ kernel, torch_output, rtol=1e-6)
 
@@ -49,13 +51,13 @@ def test_first_fully_connected_layer_sees_the_map_channels_last():
 def test_other_linear_layers_are_transposed():
     weight = numbers(4, 6)
     tree = from_mmdet({"roi_head.bbox_head.fc_cls.weight": weight}, ONE_HEAD)
-    np.testing.assert_array_equal(tree["params"]["heads_0"]["box_head"]["logits"]["kernel"], weight.T)
+    np.testing.assert_array_equal(tree["params"]["heads_0"]["head"]["logits"]["kernel"], weight.T)
 
 
 def test_transposed_convolution_is_y_x_in_out():
     weight = numbers(3, 5, 2, 2)  # torch: (in, out, kh, kw)
     tree = from_mmdet({"roi_head.mask_head.upsample.weight": weight}, ONE_HEAD)
-    kernel = tree["params"]["heads_0"]["mask_head"]["upsample"]["kernel"]
+    kernel = tree["params"]["masks"]["heads_0"]["head"]["upsample"]["kernel"]
     assert kernel.shape == (2, 2, 3, 5)
     assert kernel[1, 0, 2, 4] == weight[2, 4, 1, 0]
 
@@ -63,7 +65,7 @@ def test_transposed_convolution_is_y_x_in_out():
 def test_batch_norm_splits_into_parameters_and_statistics():
     names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     state = {f"backbone.layer3.11.bn2.{name}": np.full(4, i) for i, name in enumerate(names)}
-    tree = from_mmdet(state, {})
+    tree = from_mmdet(state, BACKBONE)
     assert set(tree) == {"params", "batch_stats"}
     assert {k: v[0] for k, v in tree["params"]["backbone"]["layer3_11"]["bn2"].items()} == {"scale": 0, "bias": 1}
     assert {k: v[0] for k, v in tree["batch_stats"]["backbone"]["layer3_11"]["bn2"].items()} == {"mean": 2, "var": 3}
@@ -79,44 +81,46 @@ def test_batch_norm_splits_into_parameters_and_statistics():
 ])  # fmt: skip
 def test_spellings_of_a_checkpoint(wrap):
     state = {"rpn_head.rpn_cls.bias": numbers(3)}
-    tree = from_mmdet(wrap(state), {})
+    tree = from_mmdet(wrap(state), RPN)
     np.testing.assert_array_equal(tree["params"]["rpn"]["head"]["objectness"]["bias"], numbers(3))
 
 
 def test_unknown_names_are_kept_where_a_merge_must_see_them():
     state = {"rpn_head.rpn_cls.bias": numbers(3), "roi_head.semantic_head.conv.weight": numbers(2, 2, 1, 1)}
-    tree = from_mmdet(state, {})
+    tree = from_mmdet(state, RPN)
     assert list(tree["unmapped"]) == ["roi_head.semantic_head.conv.weight"]
     assert set(to_mmdet(tree)) == set(state)
 
 
 def test_a_name_that_only_begins_like_a_known_one_is_unknown():
     for name in ("xbackbone.conv1.weight", "backbone.conv1.weight_v", "backbone.layer1.x.conv1.weight", "conv1.weight"):
-        assert list(from_mmdet({name: numbers(1, 1, 1, 1)}, {})) == ["unmapped"]
+        assert list(from_mmdet({name: numbers(1, 1, 1, 1)}, BACKBONE)) == ["unmapped"]
 
 
 def test_what_another_composition_has_is_unknown():
-    """Heads of a list, a link and a mask IoU branch are nothing to a Mask R-CNN."""
+    """Heads of a list, a link and a mask IoU branch are nothing to a Mask R-CNN, nor is an RPN to boxes alone."""
     heads = ("bbox_head.0.fc_cls", "mask_head.0.convs.0.conv", "bbox_roi_extractor.pre_module.conv")
     for module in (*heads, "mask_iou_head.fcs.0", "mask_iou_head.fc_mask_iou", "bbox_head.1.fc_cls"):
         state = {f"roi_head.{module}.bias": numbers(2)}
         assert list(from_mmdet(state, ONE_HEAD)) == ["unmapped"]
         assert to_mmdet(from_mmdet(state, ONE_HEAD)).keys() == state.keys()
+    assert list(from_mmdet({"rpn_head.rpn_cls.bias": numbers(2)}, ONE_HEAD)) == ["unmapped"]
 
 
 def test_errors_name_the_entry():
     with pytest.raises(ValueError, match=r"rpn_head\.rpn_conv\.weight has shape \(3,\), expected 4 axes"):
-        from_mmdet({"rpn_head.rpn_conv.weight": numbers(3)}, {})
+        from_mmdet({"rpn_head.rpn_conv.weight": numbers(3)}, RPN)
     with pytest.raises(ValueError, match=r"shared_fcs\.0\.weight: 50 input features are no multiple of a 7x7 map"):
         from_mmdet({"roi_head.bbox_head.shared_fcs.0.weight": numbers(2, 50)}, ONE_HEAD)
     with pytest.raises(ValueError, match=r"not arrays: 'epoch'\. .*state_dict"):
         from_mmdet({"epoch": 12}, {})
     with pytest.raises(ValueError, match="no torch name for rpn/head/surprise/kernel"):
         mmdet_names(holding("rpn/head/surprise/kernel"))
-    for part in ("heads_0/surprise", "heads_0/mask_head/conv1a", "semantic/lateral_up"):
-        with pytest.raises(ValueError, match=f"no torch name for {part}/kernel: add a row to the table"):
+    for part in ("heads_0/surprise", "masks/heads_0/head/conv1a", "semantic/lateral_up"):
+        with pytest.raises(ValueError, match=f"no torch name for {part}/kernel: add a pair to the table"):
             mmdet_names(holding(f"{part}/kernel"))
-        assert list(from_mmdet({"neck.lateral_convs.3.conv.bias": numbers(2)}, holding(f"{part}/kernel"))) == ["params"]
+        like = holding(f"{part}/kernel", *LATERALS)
+        assert list(from_mmdet({"neck.lateral_convs.3.conv.bias": numbers(2)}, like)) == ["params"]
     with pytest.raises(ValueError, match="no torch name for batch_stats/backbone/conv1/kernel"):
         to_mmdet({"batch_stats": {"backbone": {"conv1": {"kernel": numbers(1, 1, 1, 1)}}}})
 
@@ -126,19 +130,20 @@ def names_of(*leaves):
 
 
 def test_names_of_features():
-    assert names_of("neck/lateral5/kernel") == {"neck.lateral_convs.3.conv.weight"}
+    assert names_of(*LATERALS) == {f"neck.lateral_convs.{i}.conv.weight" for i in range(4)}
+    assert mmdet_names(holding(*LATERALS))["neck", "lateral5", "kernel"] == "neck.lateral_convs.3.conv.weight"
     assert names_of("backbone/layer1_0/downsample_bn/var") == {"backbone.layer1.0.downsample.1.running_var"}
 
 
 def test_heads_are_numbered_where_the_reference_lists_them():
     """In cascades, and in R3-CNN, whose link is in no other model of one head."""
-    one = ("heads_0/box_head/logits/bias", "heads_0/mask_head/conv1/bias", "heads_0/box_extractor/pre/conv/bias")
+    one = ("heads_0/head/logits/bias", "masks/heads_0/head/conv1/bias", "heads_0/extractor/pre/conv/bias")
     names = ("bbox_head{}.fc_cls.bias", "mask_head{}.convs.0.conv.bias", "bbox_roi_extractor{}.pre_module.conv.bias")
     plain = {f"roi_head.{name.format('')}" for name in names}
     listed = {f"roi_head.{name.format('.0')}" for name in names}
     assert names_of(*one) == plain
-    assert names_of(*one, "heads_0/mask_head/link/bias") == listed | {"roi_head.mask_head.0.conv_res.conv.bias"}
-    assert names_of(*one, "heads_1/box_head/logits/bias") == listed | {"roi_head.bbox_head.1.fc_cls.bias"}
+    assert names_of(*one, "masks/heads_0/head/link/bias") == listed | {"roi_head.mask_head.0.conv_res.conv.bias"}
+    assert names_of(*one, "heads_1/head/logits/bias") == listed | {"roi_head.bbox_head.1.fc_cls.bias"}
 
 
 @pytest.mark.parametrize("elements", [
@@ -150,7 +155,7 @@ def test_heads_are_numbered_where_the_reference_lists_them():
      "after/phi": "3.phi.conv", "after/theta": "3.theta.conv"},
 ])  # fmt: skip
 def test_elements_of_a_trunk_are_numbered_as_they_come(elements):
-    for ours, theirs in (("heads_0/box_head", "bbox_head.shared_fcs"), ("mask_iou", "mask_iou_head.fcs")):
+    for ours, theirs in (("heads_0/head", "bbox_head.shared_fcs"), ("mask_scores/head", "mask_iou_head.fcs")):
         wanted = {
             f"{ours}/trunk/{here}/kernel": f"roi_head.{theirs}.{there}.weight" for here, there in elements.items()
         }
@@ -163,7 +168,7 @@ def test_names_around_the_heads():
     semantic = [f"semantic/{name}/bias" for name in ("lateral2", "lateral6", "conv1", "embedding", "logits")]
     theirs = ("lateral_convs.0.conv", "lateral_convs.4.conv", "convs.0.conv", "conv_embedding.conv", "conv_logits")
     assert names_of(*semantic) == {f"roi_head.semantic_head.{name}.bias" for name in theirs}
-    inside = "heads_0/mask_extractor/extractor/post"
+    inside = "masks/heads_0/extractor/extractor/post"
     attention = {
         f"{inside}/query/kernel": "query_conv.weight",
         f"{inside}/geometry_x/kernel": "appr_geom_fc_x.weight",
@@ -175,24 +180,48 @@ def test_names_around_the_heads():
 
 def test_heads_that_nothing_reads_are_unmapped():
     """The reference's Cascade Mask R-CNN carries three mask heads beyond those of its steps."""
-    heads = [f"heads_{h}/mask_head/logits/bias" for h in range(3)]
+    heads = [f"masks/heads_{h}/head/logits/bias" for h in range(3)]
     state = {f"roi_head.mask_head.{h}.conv_logits.bias": numbers(2) + h for h in range(6)}
-    tree = from_mmdet(state, holding(*heads))
+    tree = from_mmdet(state, holding(*heads, *(f"heads_{h}/head/logits/bias" for h in range(3))))
     assert list(tree["unmapped"]) == [f"roi_head.mask_head.{h}.conv_logits.bias" for h in (3, 4, 5)]
     merged, report = merge({"params": tree["params"]}, tree, skip=("^unmapped/",))
     assert len(report.loaded) == len(report.dropped) == 3
-    assert [merged["params"][f"heads_{h}"]["mask_head"]["logits"]["bias"][0] for h in range(3)] == [0, 1, 2]
+    assert [merged["params"]["masks"][f"heads_{h}"]["head"]["logits"]["bias"][0] for h in range(3)] == [0, 1, 2]
 
 
 def test_outputs_after_convolutions_read_a_flattened_map():
-    tree = holding("heads_0/box_head/trunk/conv1/kernel", "mask_iou/trunk/conv1/kernel", "mask_iou/conv1/kernel")
+    tree = holding(*(f"{head}/trunk/conv1/kernel" for head in ("heads_0/head", "mask_scores/head")))
     weight = numbers(2, 3 * 49)
     state = {f"roi_head.{name}.weight": weight for name in ("bbox_head.fc_cls", "mask_iou_head.fc_mask_iou")}
     filled = from_mmdet(state, tree)["params"]
-    for kernel in (filled["heads_0"]["box_head"]["logits"]["kernel"], filled["mask_iou"]["iou"]["kernel"]):
+    for kernel in (filled["heads_0"]["head"]["logits"]["kernel"], filled["mask_scores"]["head"]["iou"]["kernel"]):
         np.testing.assert_array_equal(kernel.reshape(7, 7, 3, 2)[4, 2, 1], weight[:, 49 + 4 * 7 + 2])
-    assert "roi_head.mask_iou_head.convs.0.conv.bias" in names_of("mask_iou/trunk/conv1/kernel", "mask_iou/conv1/bias")
-    assert "roi_head.mask_iou_head.convs.0.bias" in names_of("mask_iou/trunk/fc1/kernel", "mask_iou/conv1/bias")
+    conv, head = "mask_scores/head/conv1/bias", "roi_head.mask_iou_head.convs.0"
+    assert f"{head}.conv.bias" in names_of("mask_scores/head/trunk/conv1/kernel", conv)
+    assert f"{head}.bias" in names_of("mask_scores/head/trunk/fc1/kernel", conv)
+
+
+def test_names_of_a_retinanet():
+    """Its pyramid begins at level 3, and what is above the backbone goes on in the list of the pyramid's outputs."""
+    pyramid = {f"neck/lateral{n}": f"neck.lateral_convs.{n - 3}.conv" for n in (3, 4, 5)}
+    pyramid |= {f"neck/output{n}": f"neck.fpn_convs.{n - 3}.conv" for n in (3, 4, 5)}
+    pyramid |= {f"neck/top/conv{n}": f"neck.fpn_convs.{n - 3}.conv" for n in (6, 7)}
+    head = {f"dense/head/class_conv{n}": f"bbox_head.cls_convs.{n - 1}.conv" for n in (1, 2, 3, 4)}
+    head |= {f"dense/head/box_conv{n}": f"bbox_head.reg_convs.{n - 1}.conv" for n in (1, 2, 3, 4)}
+    head |= {"dense/head/logits": "bbox_head.retina_cls", "dense/head/deltas": "bbox_head.retina_reg"}
+    modules = pyramid | head
+    shapes = {theirs: (6, 2, 3, 5) if "retina" in theirs else (4, 3, 3, 5) for theirs in modules.values()}
+    state = {f"{theirs}.weight": numbers(*shape) + i for i, (theirs, shape) in enumerate(shapes.items())}
+    state |= {f"{theirs}.bias": numbers(shape[0]) - i for i, (theirs, shape) in enumerate(shapes.items())}
+
+    tree = from_mmdet(state, holding(*(f"{ours}/{leaf}" for ours in modules for leaf in ("kernel", "bias"))))
+
+    flat = {"/".join(path): leaf for path, leaf in flatten(tree).items()}
+    assert flat.keys() == {f"params/{ours}/{leaf}" for ours in modules for leaf in ("kernel", "bias")}
+    for ours, theirs in modules.items():
+        np.testing.assert_array_equal(flat[f"params/{ours}/kernel"], state[f"{theirs}.weight"].transpose(2, 3, 1, 0))
+        np.testing.assert_array_equal(flat[f"params/{ours}/bias"], state[f"{theirs}.bias"])
+    np.testing.assert_equal(to_mmdet(tree), state)
 
 
 def reference_state(model):
@@ -212,6 +241,7 @@ MODELS = {
     "htc_r50": ("htc_r50_fpn", 77_456_190),
     "groie1_mask": ("groie_mask_rcnn_r50_fpn", 48_190_258),
     "sbr_cnn": ("sbr_cnn", 62_026_052),
+    "retinanet_r50": ("retinanet_r50_fpn", 37_968_692),
 }
 
 

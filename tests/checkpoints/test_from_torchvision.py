@@ -6,12 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet.checkpoints.names.torchvision import (
-    SETTINGS,
-    from_folded_resnet,
-    from_torchvision,
-    from_torchvision_resnet,
-)
+from jaxdet.checkpoints.names.torchvision import SETTINGS, from_torchvision
+from jaxdet.checkpoints.names.torchvision.backbone import from_folded_resnet, from_torchvision_resnet
 from jaxdet.checkpoints.tree import flatten
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -94,25 +90,30 @@ def test_detector_names_of_both_generations(old, masks):
     assert imported.variables["params"]["neck"]["output4"]["bias"].tolist() == [3, 4]
 
 
+def heads(imported):
+    params = imported.variables["params"]
+    return params["heads_0"]["head"], params["masks"]["heads_0"]["head"]
+
+
 def test_background_moves_from_first_to_last():
     imported = from_torchvision(detector(classes=3))
-    head = imported.variables["params"]["heads_0"]
+    boxes, masks = heads(imported)
     assert imported.category_ids == (1, 2)
-    assert head["box_head"]["logits"]["bias"].tolist() == [2, 3, 1]  # torchvision: background is output 1 of 3
-    assert head["box_head"]["deltas"]["bias"].tolist() == [5, 6, 7, 8, 9, 10, 11, 12]
-    assert head["box_head"]["deltas"]["kernel"][0, 0] == numbers(12, 5)[4, 0]
-    assert head["mask_head"]["logits"]["bias"].tolist() == [2, 3]
-    assert head["mask_head"]["logits"]["kernel"].shape == (1, 1, 2, 2)
+    assert boxes["logits"]["bias"].tolist() == [2, 3, 1]  # torchvision: background is output 1 of 3
+    assert boxes["deltas"]["bias"].tolist() == [5, 6, 7, 8, 9, 10, 11, 12]
+    assert boxes["deltas"]["kernel"][0, 0] == numbers(12, 5)[4, 0]
+    assert masks["logits"]["bias"].tolist() == [2, 3]
+    assert masks["logits"]["kernel"].shape == (1, 1, 2, 2)
 
 
 def test_coco_weights_have_ids_with_gaps_which_keep_closes():
     assert from_torchvision(detector(classes=91)).category_ids == tuple(range(1, 91))
     imported = from_torchvision(detector(classes=91), keep=(1, 3, 90))
-    head = imported.variables["params"]["heads_0"]
+    boxes, masks = heads(imported)
     assert imported.category_ids == (1, 3, 90)
-    assert head["box_head"]["logits"]["bias"].tolist() == [2, 4, 91, 1]
-    assert head["box_head"]["deltas"]["bias"].tolist() == [5, 6, 7, 8, 13, 14, 15, 16, 361, 362, 363, 364]
-    assert head["mask_head"]["logits"]["bias"].tolist() == [2, 4, 91]
+    assert boxes["logits"]["bias"].tolist() == [2, 4, 91, 1]
+    assert boxes["deltas"]["bias"].tolist() == [5, 6, 7, 8, 13, 14, 15, 16, 361, 362, 363, 364]
+    assert masks["logits"]["bias"].tolist() == [2, 4, 91]
 
 
 @pytest.mark.parametrize("keep", [(0, 1), (1, 3), (1, 1)])
@@ -126,8 +127,15 @@ def test_outputs_that_disagree():
     state["roi_heads.mask_predictor.mask_fcn_logits.weight"] = numbers(4, 2, 1, 1)
     with pytest.raises(ValueError, match=r"disagree on the number of classes: .*logits\.weight': 4"):
         from_torchvision(state)
-    with pytest.raises(ValueError, match="not a torchvision Faster or Mask R-CNN"):
+    with pytest.raises(ValueError, match="not a torchvision detector"):
         from_torchvision(classifier())
+
+
+@pytest.mark.parametrize("rows", [(), (0, 5)])
+def test_outputs_that_are_none(rows):
+    state = {"roi_heads.box_predictor.cls_score.weight": np.zeros(rows, np.float32)}
+    with pytest.raises(ValueError, match=r"number of classes|expected 2 axes"):
+        from_torchvision(state)
 
 
 def test_variances_account_for_the_other_epsilon():
@@ -166,12 +174,13 @@ def test_settings_are_those_of_the_model():
     from jaxdet.config import override
 
     model = override(get_config().model, SETTINGS)
-    head = model.heads[0]
-    for extractor in (head.box_extractor, head.mask_extractor):
+    assert model == override(get_config(), SETTINGS).model  # as one gives them on the command line
+    boxes, (masks,) = model.heads[0], model.parts[0].heads
+    for extractor in (boxes.extractor, masks.extractor):
         assert (extractor.aligned, extractor.sampling_ratio) == (False, 2)
-    assert not head.coder.clip_shrink
+    assert not boxes.coder.clip_shrink
     assert not model.rpn.coder.clip_shrink
-    assert head.beta == model.rpn.beta == pytest.approx(1 / 9)
+    assert boxes.box_loss.beta == model.rpn.box_loss.beta == pytest.approx(1 / 9)
 
 
 def test_folded_resnet18_fills_a_resnet18_up_to_the_stage_it_lacks():

@@ -24,20 +24,27 @@ def test_each_kind_is_recognised():
         "roi_heads.box_predictor.cls_score.weight": array(3, 2),
         "roi_heads.box_predictor.bbox_pred.weight": array(12, 2),
     }
+    retinanet = {
+        "backbone.body.conv1.weight": kernel,
+        "head.classification_head.cls_logits.weight": array(6, 2, 3, 3),
+        "head.regression_head.bbox_reg.weight": array(8, 2, 3, 3),
+    }
     mmdet = {"backbone.conv1.weight": kernel, "backbone.layer1.0.conv1.weight": array(2, 2, 3, 3)}
     cases = {
         "resnet": (resnet, "backbone", ()),
         "folded": (resnet | {"conv1.bias": array(2)}, "backbone", ()),
         "detector": (detector, "", (1, 2)),
+        "retinanet": (retinanet, "", (1, 2)),
         "mmdet": (mmdet, "", ()),
     }
+    like = {"params": {"backbone": {"conv1": {"kernel": array(7, 7, 3, 2)}}}}
     for name, (state, within, ids) in cases.items():
-        imported = recognise(state, {})
+        imported = recognise(state, like)
         assert (imported.within, imported.category_ids) == (within, ids), name
         found = imported.variables["params"]["backbone"]["conv1"]["kernel"]
         np.testing.assert_array_equal(found, kernel.transpose(2, 3, 1, 0))
         assert "unmapped" not in imported.variables
-    assert "bn1" in recognise(cases["folded"][0], {}).variables["params"]["backbone"]
+    assert "bn1" in recognise(cases["folded"][0], like).variables["params"]["backbone"]
 
 
 COCO = (range(1, 12), range(13, 26), (27, 28), range(31, 45), range(46, 66), (67, 70), range(72, 83), range(84, 91))
@@ -54,11 +61,35 @@ def test_labels_of_torchvisions_coco_weights_in_a_model_of_80_classes(outputs, c
         "roi_heads.box_predictor.cls_score.weight": array(outputs, 2),
         "roi_heads.box_predictor.cls_score.bias": array(outputs),
     }
-    like = {"params": {"heads_0": {"box_head": {"logits": {"bias": array(classes + 1)}}}}}
+    like = {"params": {"heads_0": {"head": {"logits": {"bias": array(classes + 1)}}}}}
     imported = recognise(state, like)
     assert imported.category_ids == ids
-    bias = imported.variables["params"]["heads_0"]["box_head"]["logits"]["bias"]
+    bias = imported.variables["params"]["heads_0"]["head"]["logits"]["bias"]
     assert bias.tolist() == [*ids, 0]
+
+
+@pytest.mark.parametrize(("outputs", "classes", "ids"), [
+    (91, 80, tuple(itertools.chain(*COCO))),
+    (91, 90, tuple(range(1, 91))),
+    (91, 91, tuple(range(1, 91))),
+    (81, 80, tuple(range(1, 81))),
+])  # fmt: skip
+@pytest.mark.parametrize("anchors", [1, 9])
+def test_labels_of_torchvisions_retinanet(anchors, outputs, classes, ids):
+    """Logits are anchor-major, and of label 0 too, which is none of COCO's."""
+    state = {
+        "head.classification_head.cls_logits.weight": array(anchors * outputs, 2, 3, 3),
+        "head.classification_head.cls_logits.bias": array(anchors * outputs),
+        "head.regression_head.bbox_reg.weight": array(4 * anchors, 2, 3, 3),
+    }
+    head = {"logits": {"bias": array(anchors * classes)}, "deltas": {"bias": array(anchors * 4)}}
+    imported = recognise(state, {"params": {"dense": {"head": head}}})
+    assert imported.category_ids == ids
+    logits = imported.variables["params"]["dense"]["head"]["logits"]
+    expected = [outputs * anchor + label for anchor in range(anchors) for label in ids]
+    assert logits["bias"].tolist() == expected
+    weights = state["head.classification_head.cls_logits.weight"]
+    np.testing.assert_array_equal(logits["kernel"], weights[expected].transpose(2, 3, 1, 0))
 
 
 def test_unknown_names_are_named():
@@ -77,7 +108,12 @@ def test_a_checkpoint_folder_brings_its_categories(tmp_path):
 
 def test_export_and_import_through_a_file(tmp_path):
     state = {"backbone.conv1.weight": array(2, 3, 7, 7), "roi_head.bbox_head.shared_fcs.0.weight": array(2, 98)}
-    like = {"params": {"heads_0": {"box_head": {"trunk": {"fc1": {"kernel": array(98, 2)}}}}}}
+    like = {
+        "params": {
+            "backbone": {"conv1": {"kernel": array(7, 7, 3, 2)}},
+            "heads_0": {"head": {"trunk": {"fc1": {"kernel": array(98, 2)}}}},
+        }
+    }
     variables = from_mmdet(state, like)
     assert "unmapped" not in variables
     write_safetensors(tmp_path / "exported.safetensors", to_mmdet(variables))

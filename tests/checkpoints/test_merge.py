@@ -15,13 +15,13 @@ def model(classes=3, value=0.0):
         "params": {
             "backbone": {"conv1": {"kernel": array(3, 3, 3, 4)}, "bn1": {"scale": array(4), "bias": array(4)}},
             "heads_0": {
-                "box_head": {
+                "head": {
                     "trunk": {"fc1": {"kernel": array(8, 8)}},
                     "logits": {"kernel": array(8, classes + 1)},
                     "deltas": {"kernel": array(8, 4 * classes)},
                 },
-                "mask_head": {"logits": {"bias": array(classes)}},
             },
+            "masks": {"heads_0": {"head": {"logits": {"bias": array(classes)}}}},
         },
         "batch_stats": {"backbone": {"bn1": {"mean": array(4), "var": array(4)}}},
     }
@@ -45,9 +45,9 @@ def test_the_error_lists_every_kind_at_once():
     for part in (
         "only here (no value for them): 1\n    params/backbone/conv1/kernel",
         "only there (no place for them): 2\n    batch_stats/backbone/bn1/count\n    unmapped/semantic_head.weight",
-        "params/heads_0/box_head/logits/kernel: shape (8, 4) here, (8, 3) there",
-        "params/heads_0/box_head/deltas/kernel: shape (8, 12) here, (8, 8) there",
-        "params/heads_0/mask_head/logits/bias: shape (3,) here, (2,) there",
+        "params/heads_0/head/logits/kernel: shape (8, 4) here, (8, 3) there",
+        "params/heads_0/head/deltas/kernel: shape (8, 12) here, (8, 8) there",
+        "params/masks/heads_0/head/logits/bias: shape (3,) here, (2,) there",
         "params/backbone/bn1/scale: int32 there, expected floating point",
         "patterns that match nothing: 1\n    nothing_like_this",
         "new_classes=True",
@@ -58,9 +58,9 @@ def test_the_error_lists_every_kind_at_once():
 def test_a_pattern_skips_on_both_sides():
     there = model(classes=2, value=7)
     there["unmapped"] = {"semantic_head.weight": np.zeros(2)}
-    merged, report = merge(model(value=1), there, skip=("^params/heads_0/", r"^unmapped/semantic_head\."))
+    merged, report = merge(model(value=1), there, skip=("^params/(heads_0|masks)/", r"^unmapped/semantic_head\."))
     assert (
-        merged["params"]["heads_0"]["box_head"]["trunk"]["fc1"]["kernel"][0, 0] == 1
+        merged["params"]["heads_0"]["head"]["trunk"]["fc1"]["kernel"][0, 0] == 1
     )  # would fit, is skipped all the same
     assert merged["params"]["backbone"]["bn1"]["scale"][0] == 7
     assert report.dropped == ("unmapped/semantic_head.weight",)
@@ -70,31 +70,65 @@ def test_a_pattern_skips_on_both_sides():
 
 def test_new_classes_keep_their_own_output_layers_and_say_so():
     merged, report = merge(model(classes=1, value=1), model(classes=80, value=7), new_classes=True)
-    box_head = merged["params"]["heads_0"]["box_head"]
-    assert (box_head["trunk"]["fc1"]["kernel"] == 7).all()
-    assert box_head["logits"]["kernel"].shape == (8, 2)
-    assert (box_head["logits"]["kernel"] == 1).all()
+    head = merged["params"]["heads_0"]["head"]
+    assert (head["trunk"]["fc1"]["kernel"] == 7).all()
+    assert head["logits"]["kernel"].shape == (8, 2)
+    assert (head["logits"]["kernel"] == 1).all()
     assert str(report).splitlines() == [
         "6 arrays loaded, 3 kept, 0 dropped",
-        "  kept its own value: params/heads_0/box_head/logits/kernel",
-        "  kept its own value: params/heads_0/box_head/deltas/kernel",
-        "  kept its own value: params/heads_0/mask_head/logits/bias",
+        "  kept its own value: params/heads_0/head/logits/kernel",
+        "  kept its own value: params/heads_0/head/deltas/kernel",
+        "  kept its own value: params/masks/heads_0/head/logits/bias",
     ]
 
 
 def test_new_classes_holds_for_a_model_without_masks():
     here = model(classes=1)
-    del here["params"]["heads_0"]["mask_head"]
+    del here["params"]["masks"]
     there = model(classes=2)
-    del there["params"]["heads_0"]["mask_head"]
+    del there["params"]["masks"]
     merge(here, there, new_classes=True)
+
+
+def test_new_classes_holds_for_all_that_knows_classes():
+    """The logits of a one-stage model, the IoUs that mask scoring predicts, masks and boxes of a cascade."""
+
+    def outputs(classes):
+        def layer(rows):
+            return {"bias": np.zeros(rows, np.float32)}
+
+        boxes = {"head": {"logits": layer(classes + 1), "deltas": layer(4 * classes)}}
+        masks = {"head": {"logits": layer(classes)}}
+        return {
+            "params": {
+                "dense": {"head": {"logits": layer(9 * classes), "deltas": layer(36)}},
+                "heads_0": boxes,
+                "heads_1": boxes,
+                "masks": {"heads_0": masks, "heads_1": masks},
+                "mask_scores": {"head": {"iou": layer(classes)}},
+            }
+        }
+
+    _, report = merge(outputs(1), outputs(2), new_classes=True)
+    assert report.loaded == ("params/dense/head/deltas/bias",)
+    assert len(report.kept) == 8
+
+
+@pytest.mark.parametrize(("here", "there"), [(16, 8), (8, 16)])
+def test_a_top_level_made_from_another_map_is_explained(here, there):
+    def neck(channels):
+        return {"params": {"neck": {"top": {"conv6": {"kernel": np.zeros((3, 3, channels, 8), np.float32)}}}}}
+
+    with pytest.raises(ValueError, match=r"model\.neck\.top\.source=pyramid model\.neck\.top\.relu=true"):
+        merge(neck(here), neck(there))
+    merge(neck(here), neck(there), skip=("neck/top/",))
 
 
 def test_within_is_strict_inside_and_silent_outside():
     there = {key: {"backbone": model(value=7)[key]["backbone"]} for key in ("params", "batch_stats")}
     merged, report = merge(model(value=1), there, within="backbone")
     assert (merged["params"]["backbone"]["conv1"]["kernel"] == 7).all()
-    assert (merged["params"]["heads_0"]["box_head"]["trunk"]["fc1"]["kernel"] == 1).all()
+    assert (merged["params"]["heads_0"]["head"]["trunk"]["fc1"]["kernel"] == 1).all()
     assert len(report.loaded) == 5
     del there["params"]["backbone"]["bn1"]["bias"]
     with pytest.raises(ValueError, match=r"only here .*: 1\n    params/backbone/bn1/bias"):

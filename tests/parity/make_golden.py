@@ -38,12 +38,14 @@ MODELS = (
     "r3_rect_nlb",
     "r3_rect_nlb_nomaskloop",
     "sbr_cnn",
+    "retinanet_r50",
+    "htc_semantic_r50",
 )
-WITH_FEATURES = (FIRST, "faster_rcnn_r50")
+WITH_FEATURES = (FIRST, "faster_rcnn_r50", "retinanet_r50")
 SAMPLES = 499
 """Elements kept of a tensor; prime, so that a step is seldom a multiple of a row."""
 WHOLE = re.compile(r"test(_fixedprop)?/(?!mask_area_extent)|train/.*loss|train/grad_(names|norms)$")
-TENSORS = re.compile(r"backbone/|fpn/|rpn/|(loop\d+|mask)/(?!rois|iou_labels)")
+TENSORS = re.compile(r"backbone/|fpn/|rpn/|head/|semantic/|(loop\d+|mask)/(?!rois|iou_labels)")
 OPS = (
     "roi_align/",
     "nms/",
@@ -134,6 +136,8 @@ def main() -> None:
     write("ops", compact_ops(read(args.folder / "golden_ops.npz")))
     first = compact_model(read(args.folder / f"golden_{FIRST}.npz"), {}, shared={})
     for model in args.models:
+        if own := read(args.folder / f"inputs_{model}.npz"):
+            write(f"inputs_{model}", own)
         golden, sgd = (read(args.folder / f"{kind}_{model}.npz") for kind in ("golden", "golden_sgd5"))
         write(model, compact_model(golden, sgd, shared={} if model in WITH_FEATURES else first))
 

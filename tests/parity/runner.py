@@ -2,12 +2,19 @@
 
 ``run`` and ``sgd`` take a model name, a torch state dict and the arrays of ``inputs`` and return named arrays in
 torch layout.  Nothing here depends on the values, sizes or numbers of what is given.
+
+Two-stage models are run in two pieces, so that the many models with the same backbone, neck and RPN compile, and for
+the same weights run, these once: `Body` makes features and proposals, and for given gradients of the features the
+gradients of its parameters; the model itself does the rest on given features.
 """
 
 import dataclasses
+import functools
+import zlib
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +25,14 @@ from jaxdet.checkpoints.names.mmdet import from_mmdet, mmdet_names
 from jaxdet.checkpoints.tree import flatten, unflatten
 from jaxdet.config import load_config
 from jaxdet.evaluation.paste import paste_mask
-from jaxdet.models.features import Normalization
+from jaxdet.models.dense import DenseDetector
+from jaxdet.models.features import Normalization, extract_features, feature_intermediates, semantic_losses
 from jaxdet.models.one_stage import OneStage
-from jaxdet.structures import Batch, Detections, Masks, Proposals, Targets
+from jaxdet.models.roi.boxes import pad
+from jaxdet.models.two_stage import TwoStage
+from jaxdet.nn.heads.semantic import semantic_crops
+from jaxdet.ops.losses import SmoothL1
+from jaxdet.structures import Batch, Detections, Features, Masks, Proposals, Targets
 
 Arrays = dict[str, Any]
 
@@ -100,6 +112,7 @@ def make_batch(inputs: Arrays) -> Batch:
         ),
         crowd=np.zeros((1, number), bool),
         valid=np.arange(number)[None] < real,
+        semantic=np.asarray(inputs["gt_semantic_seg_s8"])[None] if "gt_semantic_seg_s8" in inputs else None,
     )
     scale = np.asarray(inputs["scale_factor"], np.float32)
     return Batch(
@@ -113,24 +126,101 @@ def make_batch(inputs: Arrays) -> Batch:
     )
 
 
+class Body(nn.Module):
+    """What comes before the stages of a two-stage model; its parameters lie where the model's do."""
+
+    backbone: nn.Module
+    neck: nn.Module
+    rpn: DenseDetector
+    semantic: nn.Module | None
+    normalization: Normalization
+
+    def named(self, batch: Batch) -> tuple[Features, Arrays]:
+        """Features, and intermediates by the names of `TwoStage.intermediates`."""
+        features = self.features(batch)
+        named = feature_intermediates(
+            batch, self.backbone, self.neck, normalization=self.normalization, dtype="float32"
+        )
+        outputs = self.rpn(features, batch.true_hw)
+        proposals = self.rpn.proposals(outputs, batch.true_hw, self.rpn.test)
+        return features, named | self.rpn.intermediates(outputs, "rpn") | {"proposals": proposals}
+
+    def features(self, batch: Batch) -> Features:
+        return extract_features(
+            batch,
+            self.backbone,
+            self.neck,
+            normalization=self.normalization,
+            dtype="float32",
+            semantic=self.semantic,
+        )
+
+    def losses(self, batch: Batch, wanted: Features) -> tuple[jax.Array, Arrays]:
+        """The losses of RPN and semantic branch, and a number whose gradient is that of these and of the stages.
+
+        ``wanted`` is the gradient of the stages' losses with respect to the features.
+        """
+        features = self.features(batch)
+        outputs = self.rpn(features, batch.true_hw)
+        own = self.rpn.losses(outputs, batch.true_hw, batch.targets, jax.random.key(0))
+        terms = {f"loss_rpn_{name.removeprefix('loss_')}": value for name, value in own.items()}
+        if self.semantic is not None:
+            terms |= semantic_losses(features.semantic_logits, batch.targets, self.semantic.weight)
+        products = jax.tree.map(lambda x, y: (x * y).sum(), features, wanted)
+        return sum(terms.values()) + sum(jax.tree.leaves(products)), terms
+
+    @staticmethod
+    def of(net: TwoStage, *, training: bool) -> "Body":
+        """The body of a model; without training what the RPN does there is set aside, so that more models agree."""
+        rpn = net.rpn if training else net.rpn.clone(box_loss=SmoothL1(), border=-1.0, train=net.rpn.test)
+        return Body(net.backbone, net.neck, rpn, net.semantic, net.normalization)
+
+
 def run(model: str, state_dict: Arrays, inputs: Arrays, groups: set[str]) -> Arrays:
     """Outputs of the groups asked for, by the names of the golden files; features come always."""
     net, batch = load_model(model), make_batch(inputs)
     variables = load_variables(net, state_dict, batch)
-    named = jax.jit(lambda v: net.apply(v, batch, *_looked_at(net, inputs, groups), method="intermediates"))(variables)
-    out = _features(net, named)
-    if "heads" in groups and not isinstance(net, OneStage):
-        out |= _heads(named) | _spare_mask_heads(net, variables, state_dict, named)
-    if "test" in groups:
-        out |= _detections("test", jax.jit(lambda v: net.apply(v, batch, method="predict"))(variables), batch)
-        if not isinstance(net, OneStage):
-            found = jax.jit(lambda v, p: net.apply(v, batch, p, method="predict"))(variables, _proposals(inputs))
-            out |= _detections("test_fixedprop", found, batch)
-    if "train" in groups:
-        terms, grads = jax.jit(lambda v: _loss_and_grads(net, v, batch, _given(net, inputs)))(variables)
-        out |= {f"train/{name}": np.asarray(value) for name, value in terms.items()}
-        out["train/grad_norms"] = _norms(net, grads, trained_only=True)
+    compute = _one_stage if isinstance(net, OneStage) else _two_stage
+    out = compute(net, variables, state_dict, batch, inputs, groups)
     return {k: v if isinstance(v, dict) else np.asarray(v) for k, v in out.items()}
+
+
+def _one_stage(
+    net: OneStage, variables: Arrays, state_dict: Arrays, batch: Batch, inputs: Arrays, groups: set[str]
+) -> Arrays:
+    named = _apply(net, variables, batch, method="intermediates")
+    out = _features(named, net.dense, "dense", "head")
+    if "test" in groups:
+        out |= _detections("test", _apply(net, variables, batch, method="predict"), batch)
+    if "train" in groups:
+        (total, (terms, _)), grads = _loss_and_grads(net, variables, batch, jax.random.key(0), method="losses")
+        out |= {f"train/{name}": value for name, value in terms.items()} | {"train/total_loss": total}
+        out["train/grad_norms"] = _norms(net, grads, trained_only=True)
+    return out
+
+
+def _two_stage(
+    net: TwoStage, variables: Arrays, state_dict: Arrays, batch: Batch, inputs: Arrays, groups: set[str]
+) -> Arrays:
+    body = Body.of(net, training=False)
+    features, named = _body_outputs(body, _part(variables, _BODY), batch)
+    out = _features(named, net.rpn, "rpn", "rpn")
+    proposals = named["proposals"]
+    if "heads" in groups:
+        rois = jnp.asarray(inputs["fixed_rois"], jnp.float32)[None]
+        rated = (jnp.arange(rois.shape[1]) * 5 % net.num_classes)[None]
+        seen = _apply(net, variables, features, rois, rated, batch.true_hw, method="stage_intermediates")
+        out |= _heads(seen) | _spare_mask_heads(net, variables, state_dict, seen) | _semantic(features, rois)
+    if "test" in groups:
+        fixed = pad(_proposals(inputs), proposals.valid.shape[1])  # in as many slots: one program serves both
+        for prefix, boxes in (("test", proposals), ("test_fixedprop", fixed)):
+            found = _apply(net, variables, features, boxes, batch.true_hw, method="detect")
+            out |= _detections(prefix, found, batch)
+    if "train" in groups:
+        terms, grads = _train(net, variables, batch, _proposals(inputs))
+        out |= {f"train/{name}": value for name, value in terms.items()}
+        out["train/grad_norms"] = _norms(net, grads, trained_only=True)
+    return out
 
 
 def sgd(model: str, state_dict: Arrays, inputs: Arrays, steps: int = 5) -> Arrays:
@@ -143,39 +233,102 @@ def sgd(model: str, state_dict: Arrays, inputs: Arrays, steps: int = 5) -> Array
     params, state, history = variables["params"], rule.init(variables["params"]), []
 
     @jax.jit
-    def step(params: Any, state: Any) -> Any:
-        terms, grads = _loss_and_grads(net, {**variables, "params": params}, batch, _given(net, inputs))
+    def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = rule.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, terms
+        return optax.apply_updates(params, updates), state
 
     for _ in range(steps):
-        params, state, terms = step(params, state)
+        terms, grads = _train(net, {**variables, "params": params}, batch, _proposals(inputs))
+        params, state = update(params, state, grads)
         terms = {k: float(v) for k, v in terms.items() if "loss" in k and k != "total_loss"}
         history.append(list(terms.values()))
     norms = _norms(net, params, trained_only=False)
     return {"loss_names": list(terms), "losses": np.array(history), "param_norms_after": norms}
 
 
-def _looked_at(net: Any, inputs: Arrays, groups: set[str]) -> tuple[Any, ...]:
-    """The fixed RoIs, and the classes whose masks are rated."""
-    if isinstance(net, OneStage) or "heads" not in groups:
-        return ()
-    rois = jnp.asarray(inputs["fixed_rois"], jnp.float32)[None]
-    return rois, (jnp.arange(rois.shape[1]) * 5 % net.num_classes)[None]
+_BODY = ("backbone", "neck", "rpn", "semantic")
 
 
-def _given(net: Any, inputs: Arrays) -> tuple[Any, ...]:
-    return () if isinstance(net, OneStage) else (_proposals(inputs),)
+def _part(variables: Arrays, names: tuple[str, ...], others: bool = False) -> Arrays:
+    """The variables of some parts, or of all but these."""
+    return {
+        collection: {name: leaves for name, leaves in tree.items() if (name in names) != others}
+        for collection, tree in variables.items()
+    }
 
 
-def _features(net: Any, named: Arrays) -> Arrays:
+@functools.partial(jax.jit, static_argnames=("net", "method"))
+def _apply(net: Any, variables: Arrays, *args: Any, method: str) -> Any:
+    return net.apply(variables, *args, method=method)
+
+
+@functools.partial(jax.jit, static_argnames=("net", "method"))
+def _loss_and_grads(net: Any, variables: Arrays, *args: Any, method: str) -> Any:
+    """Value and gradient of the sum of the terms that a method returns first."""
+
+    def total(params: Any) -> Any:
+        found = net.apply({**variables, "params": params}, *args, method=method)
+        return sum(found[0].values()), found
+
+    return jax.value_and_grad(total, has_aux=True)(variables["params"])
+
+
+def _train(net: Any, variables: Arrays, batch: Batch, proposals: Proposals) -> tuple[Arrays, Any]:
+    """All losses, those of the stages on given proposals, and the gradient of their sum."""
+    body, rest = Body.of(net, training=True), _part(variables, _BODY, others=True)
+    own = _part(variables, _BODY)
+    features = _apply(body, own, batch, method="features")
+    terms, grads, wanted = _stage_grads(net, rest, features, proposals, batch)
+    body_terms, body_grads = _body_grads(body, own, batch, wanted)
+    terms = {**body_terms, **terms}
+    return terms | {"total_loss": sum(terms.values())}, {**body_grads, **grads}
+
+
+@functools.partial(jax.jit, static_argnames="net")
+def _stage_grads(net: Any, variables: Arrays, features: Features, proposals: Proposals, batch: Batch) -> Any:
+    """Losses of the stages, and their gradients with respect to their parameters and the features."""
+
+    def total(params: Any, features: Features) -> Any:
+        given = features, proposals, batch.targets, batch.true_hw, jax.random.key(0)
+        terms, _ = net.apply({**variables, "params": params}, *given, method="stage_losses")
+        return sum(terms.values()), terms
+
+    (_, terms), (grads, wanted) = jax.value_and_grad(total, (0, 1), has_aux=True)(variables["params"], features)
+    return terms, grads, wanted
+
+
+@functools.partial(jax.jit, static_argnames="body")
+def _body_grads(body: Body, variables: Arrays, batch: Batch, wanted: Features) -> Any:
+    def total(params: Any) -> Any:
+        return body.apply({**variables, "params": params}, batch, wanted, method="losses")
+
+    (_, terms), grads = jax.value_and_grad(total, has_aux=True)(variables["params"])
+    return terms, grads
+
+
+_found: dict[Any, Any] = {}
+"""Features and intermediates by body, weights and image."""
+
+
+def _body_outputs(body: Body, variables: Arrays, batch: Batch) -> tuple[Features, Arrays]:
+    """What `Body.named` returns; for the same weights and image it is computed once."""
+    contents = zlib.crc32(np.ascontiguousarray(batch.image))
+    for leaf in jax.tree.leaves(variables):
+        contents = zlib.crc32(np.ascontiguousarray(leaf), contents)
+    key = body, batch.image.shape, contents
+    if key not in _found:
+        _found.clear()  # of one at a time, since they are large
+        _found[key] = _apply(body, variables, batch, method="named")
+    return _found[key]
+
+
+def _features(named: Arrays, dense: DenseDetector, ours: str, theirs: str) -> Arrays:
     """Features and what the dense head says of them, in torch layout."""
     out = {}
     for name, value in named.items():
         kind, _, rest = name.partition("/")
         if kind in ("backbone", "pyramid"):
-            out[f"{ {'backbone': 'backbone/C', 'pyramid': 'fpn/P'}[kind] }{rest}"] = _nchw(value)
-    dense, ours, theirs = (net.dense, "dense", "head") if isinstance(net, OneStage) else (net.rpn, "rpn", "rpn")
+            out[{"backbone": "backbone/C", "pyramid": "fpn/P"}[kind] + rest] = _nchw(value)
     for i, level in enumerate(dense.places.levels):
         for kind, name in (("logits", "cls"), ("deltas", "reg")):
             _, height, width, _ = named[f"pyramid/{level}"].shape
@@ -184,6 +337,18 @@ def _features(net: Any, named: Arrays) -> Arrays:
         proposals = named["proposals"]
         out["rpn/proposals"] = jnp.concatenate([proposals.boxes[0], proposals.scores[0, :, None]], 1)
     return out
+
+
+def _semantic(features: Features, rois: jax.Array) -> Arrays:
+    """What the semantic branch sees, and its crops of the fixed RoIs."""
+    if features.semantic is None:
+        return {}
+    crops = semantic_crops(features.semantic, rois, jnp.ones(rois.shape[:2], bool), 14)
+    return {
+        "semantic/logits": _nchw(features.semantic_logits),
+        "semantic/embedding": _nchw(features.semantic),
+        "semantic/roi_feats": _nchw(crops[0]),
+    }
 
 
 def _heads(named: Arrays) -> Arrays:
@@ -222,17 +387,6 @@ def _spare_mask_heads(net: Any, variables: Arrays, state_dict: Arrays, named: Ar
         out[f"mask/pred{t}"] = _nchw(head.apply({"params": weights}, named["masks/crops"], net.num_classes))
         t += 1
     return out
-
-
-def _loss_and_grads(net: Any, variables: Arrays, batch: Batch, given: tuple[Any, ...]) -> tuple[Arrays, Any]:
-    """Losses of the image, those of the stages on the fixed proposals, and the gradient of their sum."""
-
-    def total(params: Any) -> tuple[jax.Array, Arrays]:
-        terms, _ = net.apply({**variables, "params": params}, batch, jax.random.key(0), *given, method="losses")
-        return sum(terms.values()), terms
-
-    (value, terms), grads = jax.value_and_grad(total, has_aux=True)(variables["params"])
-    return terms | {"total_loss": value}, grads
 
 
 def _proposals(inputs: Arrays) -> Proposals:

@@ -65,6 +65,7 @@ def _read_zip(file: IO[bytes]) -> Any:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             raise ValueError("a TorchScript archive, which is code; save the bare state dict and load that")
         members = checked_members(archive, (zipfile.ZIP_STORED,), size, "torch.save")
+        # torch.save names the folder after the file, so its name is not known.
         roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
         if len(roots) != 1:
             raise ValueError(
@@ -80,6 +81,7 @@ def _read_zip(file: IO[bytes]) -> Any:
             member = members.get(f"{roots[0]}/data/{key}")
             if member is None:
                 raise ValueError(f"storage {key!r} is not in the archive")
+            # Tensors that share a storage must share the array, as those of tied weights do.
             if key not in buffers:
                 buffers[key] = np.frombuffer(archive.read(member), np.uint8)
             return _typed(buffers[key], dtype, key, size)
@@ -114,6 +116,7 @@ def _read_stream(file: IO[bytes]) -> Any:
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise ValueError("written on a big-endian machine, which is not supported")
     buffers: dict[str, Array] = {}
+    # Between the pickle and the storages' bytes the stream lists the order in which they come.
     value = load(file, _stream_storage(buffers, size))
     keys = load(file)
     known = isinstance(keys, list) and all(isinstance(key, str) for key in keys) and sorted(keys) == sorted(buffers)
@@ -132,6 +135,7 @@ def _stream_storage(buffers: dict[str, Array], file_size: int) -> Callable[[tupl
     def storage(pid: tuple[Any, ...]) -> Array:
         dtype, key, size = _storage_id(pid, 6)
         if key not in buffers:
+            # Memory is allocated before the bytes are read, so a storage may not claim more than the file has.
             if sum(b.nbytes for b in buffers.values()) + size * dtype.itemsize > file_size:
                 raise ValueError(f"storage {key!r} of {size} elements is larger than the file")
             buffers[key] = np.zeros(size, dtype)

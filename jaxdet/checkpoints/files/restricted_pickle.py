@@ -195,6 +195,7 @@ def _device(*parts: Any) -> str:
 
 def _allowed(copies: _Copies) -> dict[tuple[str, str], Any]:
     """What a pickle may name: (module, name) -> our function or value."""
+    # Only what is as long as its arguments is charged; tensors are views, and copy nothing.
     allowed: dict[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): copies.counted(_ordered_dict),
         ("torch._utils", "_rebuild_tensor"): _Call(_rebuild_tensor),
@@ -203,6 +204,7 @@ def _allowed(copies: _Copies) -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_parameter"): _Call(lambda data, *_: data),
         ("torch._utils", "_rebuild_parameter_with_state"): _Call(lambda data, *_: data),
         ("torch._tensor", "_rebuild_from_type_v2"): _Call(_rebuild_from_type),
+        # Classes that torch passes to `_rebuild_from_type_v2`, which ignores them.
         ("torch", "Tensor"): "torch.Tensor",
         ("torch.nn.parameter", "Parameter"): "torch.nn.Parameter",
         ("torch", "Size"): copies.counted(lambda sizes=(): tuple(sizes)),
@@ -258,7 +260,7 @@ def load(file: IO[bytes], storage: Callable[[tuple[Any, ...]], Array] = _no_stor
     Raises:
         ValueError: the pickle is broken, or does what is refused.
     """
-    start = file.tell()
+    start = file.tell()  # the pickle is read twice: to check it, and to run it
     try:
         _check_opcodes(file)
         size = file.tell() - start

@@ -7,7 +7,7 @@ on both sides.  The module's layout says which arrays it has.  A new kind of mod
 import functools
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -30,6 +30,24 @@ class Pair:
 
 
 Table: TypeAlias = tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Weights of another code base as variables of ours."""
+
+    variables: Variables
+    category_ids: tuple[int, ...] = ()  #: of labels 0, 1, ..; empty where the file does not say or has no classes
+    dropped: tuple[str, ...] = ()  #: names there that have no use here, left out by rule
+    within: str = ""  #: the part of a model that these weights fill, as ``merge`` takes it; empty: all of it
+    settings: tuple[str, ...] = ()  #: overrides of a model that these weights were trained with
+
+
+def either(ours: str, theirs: Sequence[str], leaves: tuple[Leaf, ...]) -> Table:
+    """Pairs for a module that has changed its name between versions of the other code base."""
+    return tuple(Pair(ours, name, leaves) for name in theirs)
+
+
 _PREFIX = re.compile(r"^((?:module\.)*).*", re.DOTALL)  # of torch wrappers for several devices; one is usual
 
 

@@ -50,7 +50,7 @@ class TrainBatches:
 
     def _whole_example(self, step: int, slot: int, index: int) -> dict[str, Any]:
         """The example of a slot; with ``data.skip_broken`` that of another image if the slot's own is broken."""
-        if not self.data.skip_broken:
+        if not self.data.skip_broken:  # the error ends the run and names the image
             return self._example(step, slot, index)
         for skipped, candidate in enumerate(self._candidates(step, slot, index)):
             try:
@@ -68,6 +68,7 @@ class TrainBatches:
         """Yield the image itself, then others of its canvas; which ones depends on seed, step and slot alone."""
         yield index
         rng = np.random.default_rng([self.plan.seed, REPLACE, step, slot])
+        # From the same canvas, or the batch would not have one shape.
         bucket = next(bucket for bucket in self.plan.buckets if index in bucket)
         yield from map(int, rng.choice(bucket, _TRIES))
 

@@ -51,6 +51,7 @@ class BatchIterator(Iterator["Batch"]):
         return self
 
     def __next__(self) -> "Batch":
+        # At its end the workers are closed at once, and not when someone thinks of it.
         arrays = None if self._iterator is None else next(self._iterator, None)
         if arrays is None:
             self.close()
@@ -61,7 +62,7 @@ class BatchIterator(Iterator["Batch"]):
 
     def _count(self, dropped: int = 0, skipped_images: int = 0) -> None:
         """Add up what `target_arrays` and `TrainBatches` counted; the first loss is logged at once."""
-        if dropped and not self.dropped:
+        if dropped and not self.dropped:  # one warning: in dense data it would come with every batch
             _log.warning(
                 "an image has more than %d instances: those beyond are left out of training, and counted "
                 "(raise data.max_boxes to keep them)",
@@ -103,6 +104,7 @@ def _prepared(batches: TrainBatches | EvalBatches, data: Data) -> Any:
     """An iterator over ``batches``, prepared ahead by processes or, with ``data.workers=0``, by a thread."""
     if data.workers:
         return WorkerIterator(batches, data)
+    # One thread keeps the order, and decodes while the device works.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=data.prefetch)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
@@ -186,7 +188,7 @@ def single_batch(image: NDArray[np.uint8], data: Data) -> "Batch":
 
 def _to_batch(arrays: dict[str, Any]) -> "Batch":
     """Wrap stacked arrays into the classes of ``structures``."""
-    from jaxdet.structures import Batch, Masks, Targets
+    from jaxdet.structures import Batch, Masks, Targets  # imports jax, see above
 
     targets = arrays.get("targets")
     if targets is None:

@@ -30,6 +30,7 @@ def resized_hw(hw: tuple[int, int], short_side: int, long_side: int) -> tuple[in
     Returns:
         Height and width, rounded half up as in the reference, at least 1.
     """
+    # The larger of both scales would let one side exceed its limit.
     scale = min(long_side / max(hw), short_side / min(hw))
     return max(int(hw[0] * scale + 0.5), 1), max(int(hw[1] * scale + 0.5), 1)
 
@@ -91,12 +92,13 @@ class View:
         which takes a fraction of the time.  An image made smaller gives the stored pixels: nearest neighbours of
         them would lose parts of a small instance, and shift it.
         """
-        if self.hw[0] < self.original_hw[0]:
+        if self.hw[0] < self.original_hw[0]:  # made smaller
             bitmap, frame = crop_mask(mask, size)
             frame = frame * np.array([*self.scale[::-1]] * 2, np.float32)
         else:
             rows, columns = self._lines()
             y, x, height, width = cv2.boundingRect(mask.T)  # transposed, as decoded masks lie column by column
+            # Which rows and columns of the resized image repeat a stored one inside the instance's box.
             top, bottom = np.searchsorted(rows, [y, y + height])
             left, right = np.searchsorted(columns, [x, x + width])
             inside = mask.T[x : x + width, y : y + height]
@@ -108,6 +110,7 @@ class View:
     def semantic(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """``[H, W]`` classes as stored -> every eighth pixel of the canvas, `IGNORED` beyond the image."""
         rows, columns = self._lines()
+        # The stored image is indexed directly: a resize of the whole map would be thrown away but for 1/64 of it.
         seen = classes[np.ix_(rows[::_SEMANTIC_STRIDE], columns[:: -1 if self.flip else 1][::_SEMANTIC_STRIDE])]
         whole = np.full([-(-side // _SEMANTIC_STRIDE) for side in self.canvas], IGNORED, np.uint8)
         whole[: seen.shape[0], : seen.shape[1]] = seen
@@ -163,7 +166,7 @@ def target_arrays(record: Record, view: View, data: Data) -> dict[str, Any]:
     Raises:
         ValueError: a segmentation cannot be read.
     """
-    chosen = _usable(record, view)
+    chosen = _usable(record, view)  # `sorted` below is stable, so the data set's order stays
     kept = sorted(chosen, key=lambda annotation: annotation.crowd)[: data.max_boxes]
     targets = _empty_targets(view, data)
     for slot, annotation in enumerate(kept):

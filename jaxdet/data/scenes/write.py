@@ -33,6 +33,7 @@ def make_scene(settings: Scenes, number: int) -> Scene:
     """Make scene ``number`` of the split that ``settings`` describe; any number may be asked for, in any order."""
     rng = np.random.default_rng([settings.seed, _STREAM[settings.split], number])
     aspect = settings.aspects[int(rng.integers(len(settings.aspects)))]
+    # The long side is `size`, whatever the aspect.
     long, short = settings.size, max(round(settings.size * min(aspect, 1 / aspect)), 1)
     return draw_scene(rng, (short, long) if aspect >= 1 else (long, short))
 
@@ -76,6 +77,7 @@ def cached_scenes(settings: Scenes) -> Path:
     folder = folder_of(settings)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place, because a rename between file systems is a copy.
         with tempfile.TemporaryDirectory(prefix=".scenes-", dir=folder.parent) as scratch:
             _write_split(Path(scratch) / "new", settings)
             _publish(Path(scratch) / "new", folder)
@@ -87,7 +89,7 @@ def _publish(written: Path, folder: Path) -> None:
     try:
         written.rename(folder)
     except OSError:
-        if not folder.exists():
+        if not folder.exists():  # the error had another cause than a second writer
             raise
 
 
@@ -128,6 +130,7 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, A
             "bbox": _box(instance.mask),
             "area": int(instance.mask.sum()),
             "iscrowd": int(instance.crowd),
+            # COCO has plain run lengths for crowd regions, as here, and polygons for all else; but they have no holes.
             "segmentation": _run_lengths(instance.mask) if instance.crowd else _compressed(instance.mask),
         }
         for offset, instance in enumerate(scene.instances)

@@ -65,7 +65,7 @@ def read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
 def open_coco(images: str, annotations: str, stuff: str | None = None) -> StoredSource:
     """Open a COCO folder.
 
-    The json is read here and never again, not by worker processes either (see `SharedArrays`).
+    The json is packed into arrays here, so that worker processes need not read it again (see `SharedArrays`).
 
     Args:
         images: folder that ``file_name`` is relative to.
@@ -80,7 +80,7 @@ def open_coco(images: str, annotations: str, stuff: str | None = None) -> Stored
     try:
         categories = read_categories(data["categories"])
         table = SharedArrays(_pack(data, categories, images))
-    except ValueError as error:
+    except ValueError as error:  # the functions above do not know the file
         raise ValueError(f"annotations {annotations}: {error}; {CHECK}") from error
     return StoredSource(categories, table, CocoFiles(images, annotations, stuff, table))
 
@@ -140,6 +140,7 @@ def _pack(data: dict[str, Any], categories: Sequence[Category], folder: str) -> 
     # An id that comes twice would give both images all annotations of either.
     if len(np.unique(image_ids)) < len(image_ids):
         raise ValueError("expected image ids that differ, got an id twice")
+    # Ids of the json -> positions, which everything else uses.
     position = {int(image_id): index for index, image_id in enumerate(image_ids)}
     owners = np.array(each("annotations", entries, lambda entry: _known(position, entry, "image_id")), np.int64)
     counts = np.bincount(owners, minlength=len(images))
@@ -167,6 +168,7 @@ def _stored_hw(entry: Any, folder: str) -> tuple[int, int]:
 
 
 def _check_counts(counts: NDArray[np.int64], names: list[str]) -> None:
+    # `initial` for a json without images, of which the maximum is not defined.
     if counts.max(initial=0) > MAX_ANNOTATIONS:
         raise ValueError(
             f"expected at most {MAX_ANNOTATIONS} annotations of an image, "
@@ -193,6 +195,7 @@ def _annotation_columns(
     read = each("annotations", entries, lambda entry: annotation_of(entry, _known(label, entry, "category_id")))
     boxes = np.array([annotation.bbox for annotation in read], np.float64).reshape(-1, 4)
     areas = np.array([annotation.area for annotation in read], np.float64)
+    # Crowd regions are never positives, and the annotators ask to leave ignored ones out.
     offered = np.array([not (annotation.crowd or annotation.ignore) for annotation in read], np.bool_)
     labels = np.array([annotation.label for annotation in read], np.int32)
     # Annotations are kept as JSON text, which loses no digit of them and takes a third of the memory of lists.

@@ -26,7 +26,7 @@ class SharedArrays(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._scratch: ScratchFolder | None = ScratchFolder()
+        self._scratch: ScratchFolder | None = ScratchFolder()  # kept, because the folder goes with this object
         self._folder = str(self._scratch.path)
         for name, array in arrays.items():
             np.save(Path(self._folder) / f"{name}.npy", array)
@@ -42,7 +42,7 @@ class SharedArrays(Mapping[str, NDArray[Any]]):
         return len(self._arrays)
 
     def __getstate__(self) -> str:
-        return self._folder
+        return self._folder  # workers map the same files again
 
     def __setstate__(self, folder: str) -> None:
         self._scratch = None  # the folder belongs to the process that wrote it, which also removes it

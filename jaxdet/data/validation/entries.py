@@ -92,7 +92,7 @@ def printable(text: str) -> str:
 # Single values.
 
 
-def value_of(entry: Any, key: str) -> Any:
+def _value_of(entry: Any, key: str) -> Any:
     """Return what an object of the json has under ``key``; it must be an object and have the key."""
     if not isinstance(entry, Mapping):
         raise ValueError(f"expected an object, got {short(entry)}")
@@ -103,7 +103,7 @@ def value_of(entry: Any, key: str) -> Any:
 
 def whole(entry: Any, key: str) -> int:
     """Read an integer of 64 bits; 3.0 counts as 3, true does not count as 1."""
-    value = value_of(entry, key)
+    value = _value_of(entry, key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if type(value) is not int or value not in _INT64:
@@ -113,7 +113,7 @@ def whole(entry: Any, key: str) -> int:
 
 def text(entry: Any, key: str) -> str:
     """Read a string without control characters, which a terminal would obey, and without lone surrogates."""
-    value = value_of(entry, key)
+    value = _value_of(entry, key)
     if not isinstance(value, str) or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
         raise ValueError(f"{key}: expected a string without control characters, got {short(value)}")
     return value
@@ -188,7 +188,7 @@ def annotation_of(entry: Any, label: int) -> Annotation:
 
 
 def _box(entry: Any) -> tuple[float, float, float, float]:
-    box = value_of(entry, "bbox")
+    box = _value_of(entry, "bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(is_number(value, MAX_BOX_VALUE) for value in box):
         raise ValueError(f"bbox: expected 4 numbers x, y, width, height of at most {MAX_BOX_VALUE:g}, got {short(box)}")
     x, y, width, height = (float(value) for value in box)

@@ -67,6 +67,7 @@ def entries_of(data: dict[str, Any], key: str, needed: tuple[str, ...]) -> tuple
 def _entry_problem(entry: Any, needed: tuple[str, ...]) -> str:
     if not isinstance(entry, dict):
         return f"expected an object, got {type(entry).__name__}"
+    # Keys that other findings examine, such as an area, are not needed here.
     missing = [key for key in needed if key not in entry]
     if missing:
         return f"no {', '.join(missing)}"
@@ -128,7 +129,7 @@ def map_findings(entry: dict[str, Any], stuff: Path) -> Iterator[Finding]:
     try:
         name = file_name_of(entry)
     except ValueError:
-        return  # reported with the image
+        return  # `image_findings` reports it
     path = map_path(str(stuff), name)
     if not os.path.isfile(path):
         yield Finding("error", "semantic map missing", name)
@@ -227,6 +228,7 @@ def _area_findings(entry: dict[str, Any], where: str) -> Iterator[Finding]:
 def _segmentation_findings(
     entry: dict[str, Any], hw: tuple[int, int], where: str, broken_box: bool
 ) -> Iterator[Finding]:
+    # COCO's evaluation of masks needs one for every annotation, crowd or not.
     segmentation = entry.get("segmentation")
     if segmentation is None or segmentation in ([], {}):
         yield Finding("error", "no segmentation (needs data.masks=False)", where)
@@ -255,6 +257,7 @@ def _polygon_findings(polygons: list[Any], hw: tuple[int, int], where: str, crow
             continue  # the segmentation is unreadable and reported as such
         if len(numbers) < 6:
             yield Finding("warning", "polygon of fewer than 3 points (left out)", f"{where}: {numbers}")
+        # A pixel of tolerance, since tools round polygons in different ways.
         elif min(numbers) < -1 or max(numbers[::2]) > hw[1] + 1 or max(numbers[1::2]) > hw[0] + 1:
             yield Finding("warning", "polygon reaches outside the image", where)
 

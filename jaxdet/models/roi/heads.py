@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxdet.nn.blocks.remat import rematerialized
 from jaxdet.nn.extractors.single_level import crops_as_batch
 from jaxdet.ops.boxes import DeltaCoder
-from jaxdet.ops.losses import L1, BoxLoss
+from jaxdet.ops.losses import BoxLoss, SmoothL1
 from jaxdet.structures import Features
 
 
@@ -21,7 +21,7 @@ class BoxBranch(nn.Module):
     extractor: nn.Module
     head: nn.Module
     coder: DeltaCoder = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
-    box_loss: BoxLoss = L1()
+    box_loss: BoxLoss = SmoothL1()
     remat: bool = False
 
     @rematerialized

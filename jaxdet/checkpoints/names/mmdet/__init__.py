@@ -8,6 +8,8 @@ The names of a part follow from its place in the variables (``backbone``, ``neck
 and from what it holds there.
 """
 
+import itertools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -17,29 +19,24 @@ from jaxdet.checkpoints.tree import Array, Path, Variables, flatten
 
 _Tree: TypeAlias = Mapping[str, Any]
 
-_PARTS: dict[str, Callable[[_Tree, _Tree], Table]] = {
-    "backbone": lambda part, model: backbone.resnet("backbone", "backbone."),
-    "neck": lambda part, model: backbone.fpn(part),
-    "rpn": lambda part, model: dense.RPN,
-    "dense": lambda part, model: dense.retina(part),
+_PARTS: dict[str, Callable[[_Tree], Table]] = {
+    "backbone": lambda model: backbone.resnet("backbone", "backbone."),
+    "neck": lambda model: backbone.fpn(model["neck"]),
+    "rpn": lambda model: dense.RPN,
+    "dense": lambda model: dense.retina(model["dense"]),
     "heads": roi.box_branches,
     "masks": masks.mask_branches,
     "mask_scores": masks.mask_scores,
-    "semantic": lambda part, model: roi.semantic(part),
+    "semantic": lambda model: roi.semantic(model["semantic"]),
 }
-"""Pairs of names for a part, from its variables and those of the whole model, by the part's place."""
+"""Pairs of names for the parts of a model, from its parameters, by their place; box heads are places in a row."""
 
 
 def table_for(variables: _Tree) -> Table:
-    """Pairs for the composition in a model's variables: arrays or shapes, the whole tree or some parts of it."""
+    """Pairs for the parts that a model's variables have: arrays or shapes, the whole tree or some parts of it."""
     model = variables.get("params", {})
-    pairs = [*backbone.resnet("backbone", "backbone.")]
-    for place, part in model.items():
-        kind = place.rstrip("0123456789").rstrip("_")
-        if kind in _PARTS and place != "backbone":
-            # Box heads are several parts in a row; the pairs of all of them are made at once.
-            pairs += _PARTS[kind](part, model) if place in (kind, f"{kind}_0") else ()
-    return tuple(pairs)
+    places = {re.sub(r"_\d+$", "", place) for place in model}
+    return tuple(itertools.chain.from_iterable(pairs(model) for place, pairs in _PARTS.items() if place in places))
 
 
 def from_mmdet(state: Mapping[str, Any], like: Mapping[str, Any]) -> Variables:
@@ -47,7 +44,8 @@ def from_mmdet(state: Mapping[str, Any], like: Mapping[str, Any]) -> Variables:
 
     ``like`` are the variables to be filled (arrays or shapes): mmdetection's names depend on the composition.
     Names without a pair stay in the collection ``unmapped``, where ``merge`` lists them: what only another
-    composition has, and what a checkpoint carries without use.  Errors as ``table.from_state``.
+    composition has, parts that ``like`` is without, and what a checkpoint carries without use.  Errors as
+    ``table.from_state``.
     """
     return from_state(table_for(like), state)
 

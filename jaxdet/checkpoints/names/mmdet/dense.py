@@ -16,9 +16,10 @@ RPN: Table = (
 
 def retina(tree: Mapping[str, Any]) -> Table:
     """Pairs for the head of RetinaNet."""
+    head = tree.get("head", {})
     return (
-        *convs("dense/head", "bbox_head.cls_convs.{}.conv", tree["head"], "class_conv"),
-        *convs("dense/head", "bbox_head.reg_convs.{}.conv", tree["head"], "box_conv"),
+        *convs("dense/head", "bbox_head.cls_convs.{}.conv", head, "class_conv"),
+        *convs("dense/head", "bbox_head.reg_convs.{}.conv", head, "box_conv"),
         Pair("dense/head/logits", "bbox_head.retina_cls", CONV),
         Pair("dense/head/deltas", "bbox_head.retina_reg", CONV),
     )

@@ -6,13 +6,14 @@ from jaxdet.checkpoints.names.mmdet.roi import Tree, extractor, output, suffix_o
 from jaxdet.checkpoints.names.table import Pair, Table
 
 
-def mask_branches(part: Tree, model: Tree) -> Table:
+def mask_branches(model: Tree) -> Table:
     """Pairs for all mask heads of a model and their extractors."""
     pairs: list[Pair] = []
+    part = model["masks"]
     for number in numbers("heads_", part):
         branch, ours, suffix = part[f"heads_{number}"], f"masks/heads_{number}", suffix_of(number, model)
         pairs += extractor(f"{ours}/extractor", f"roi_head.mask_roi_extractor{suffix}", branch)
-        pairs += _mask_head(f"{ours}/head", f"roi_head.mask_head{suffix}", branch["head"])
+        pairs += _mask_head(f"{ours}/head", f"roi_head.mask_head{suffix}", branch.get("head", {}))
     return tuple(pairs)
 
 
@@ -25,9 +26,9 @@ def _mask_head(ours: str, theirs: str, tree: Tree) -> Table:
     )
 
 
-def mask_scores(part: Tree, _: Tree) -> Table:
+def mask_scores(model: Tree) -> Table:
     """Pairs for the head that predicts the IoU of masks."""
-    ours, theirs, tree = "mask_scores/head", "roi_head.mask_iou_head", part["head"]
+    ours, theirs, tree = "mask_scores/head", "roi_head.mask_iou_head", model["mask_scores"].get("head", {})
     layers = tree.get("trunk", {})
     conv = "" if "fc1" in layers else ".conv"
     return (

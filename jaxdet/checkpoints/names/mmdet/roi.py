@@ -16,13 +16,13 @@ from jaxdet.checkpoints.names.table import Pair, Table
 Tree = Mapping[str, Any]
 
 
-def box_branches(_: Tree, model: Tree) -> Table:
+def box_branches(model: Tree) -> Table:
     """Pairs for all box heads of a model and their extractors."""
     pairs: list[Pair] = []
     for number in numbers("heads_", model):
         branch, suffix = model[f"heads_{number}"], suffix_of(number, model)
         pairs += extractor(f"heads_{number}/extractor", f"roi_head.bbox_roi_extractor{suffix}", branch)
-        pairs += _box_head(f"heads_{number}/head", f"roi_head.bbox_head{suffix}", branch["head"])
+        pairs += _box_head(f"heads_{number}/head", f"roi_head.bbox_head{suffix}", branch.get("head", {}))
     return tuple(pairs)
 
 

@@ -1,0 +1,55 @@
+"""Bilinear sampling: which pixels a point between them reads, and with which weights.
+
+The one home of it on the device: RoIAlign, mask targets and masks on a grid sample by it, whether points form a lattice
+(taps of rows and of columns, combined by broadcasting) or lie anywhere.  Positions count pixel centres: 0 is the centre
+of the first pixel, ``extent - 1`` that of the last.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+MARGIN = 1.0
+"""How many pixels outside of a map a sample may lie to count: there it has the value of the nearest pixel, farther out
+it is 0.  The rule is the reference's (mmcv's and torchvision's RoIAlign)."""
+
+
+@struct.dataclass
+class Taps:
+    """Along one axis, for each position: the two pixels that it lies between, and where."""
+
+    low: jax.Array  #: int32
+    high: jax.Array  #: int32, the next one; at the border the same
+    fraction: jax.Array  #: float32, 0..1, the weight of the higher one
+    inside: jax.Array  #: bool, False: too far outside, the sample is 0
+
+
+def taps(position: jax.Array, extent: jax.Array) -> Taps:
+    """Taps of positions in a map of ``extent`` pixels along this axis; shapes are broadcast."""
+    inside = (position >= -MARGIN) & (position <= extent - 1 + MARGIN)
+    last = jnp.maximum(extent - 1, 0)
+    position = jnp.clip(position, 0.0, last.astype(jnp.float32))
+    low = jnp.floor(position).astype(jnp.int32)
+    return Taps(low, jnp.minimum(low + 1, last), position - low, inside)
+
+
+def corners(y: Taps, x: Taps, width: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """The four pixels around each point as rows of a flattened map ``width`` pixels wide, and their weights.
+
+    ``y`` and ``x`` are broadcast against each other: ``[..., h, 1]`` and ``[..., 1, w]`` for a lattice.
+    """
+    inside = y.inside & x.inside
+    found = []
+    for row, row_weight in ((y.low, 1.0 - y.fraction), (y.high, y.fraction)):
+        for column, column_weight in ((x.low, 1.0 - x.fraction), (x.high, x.fraction)):
+            found.append((row * width + column, row_weight * column_weight * inside))
+    return found
+
+
+def as_matrix(position: jax.Array, pixels: int) -> jax.Array:
+    """Weights ``[..., pixels]`` of the pixels along an axis for each position ``[...]``; outside the nearest counts.
+
+    The same interpolation as a product with a matrix: for maps that are small, or read at every position.
+    """
+    position = jnp.clip(position, 0.0, pixels - 1.0)
+    return jnp.maximum(1.0 - jnp.abs(position[..., None] - jnp.arange(pixels)), 0.0)
