@@ -174,7 +174,7 @@ def test_a_round_trip_through_json_gives_an_equal_config() -> None:
     for config in (
         real_config(),
         ResNet(depth=18, frozen_stages=-1),
-        Finish(),
+        NMS(),
         BoxHead(FC2()),
         (1, "a", None, (2.5, {3: True})),
     ):

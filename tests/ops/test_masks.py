@@ -8,6 +8,7 @@ import pytest
 from jaxdet.data.masks import crop_mask
 from jaxdet.ops.losses import mask_iou
 from jaxdet.ops.masks import instance_share, mask_iou_targets, mask_targets, masks_on_grid
+from jaxdet.structures import Masks
 from tests.ops import oracles
 from tests.ops.golden import INPUTS, OPS, normal
 
