@@ -30,8 +30,8 @@ CONFIG = Path(__file__).parent / "tiny.py"
 STEPS, SAVED = 50, 44
 # A sum over a batch that is made in another order differs in the last bits of a float32: measured were 8e-6 of a loss
 # term (the mean over the pixels of all masks) and 5e-7 of the gradient's norm.  The bounds leave room for other
-# versions of XLA, and not for another draw or count: one box of the 128 samples of a batch that is another one, or one sample
-# more in a mean, changes a term by some 1e-3.
+# versions of XLA, and not for another draw or count: one box of the 128 samples of a batch that is another one, or one
+# sample more in a mean, changes a term by some 1e-3.
 LOSS, GRADIENT = 5e-5, 1e-4
 # ``eval.py`` of the checkpoint in the processes that trained it, which have its program; each writes to its own place.
 TRAIN_AND_SCORE = """
