@@ -55,13 +55,16 @@ class MaskPrediction(nn.Module):
     ) -> dict[str, Any]:
         """``masks/crops [B * N, s, s, C]`` of the last head; of each stage ``masks/stage{t}/features`` and ``logits``.
 
-        Every pass looks at these crops, after the one before, and logits ``[B * N, m, m, K]`` are of all classes.
+        Passes look at crops as they do at test (`loop.predict_masks`); logits ``[B * N, m, m, K]`` are of all classes.
         """
-        crops = self.heads[setting.stages[-1].head].crops(features, boxes, jnp.ones(boxes.shape[:2], bool))
-        seen, named = self.heads[0].empty_features(crops), {"masks/crops": crops}
+        last, valid = self.heads[setting.stages[-1].head], jnp.ones(boxes.shape[:2], bool)
+        crops = last.crops(features, boxes, valid)
+        seen, named = last.empty_features(crops), {"masks/crops": crops}
         for t, stage in enumerate(setting.stages):
-            seen = self.heads[stage.head].look(crops, seen)
-            logits = self.heads[stage.head].head.classify(seen, setting.num_classes)
+            branch = self.heads[stage.head]
+            own = crops if branch is last or last.linked else branch.crops(features, boxes, valid)
+            seen = branch.look(own, seen)
+            logits = branch.head.classify(seen, setting.num_classes)
             named |= {f"masks/stage{t}/features": seen, f"masks/stage{t}/logits": logits}
         return named
 

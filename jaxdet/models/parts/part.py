@@ -64,12 +64,13 @@ def with_places(parts: Sequence[Any]) -> tuple[Any, ...]:
     """The parts, each named by its place, and from the second of a kind on by a number too.
 
     Linen names the members of a tuple by their number, so that the parameters of a part would move when another part
-    is put before it.  A model that keeps parts sets ``preserve_adopted_names``, and linen keeps these names.
+    is put before it.  A model that keeps parts sets ``preserve_adopted_names``, and linen keeps these names.  A name
+    that a part brings does not count: a stored config knows none, and gives the places that its checkpoint has.
     """
     count = Counter[str]()
     named = []
     for part in parts:
         count[part.place] += 1
-        suffix = f"_{count[part.place]}" if count[part.place] > 1 else ""
-        named.append(part.clone(name=f"{part.place}{suffix}") if part.name is None else part)
+        name = part.place if count[part.place] == 1 else f"{part.place}_{count[part.place]}"
+        named.append(part if part.name == name else part.clone(name=name))
     return tuple(named)
