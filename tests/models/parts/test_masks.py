@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from jaxdet.models.parts.masks import MaskPrediction, MaskScoring
+from jaxdet.models.parts.part import Found, Setting
+from jaxdet.models.roi.schedule import Stage
 from jaxdet.models.two_stage import TwoStage
+from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
+from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.score import MaskIoUHead
 from jaxdet.nn.heads.trunk import FC2
+from jaxdet.structures import Detections, Features
 from tests.models.small import initialize, make_batch, make_mask_branch, make_model, make_one_stage, make_targets
 
 BATCH = make_batch([make_targets(0), make_targets(1, "nothing")])
@@ -70,3 +75,23 @@ def test_masks_behind_a_one_stage_model_are_refused(method: str) -> None:
     model = make_one_stage(parts=make_parts()[:1])
     with pytest.raises(ValueError, match="a one-stage model has none"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), BATCH, *key, method=method))
+
+
+def test_intermediates_of_branches_that_are_not_linked() -> None:
+    """Each looks at its own crops, as at test; the mean of what they say is the detections' mask."""
+    rng = np.random.default_rng(0)
+    features = Features({i: rng.normal(size=(1, 64 >> i, 64 >> i, 4)).astype(np.float32) for i in (2, 3)})
+    branches = [
+        make_mask_branch(extractor=GRoIE(size=6, pre=ConvReLU(1), levels=(2, 3)), head=FCN(channels=4, convs=1))
+        for _ in range(2)
+    ]
+    part, setting = MaskPrediction(tuple(branches)), Setting(3, (Stage(0), Stage(1)))
+    boxes, labels = jnp.asarray([[[4.0, 4, 40, 40], [10, 8, 30, 60]]]), jnp.asarray([[0, 2]])
+    found = Found(Detections(boxes, jnp.ones((1, 2)), labels, labels >= 0, labels))
+    shapes = jax.eval_shape(lambda: part.init(jax.random.key(0), features, found, setting))
+    weights = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    masks = part.apply(weights, features, found, setting).detections.masks
+    named = part.apply(weights, features, boxes, labels, setting, {}, method="intermediates")
+    said = [named[f"masks/stage{t}/logits"][jnp.arange(2), :, :, labels[0]] for t in (0, 1)]
+    assert np.abs(said[0] - said[1]).max() > 0.1
+    np.testing.assert_allclose(masks.values[0], jax.nn.sigmoid(jnp.stack(said)).mean(0), rtol=1e-4, atol=1e-5)
