@@ -1,8 +1,9 @@
-"""Looking into traced programs."""
+"""Looking into traced programs, and ways to compile them."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
+import jax
 from jax.extend.core import jaxprs_in_params
 
 
@@ -23,3 +24,12 @@ def executions(jaxpr: Any, names: Container[str]) -> int:
         inside = sum(executions(inner, names) for inner in jaxprs_in_params(equation.params))
         found += (equation.primitive.name in names) + inside * equation.params.get("length", 1)
     return found
+
+
+def ways(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The function as it is, compiled with all optimisations, and with few, whatever the environment asks for."""
+    options: list[dict[str, Any]] = [
+        {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False},
+        {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+    ]
+    return [function, *(jax.jit(function, compiler_options=each) for each in options)]

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import pytest
-from jaxdet.models.finish import Finish
 
 from jaxdet.config import check, differences, from_data, load_config, override, to_data, to_text
 from jaxdet.data.settings import CocoFolder, Data, Scenes
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.trunk import FC2
+from jaxdet.ops.suppression import NMS
 
 
 class Part(nn.Module):
@@ -174,7 +174,7 @@ def test_a_round_trip_through_json_gives_an_equal_config() -> None:
     for config in (
         real_config(),
         ResNet(depth=18, frozen_stages=-1),
-        Finish(),
+        NMS(),
         BoxHead(FC2()),
         (1, "a", None, (2.5, {3: True})),
     ):
@@ -184,7 +184,7 @@ def test_a_round_trip_through_json_gives_an_equal_config() -> None:
 
 
 def test_data_without_a_setting_gives_its_default() -> None:
-    assert from_data({"class": "jaxdet.models.finish.Finish", "nms_iou": 0.3}) == Finish(nms_iou=0.3)
+    assert from_data({"class": "jaxdet.ops.suppression.NMS", "iou_threshold": 0.3}) == NMS(iou_threshold=0.3)
 
 
 HOSTILE = [
@@ -207,10 +207,10 @@ HOSTILE = [
     {"class": "jaxdet.nn.backbones.resnet.ResNet", "depht": 18},
     {"class": "jaxdet.nn.backbones.resnet.ResNet", "parent": 1},
     {"class": "jaxdet.nn.backbones.resnet.ResNet", "name": "x"},
-    {"class": "jaxdet.nn.backbones.resnet.ResNet", "depth": {"class": "jaxdet.models.finish.Finish"}},
+    {"class": "jaxdet.nn.backbones.resnet.ResNet", "depth": {"class": "jaxdet.ops.suppression.NMS"}},
     {"class": "jaxdet.data.settings.CocoFolder"},
     {"class": "jaxdet.data.settings.Data", "batch_size": 0},
-    {"class": "jaxdet.data.settings.Data", "train": {"class": "jaxdet.models.finish.Finish"}},
+    {"class": "jaxdet.data.settings.Data", "train": {"class": "jaxdet.ops.suppression.NMS"}},
     {"depth": 18},
     {"mapping": 3},
     {"mapping": [[1, 2, 3]]},

@@ -7,19 +7,48 @@ from pathlib import Path
 
 import jax
 import pytest
-from jaxdet.models.schedule import check_schedule
 
 from jaxdet.config import check, config_name, from_data, load_config, to_data
 from jaxdet.experiment import Experiment
+from jaxdet.models.dense import DenseDetector
+from jaxdet.models.detector import Detector
+from jaxdet.models.one_stage import OneStage
+from jaxdet.models.parts.masks import MaskPrediction, MaskScoring
+from jaxdet.models.roi.schedule import check_stages, check_test_heads, check_unshared
+from jaxdet.models.two_stage import TwoStage
 from tools import zoo
 
 ROOT = Path(__file__).parents[1]
 
 
 def names() -> Iterator[str]:
-    yield from (str(path.relative_to(ROOT)) for path in zoo.config_files())
+    yield from (f"configs/{path.name}" for path in sorted((ROOT / "configs").glob("*.py")) if path.stem != "base")
     for table, module in zoo.tables():
         yield from (f"configs/tables/{table}.py:{row}" for row in module.ROWS)
+
+
+def check_model(model: Detector) -> None:
+    """What a model would refuse when it is first called; a call of each of these would take minutes in all."""
+    assert isinstance(model, Detector)
+    if isinstance(model, OneStage):
+        check_unshared({"dense": model.dense, "parts": model.parts})
+        check_dense(model.dense)
+        return
+    assert isinstance(model, TwoStage)
+    check_stages(model.stages, model.heads)
+    check_test_heads(model.test_heads, model.heads)
+    check_unshared({"heads": model.heads, "parts": model.parts})
+    check_dense(model.rpn)
+    kinds = [type(part) for part in model.parts]
+    assert kinds in ([], [MaskPrediction], [MaskPrediction, MaskScoring])
+    for masks in model.parts[:1]:
+        assert len(masks.heads) == len(model.heads)
+        assert all(masks.heads[stage.head].linked for stage in model.stages if stage.mask_passes)
+
+
+def check_dense(dense: DenseDetector) -> None:
+    assert dense.head.anchors == dense.places.per_cell
+    assert (dense.sampler is None) == (dense.train.suppression.within == "class")
 
 
 @pytest.mark.parametrize("name", list(names()))
@@ -27,7 +56,7 @@ def test_config(name: str) -> None:
     experiment = load_config(ROOT / name)
     assert isinstance(experiment, Experiment)
     check(experiment)
-    check_schedule(experiment.model.schedule, experiment.model.heads)
+    check_model(experiment.model)
     assert from_data(json.loads(json.dumps(to_data(experiment)))) == experiment
 
 
@@ -64,17 +93,17 @@ def test_evaluation_loops_are_one_model() -> None:
 
 
 def test_alternations_and_thresholds() -> None:
-    def steps(name: str, key: str) -> list[float]:
-        return [getattr(step, key) for step in zoo.find(name).model.schedule]
+    def stages(name: str, key: str) -> list[float]:
+        return [getattr(stage, key) for stage in zoo.find(name).model.stages]
 
-    assert steps("sbr_table5:row_5", "head") == [0, 1, 0]
-    assert steps("sbr_table5:row_7", "head") == [0, 1, 0, 1]
-    assert steps("sbr_table5:row_7", "weight") == [1.0, 0.75, 0.5, 0.4]
-    assert steps("sbr_table6:row_8", "weight") == [1.0, 0.75, 0.5, 0.3]
-    assert steps("sbr_table6:row_5", "mask_passes") == [0, 1, 2]
-    assert steps("sbr_table6:row_6", "mask_passes") == [0, 0, 0]
-    assert [m.positive_iou for m in steps("r3_table1:row_5", "matcher")] == [0.7, 0.6, 0.5]  # type: ignore[attr-defined]
-    assert steps("r3_table1:row_4", "mask_passes") == [0, 0, 0]
+    assert stages("sbr_table5:row_5", "head") == [0, 1, 0]
+    assert stages("sbr_table5:row_7", "head") == [0, 1, 0, 1]
+    assert stages("sbr_table5:row_7", "weight") == [1.0, 0.75, 0.5, 0.4]
+    assert stages("sbr_table6:row_8", "weight") == [1.0, 0.75, 0.5, 0.3]
+    assert stages("sbr_table6:row_5", "mask_passes") == [0, 1, 2]
+    assert stages("sbr_table6:row_6", "mask_passes") == [0, 0, 0]
+    assert [m.positive_iou for m in stages("r3_table1:row_5", "matcher")] == [0.7, 0.6, 0.5]  # type: ignore[attr-defined]
+    assert stages("r3_table1:row_4", "mask_passes") == [0, 0, 0]
 
 
 def test_a_row_that_is_not_there() -> None:
@@ -89,6 +118,17 @@ def test_a_row_that_is_not_there() -> None:
 def test_names_of_runs() -> None:
     assert config_name("configs/demo.py") == "demo"
     assert config_name(Path("configs/tables/sbr_table6.py:row_3")) == "sbr_table6_row_3"
+
+
+def test_retinanet_is_its_papers() -> None:
+    """Nine anchors of 32 to 813 pixels a cell, on levels 3 to 7; the deeper one differs by its backbone alone."""
+    model, deeper = (load_config(f"configs/retinanet_r{depth}_fpn.py").model for depth in (50, 101))
+    assert deeper == model.clone(backbone=model.backbone.clone(depth=101))
+    sides = [model.dense.places.cell(level)[3:6, 2] * 2 for level in model.dense.places.levels]
+    assert [round(float(s)) for s in sides[0]] == [32, 40, 51]
+    assert round(float(sides[-1][-1])) == 813
+    matcher = model.dense.matcher
+    assert (matcher.positive_iou, matcher.negative_iou, matcher.min_positive_iou) == (0.5, 0.4, 0.0)
 
 
 def test_a_table_needs_no_array() -> None:

@@ -34,7 +34,7 @@ from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.nn.necks import FPN
 from jaxdet.prediction import find_images, predict_files
-from jaxdet.structures import Batch, Detections
+from jaxdet.structures import Batch, Detections, Masks
 from jaxdet.trained import Trained, load
 
 # pycocotools 2.0.11 decodes with a call that NumPy 2 deprecates
@@ -52,7 +52,8 @@ class Half:
         boxes = jnp.asarray([[[0, 0, width / 2, height], [width / 2, 0, width, height]]])
         scores = jnp.asarray([[0.9, 0.4]]) * variables["confidence"]
         valid = jnp.ones((1, 2), bool)
-        return Detections(boxes, scores, jnp.asarray([[1, 0]]), jnp.ones((1, 2, 28, 28)), scores, valid)
+        labels, index = jnp.asarray([[1, 0]]), jnp.asarray([[0, 1]])
+        return Detections(boxes, scores, labels, valid, index, Masks(jnp.ones((1, 2, 28, 28)), boxes))
 
 
 def trained(
@@ -255,7 +256,7 @@ class TestCheckpoint:
 
     def test_weights_must_fit_a_changed_model(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert eval_script.main(["--checkpoint", str(run), "model.num_classes=3"]) == 1
-        assert "box_head/logits" in capsys.readouterr().err
+        assert "head/logits" in capsys.readouterr().err
         assert eval_script.main(["--checkpoint", str(run), "model.num_clases=3"]) == 1
         assert "num_classes" in capsys.readouterr().err
         assert (

@@ -20,6 +20,7 @@ from jaxdet.ops.boxes import DeltaCoder, clip, safe
 from jaxdet.ops.devices import top_k
 from jaxdet.ops.losses import BinaryCrossEntropy, BoxLoss, ClassLoss, SmoothL1, masked_sum
 from jaxdet.ops.matching import Matcher
+from jaxdet.ops.rounding import whole_parts
 from jaxdet.ops.sampling import Choice, Sampler
 from jaxdet.ops.suppression import NMS, Suppression
 from jaxdet.structures import Detections, Features, Proposals, Targets
@@ -68,7 +69,7 @@ class DenseDetector(nn.Module):
     def __call__(self, features: Features, true_hw: jax.Array, num_classes: int = 1) -> DenseOutputs:
         """Head outputs on all levels of the places, for images of ``true_hw [B, 2]``."""
         levels = self.places.levels
-        padded = jnp.ceil(true_hw / self.pad_multiple) * self.pad_multiple
+        padded = whole_parts(true_hw, self.pad_multiple) * self.pad_multiple
         outputs = DenseOutputs([], [], [], [], None)
         codes = []
         for level, features_of_level in zip(levels, features.select(levels, "the dense head"), strict=True):

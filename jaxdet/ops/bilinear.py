@@ -13,6 +13,10 @@ MARGIN = 1.0
 """How many pixels outside of a map a sample may lie to count: there it has the value of the nearest pixel, farther out
 it is 0.  The rule is the reference's (mmcv's and torchvision's RoIAlign)."""
 
+_EDGE = 2.0**-14
+"""Samples that are so much further outside still count: their place is known no better, and what lies exactly at the
+limit must not depend on a rounding."""
+
 
 @struct.dataclass
 class Taps:
@@ -26,7 +30,7 @@ class Taps:
 
 def taps(position: jax.Array, extent: jax.Array) -> Taps:
     """Taps of positions in a map of ``extent`` pixels along this axis; shapes are broadcast."""
-    inside = (position >= -MARGIN) & (position <= extent - 1 + MARGIN)
+    inside = (position >= -MARGIN - _EDGE) & (position <= extent - 1 + MARGIN + _EDGE)
     last = jnp.maximum(extent - 1, 0)
     position = jnp.clip(position, 0.0, last.astype(jnp.float32))
     low = jnp.floor(position).astype(jnp.int32)

@@ -10,11 +10,13 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxdet.ops.rounding import product, quotient
+
 
 def area(boxes: jax.Array) -> jax.Array:
     """Area ``[...]`` of boxes ``[..., 4]``; a box turned inside out has area 0."""
     size = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
-    return size[..., 0] * size[..., 1]
+    return product(size[..., 0], size[..., 1])
 
 
 def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -22,19 +24,24 @@ def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
     low = jnp.maximum(a[:, None, :2], b[None, :, :2])
     high = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
     size = jnp.maximum(high - low, 0.0)
-    return size[..., 0] * size[..., 1]
+    return product(size[..., 0], size[..., 1])
 
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Intersection over union ``[A, B]``; 0 where the union is empty."""
+    """Intersection over union ``[A, B]``; 0 where the union is empty.
+
+    It is the reference's float32 to the last bit, on every backend: thresholds and ties hang on that.
+    """
     shared = intersection(a, b)
     union = area(a)[:, None] + area(b)[None] - shared
-    return shared / jnp.maximum(union, 1e-6)
+    return quotient(shared, jnp.maximum(union, 1e-6))
 
 
 def coverage(a: jax.Array, b: jax.Array) -> jax.Array:
     """Share ``[A, B]`` of each box of ``a`` that lies inside each box of ``b`` (intersection over area of a)."""
-    return intersection(a, b) / jnp.maximum(area(a)[:, None], 1e-6)
+    shared = intersection(a, b)
+    # What is shared is no larger than a; it makes of the areas of a a full matrix, as `quotient` needs it.
+    return quotient(shared, jnp.maximum(jnp.maximum(area(a)[:, None], shared), 1e-6))
 
 
 def clip(boxes: jax.Array, hw: jax.Array) -> jax.Array:

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 
 from jaxdet.ops.bilinear import as_matrix
 from jaxdet.ops.roi_align import make_lattice, sample_average
+from jaxdet.ops.rounding import snapped
 from jaxdet.structures import Masks
+
+HALF = 0.5 - 2.0**-14
+"""What counts as one half.  Samples are placed to some 1e-5 pixels, and half a cell is a share that objects with
+straight sides often have."""
 
 
 def mask_targets(masks: Masks, boxes: jax.Array, gt_index: jax.Array, valid: jax.Array, size: int = 28) -> jax.Array:
@@ -22,12 +27,14 @@ def mask_targets(masks: Masks, boxes: jax.Array, gt_index: jax.Array, valid: jax
     extent = jnp.asarray([height, width], jnp.int32)
     boxes, valid, origin, pixels = _look_up(masks.frames, boxes, gt_index, valid, extent)
     start = (boxes[..., 1::-1] - origin) * pixels - 0.5
-    lattice = make_lattice(start, (boxes[..., :1:-1] - boxes[..., 1::-1]) * pixels, valid, (size, size), 0)
+    # A box that is its own frame is as large as the bitmap, whatever its sides are: no sample more for a rounding.
+    roi_size = snapped((boxes[..., :1:-1] - boxes[..., 1::-1]) * pixels)
+    lattice = make_lattice(start, roi_size, valid, (size, size), 0)
     lattice = dataclasses.replace(
         lattice, base=gt_index * height * width, extent=jnp.broadcast_to(extent, (*gt_index.shape, 2))
     )
     share = sample_average(masks.values.reshape(batch, -1, 1).astype(jnp.float32), lattice, (size, size))[..., 0]
-    return (share >= 0.5).astype(jnp.float32)
+    return (share >= HALF).astype(jnp.float32)
 
 
 def masks_on_grid(masks: Masks, stride: int, grid_hw: tuple[int, int]) -> jax.Array:

@@ -16,9 +16,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxdet.ops.bilinear import Taps, corners, taps
+from jaxdet.ops.rounding import whole_parts
 
 GROUP = 64
 """Boxes worked on together.  Small keeps the accumulator in cache and members alike; large feeds an accelerator."""
@@ -80,8 +82,11 @@ def make_lattice(
     """Lattice of boxes from ``start [B, N, 2]`` on, ``roi_size [B, N, 2]`` large; the map is filled in later."""
     if sampling_ratio < 0:
         raise ValueError(f"sampling_ratio is a number of samples, or 0 for the adaptive number; got {sampling_ratio}")
-    bins = roi_size / jnp.asarray(size, jnp.float32)
-    count = jnp.clip(jnp.ceil(bins), 0, MAX_COUNT) if sampling_ratio == 0 else jnp.full_like(bins, sampling_ratio)
+    parts = np.asarray(size, np.float32)
+    bins = roi_size * (1 / parts)  # XLA would do so under jit, and divide without
+    count = jnp.full_like(bins, sampling_ratio)
+    if sampling_ratio == 0:
+        count = jnp.clip(whole_parts(roi_size, jnp.asarray(parts)), 0, MAX_COUNT)
     count = jnp.where(valid[..., None], count, 0).astype(jnp.int32)
     nothing = jnp.zeros_like(count)
     return Lattice(nothing[..., 0], nothing, start, bins, count)

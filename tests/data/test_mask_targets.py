@@ -10,6 +10,7 @@ from jaxdet.data import Data
 from jaxdet.data.masks import decode_mask
 from jaxdet.data.pipeline.transforms import view_of
 from jaxdet.ops.masks import mask_targets
+from jaxdet.structures import Masks
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "ops" / "mask_crops.py"
 
@@ -58,7 +59,8 @@ def test_the_op_makes_the_oracle_s_targets(oracle, scenes, size):
     boxes = boxes + np.random.default_rng(0).uniform(-5, 5, boxes.shape).astype(np.float32) * [[1, 1, 0.5, 0.5]]
     boxes = boxes.astype(np.float32)
     count = np.arange(len(boxes))[None]
-    targets = mask_targets(bitmaps[None], frames[None], boxes[None], count, np.ones_like(count, bool))[0]
+    masks = Masks(bitmaps[None], frames[None])
+    targets = mask_targets(masks, boxes[None], count, np.ones_like(count, bool))[0]
     expected = [oracle.target(*parts) for parts in zip(bitmaps, frames, boxes, strict=True)]
     assert (np.asarray(targets) != expected).mean() < 1e-3  # sums in 32 bits may fall on the other side of one half
 

@@ -33,7 +33,7 @@ def reference(scenes):
 def test_shapes_and_types(scenes, small, reference):
     for batch in reference:
         assert batch.image.shape in ((4, 64, 96, 3), (4, 96, 64, 3))
-        assert batch.targets.masks.shape == (4, 8, 28, 28)
+        assert batch.targets.masks.values.shape == (4, 8, 28, 28)
         assert batch.valid[0]
         np.testing.assert_array_equal(batch.targets.valid.any(axis=1), batch.valid)
         types = {leaf.dtype.name for leaf in jax.tree.leaves(batch)}

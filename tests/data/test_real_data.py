@@ -51,7 +51,7 @@ def test_batches_of_coco(shared):
         for batch in batches:
             targets = batch.targets
             real = targets.valid & ~targets.crowd
-            assert targets.masks[real].any(axis=(1, 2)).mean() > 0.97  # nearest resize loses a few tiny ones
+            assert targets.masks.values[real].any(axis=(1, 2)).mean() > 0.97  # nearest resize loses a few tiny ones
             limits = np.concatenate([batch.true_hw[:, ::-1]] * 2, axis=1)[:, None]
             assert ((targets.boxes >= 0) & (targets.boxes <= limits)).all()
 
@@ -63,8 +63,8 @@ def test_masks_travel_to_where_their_boxes_are(shared):
         for batch in batches:
             targets = batch.targets
             for slot in zip(*np.nonzero(targets.valid), strict=True):
-                x1, y1, x2, y2 = targets.frames[slot]
-                rows, columns = np.nonzero(targets.masks[slot])
+                x1, y1, x2, y2 = targets.masks.frames[slot]
+                rows, columns = np.nonzero(targets.masks.values[slot])
                 cell_y, cell_x = (y2 - y1) / DATA.mask_size, (x2 - x1) / DATA.mask_size
                 extent = [
                     x1 + columns.min() * cell_x,

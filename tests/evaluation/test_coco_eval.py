@@ -20,6 +20,7 @@ from jaxdet.evaluation import (
     summary_table,
     write_results,
 )
+from jaxdet.structures import Detections, Masks
 
 FAKE = Path(__file__).parents[3] / "shared" / "data" / "coco_eval_fakesegm100"
 # pycocotools 2.0.11 decodes with a call that NumPy 2 deprecates
@@ -242,20 +243,23 @@ class TestChecks:
         assert score(truth, check_results([plain], truth)).metrics["segm/AP"] == pytest.approx(1)
 
 
+def detections(boxes: Any, scores: Any, labels: Any, **more: Any) -> Detections:
+    """Of one image, on the host."""
+    number = len(boxes)
+    numbers, valid = np.asarray(labels, np.int32), np.ones(number, bool)
+    return Detections(np.float32(boxes), np.float32(scores), numbers, valid, np.zeros(number, np.int32), **more)
+
+
 class TestImageResults:
+    SETTINGS = {"image_id": 7, "category_ids": [3, 90], "scale": np.asarray([2, 1.5], np.float32), "hw": (100, 120)}  # noqa: RUF012
+    """Stored 100 x 120, resized to 200 x 180: scale 2 along y, 1.5 along x."""
+
     def test_back_to_the_stored_image(self, tmp_path: Path) -> None:
-        # stored 100 x 120, resized to 200 x 180: scale 2 along y, 1.5 along x
-        results = image_results(
-            np.asarray([[15, 20, 75, 100], [0, 0, 0, 0]], np.float32),
-            np.asarray([0.75, 0.5], np.float32),
-            np.asarray([1, 0], np.int32),
-            np.ones((2, 28, 28), np.float32),
-            np.asarray([0.75, 0.25], np.float32),
-            image_id=7,
-            category_ids=[3, 90],
-            scale=np.asarray([2, 1.5], np.float32),
-            hw=(100, 120),
-        )
+        boxes = [[15, 20, 75, 100], [0, 0, 0, 0]]
+        masks = Masks(np.ones((2, 28, 28), np.float32), np.float32(boxes))
+        mask_scores = np.asarray([0.75, 0.25], np.float32)
+        found = detections(boxes, [0.75, 0.5], [1, 0], masks=masks, mask_scores=mask_scores)
+        results = image_results(found, **self.SETTINGS)
         assert [result["category_id"] for result in results] == [90, 3]
         assert results[0]["bbox"] == [10, 10, 40, 40]
         assert results[0]["score"] == 0.75
@@ -271,28 +275,42 @@ class TestImageResults:
         read = read_results(tmp_path / "new" / "results.json", truth)
         assert score(truth, read).metrics["bbox/AP"] == pytest.approx(1)
 
+    def test_a_mask_stays_in_its_frame_when_the_box_has_moved_on(self) -> None:
+        masks = Masks(np.ones((1, 28, 28), np.float32), np.float32([[15, 20, 75, 100]]))
+        results = image_results(detections([[90, 20, 150, 100]], [0.9], [0], masks=masks), **self.SETTINGS)
+        assert results[0]["bbox"] == [60, 10, 40, 40]
+        assert "mask_score" not in results[0], "without scores of masks, those of the boxes"
+        mask = coco_mask.decode(results[0]["segmentation"])
+        assert mask[10:50, 10:50].mean() > 0.99
+        assert mask.sum() == mask[10:50, 10:50].sum()
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+    def test_masks_of_the_canvas_are_cut_by_their_boxes(self, dtype: Any) -> None:
+        """A canvas of 208 x 192 at a stride of 4; everything but its right half is inside by the model's threshold."""
+        values = np.full((1, 52, 48), 0.4, np.float32)
+        values[:, :, 24:] = 0.3
+        values = values if dtype == np.float32 else np.round(255 * values).astype(np.uint8)
+        frame, crop = np.float32([[0, 0, 192, 208]]), np.float32([[15, 20, 120, 100]])
+        masks = Masks(values, frame, crop, threshold=0.35)
+        results = image_results(detections(crop, [0.9], [0], masks=masks), **self.SETTINGS)
+        mask = coco_mask.decode(results[0]["segmentation"]).astype(bool)
+        # crop: columns 10 to 80, rows 10 to 50; the canvas' half is at column 64, where .35 is met
+        assert mask[10:50, 10:64].all()
+        assert mask.sum() == 40 * 54
+
     def test_numbers_that_are_none_are_left_out(self) -> None:
-        boxes = np.asarray([[0, 0, 5, 5], [np.nan, 0, 5, 5], [0, 0, 5, 5]], np.float32)
-        scores = np.asarray([np.nan, 1, 1], np.float32)
-        arguments = {"image_id": 1, "category_ids": [1], "scale": np.ones(2, np.float32), "hw": (9, 9)}
-        results = image_results(boxes, scores, np.zeros(3, np.int32), None, scores, **arguments)  # type: ignore[arg-type]
+        boxes = [[0, 0, 5, 5], [np.nan, 0, 5, 5], [0, 0, 5, 5], [0, 0, 5, 5]]
+        settings = {"image_id": 1, "category_ids": [1], "scale": np.ones(2, np.float32), "hw": (9, 9)}
+        mask_scores = np.asarray([1, 1, 1, np.nan], np.float32)
+        found = detections(boxes, [np.nan, 1, 1, 1], [0] * 4, mask_scores=mask_scores)
+        results = image_results(found, **settings)
         assert len(results) == 1
         assert "segmentation" not in results[0]
 
     @pytest.mark.parametrize("label", [-1, 2])
     def test_label_without_category(self, label: int) -> None:
         with pytest.raises(ValueError, match="num_classes"):
-            image_results(
-                np.zeros((1, 4), np.float32),
-                np.zeros(1, np.float32),
-                np.asarray([label], np.int32),
-                None,
-                np.zeros(1, np.float32),
-                image_id=1,
-                category_ids=[1, 2],
-                scale=np.ones(2, np.float32),
-                hw=(9, 9),
-            )
+            image_results(detections([[0, 0, 0, 0]], [0], [label]), **self.SETTINGS)
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from jaxdet.data import Category, Data, Record
 from jaxdet.evaluation import match_categories
 from jaxdet.evaluation.evaluate import evaluate
-from jaxdet.evaluation.inference import detect
+from jaxdet.evaluation.inference import detect, for_host, image_of
 from jaxdet.runtime.mesh import data_mesh
-from jaxdet.structures import Batch, Detections
+from jaxdet.structures import Batch, Detections, Masks
 from tests.devices import free_address, outputs, start, wait
 
 # pycocotools 2.0.11 decodes with a call that NumPy 2 deprecates
@@ -70,6 +71,7 @@ class DarkSquare:
 
     num_classes: int = 2
     with_masks: bool = True
+    whole: bool = False  #: masks of the whole canvas, cut by the boxes, not of the boxes
 
     def apply(self, variables: Any, batch: Batch, *, method: str) -> Detections:
         assert method == "predict"
@@ -86,8 +88,12 @@ class DarkSquare:
         scores = jnp.broadcast_to(jnp.asarray([0.9, 0.99]) * jnp.max(variables["confidence"]), (count, 2))
         labels = jnp.stack([jnp.asarray(batch.index) % 2, jnp.full(count, -5)], 1)
         valid = jnp.broadcast_to(jnp.asarray([True, False]), (count, 2))
-        masks = jnp.ones((count, 2, 28, 28)) if self.with_masks else None
-        return Detections(boxes, scores, labels, masks, scores, valid)
+        masks = Masks(jnp.ones((count, 2, 28, 28)), boxes) if self.with_masks else None
+        if self.whole:
+            canvas = jnp.broadcast_to(jnp.asarray([0, 0, width, height], jnp.float32), boxes.shape)
+            values = jnp.broadcast_to(dark[:, None].repeat(2, 2).repeat(2, 3), (count, 2, 2 * height, 2 * width))
+            masks = Masks(values.astype(jnp.float32), canvas, crop=boxes, threshold=0.4)
+        return Detections(boxes, scores, labels, valid, jnp.zeros((count, 2), int), masks)
 
 
 VARIABLES = {"confidence": np.arange(8, dtype=np.float32) / 7}  # the last of four parts has the largest
@@ -128,6 +134,45 @@ def test_without_masks() -> None:
     no_masks, nothing = dataclasses.replace(DATA, masks=False), {"confidence": np.float32(np.nan)}
     metrics = evaluate(DarkSquare(with_masks=False), nothing, Squares(3), no_masks)
     assert set(key.split("/")[0] for key in metrics) == {"bbox"}
+
+
+def test_masks_of_the_whole_canvas() -> None:
+    """They travel in 8 bits and come out where the boxes' own masks do, without rounded corners."""
+    found, expected = (detect(DarkSquare(whole=whole), VARIABLES, Squares(5), DATA) for whole in (True, False))
+    for one, other in zip(found, expected, strict=True):
+        assert one["bbox"] == other["bbox"]
+        masks = [coco_mask.decode(result["segmentation"]).astype(bool) for result in (one, other)]
+        assert (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum() > 0.85
+        for axis in (0, 1):
+            centres = np.arange(masks[0].shape[1 - axis]) + 0.5
+            low, extent = one["bbox"][axis], one["bbox"][2 + axis]
+            np.testing.assert_array_equal(masks[0].any(axis), (centres >= low) & (centres < low + extent))
+    metrics = evaluate(DarkSquare(whole=True), VARIABLES, Squares(5), DATA)
+    assert metrics["segm/AP50"] == pytest.approx(1)
+
+
+def test_what_travels_to_the_host() -> None:
+    """Large masks in 8 bits, rounded to the nearest; small ones, boxes and crops as they are."""
+
+    def found(side: int) -> Detections:
+        values = jnp.linspace(-0.1, 1.1, side * side).reshape(1, 1, side, side)
+        frames, one = jnp.ones((1, 1, 4)), jnp.ones((1, 1))
+        masks = Masks(values, frames, crop=2 * frames, threshold=0.4)
+        return Detections(frames, one, one.astype(int), one > 0, one.astype(int), masks)
+
+    small = found(64)
+    assert for_host(small) is small
+    large, sent = found(65), jax.jit(for_host)(found(65))
+    assert sent.masks.values.dtype == jnp.uint8
+    expected = np.clip(np.asarray(large.masks.values), 0, 1)
+    assert np.abs(np.asarray(sent.masks.values) / 255 - expected).max() <= 0.5 / 255 + 1e-6
+    assert (int(sent.masks.values.min()), int(sent.masks.values.max())) == (0, 255)
+    same = large.replace(masks=large.masks.replace(values=sent.masks.values))
+    assert jax.tree.structure(sent) == jax.tree.structure(same), "the threshold is that of the model"
+    jax.tree.map(np.testing.assert_array_equal, sent, same)
+    without = large.replace(masks=None)
+    assert for_host(without) is without
+    assert image_of(sent, 0).masks.values.shape == (1, 65, 65)
 
 
 def test_second_evaluation_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:

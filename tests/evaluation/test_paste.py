@@ -8,6 +8,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from jaxdet.evaluation.paste import paste_mask, paste_masks, paste_rle
+from jaxdet.structures import Masks
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 
@@ -90,7 +91,7 @@ def test_run_lengths_are_byte_for_byte_those_of_the_mask(seed: int) -> None:
     boxes[0] = [-50, -50, 100, 100]  # everything inside, if the map is
     probabilities = random.uniform(0, 1, (20, 6, 6))
     probabilities[0] = 1
-    for rle, each, box in zip(paste_masks(probabilities, boxes, hw), probabilities, boxes, strict=True):
+    for rle, each, box in zip(paste_masks(Masks(probabilities, boxes), hw), probabilities, boxes, strict=True):
         mask = paste_mask(each, box, hw)
         assert rle["size"] == [17, 13]
         assert rle["counts"] == encode(mask)
@@ -135,13 +136,13 @@ def test_probabilities_that_are_not_numbers_are_outside() -> None:
 
 
 def test_no_instances() -> None:
-    assert paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), (5, 5)) == []
+    assert paste_masks(Masks(np.zeros((0, 28, 28)), np.zeros((0, 4))), (5, 5)) == []
 
 
 def test_image_sized_masks_are_never_made() -> None:
     probabilities, boxes = np.ones((50, 28, 28), np.float32), np.tile([100.0, 100.0, 140.0, 130.0], (50, 1))
     tracemalloc.start()
-    paste_masks(probabilities, boxes, (8000, 8000))
+    paste_masks(Masks(probabilities, boxes), (8000, 8000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1e6  # one mask of the image alone would be 64 MB
@@ -157,8 +158,116 @@ def test_wrong_shapes_are_named(probabilities: tuple[int, ...], box: tuple[int, 
 
 
 def test_unequal_numbers_are_an_error() -> None:
-    with pytest.raises(ValueError, match="2 masks, 3 boxes"):
-        paste_masks(np.zeros((2, 4, 4)), np.zeros((3, 4)), (5, 5))
+    with pytest.raises(ValueError, match="2 masks, 3 frames"):
+        paste_masks(Masks(np.zeros((2, 4, 4)), np.zeros((3, 4))), (5, 5))
+
+
+def canvas_oracle(values: np.ndarray, frame: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """torch's ``interpolate(mode="bilinear", align_corners=False)`` of a map onto its frame, one pixel at a time.
+
+    Beyond the outermost centres the nearest value counts.
+    """
+    rows, columns = values.shape
+    x1, y1, x2, y2 = (float(side) for side in frame)
+    out = np.zeros(hw)
+    for y, x in np.ndindex(hw):
+        v = min(max((y + 0.5 - y1) / (y2 - y1) * rows - 0.5, 0.0), rows - 1.0)
+        u = min(max((x + 0.5 - x1) / (x2 - x1) * columns - 0.5, 0.0), columns - 1.0)
+        top, left = int(v), int(u)
+        bottom, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+        above = values[top, left] * (1 - (u - left)) + values[top, right] * (u - left)
+        below = values[bottom, left] * (1 - (u - left)) + values[bottom, right] * (u - left)
+        out[y, x] = above * (1 - (v - top)) + below * (v - top)
+    return out
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_mask_of_the_canvas_is_interpolated_and_cut(seed: int) -> None:
+    """The map covers a canvas of 24 x 32 pixels, the image is what of it is no padding."""
+    random = np.random.default_rng(seed)
+    hw, frame = (21, 27), np.float32([0, 0, 32, 24])
+    values = random.uniform(0, 1, (6, 8)).astype(np.float32)
+    corner = random.uniform(-5, 15, 2)
+    crop = np.concatenate([corner, corner + random.uniform(5, 25, 2)]).astype(np.float32)
+    found = paste_mask(values, frame, hw, 0.4, crop)
+    expected = canvas_oracle(values, frame, hw)
+    y, x = np.mgrid[: hw[0], : hw[1]] + 0.5
+    inside = (x >= crop[0]) & (x < crop[2]) & (y >= crop[1]) & (y < crop[3])
+    clear = np.abs(expected - 0.4) > 1e-5
+    np.testing.assert_array_equal(found[clear], ((expected >= 0.4) & inside)[clear])
+    assert found.any()
+    assert not found[~inside].any()
+    np.testing.assert_array_equal(decode(paste_rle(values, frame, hw, 0.4, crop)), found)
+
+
+def test_a_crop_of_the_whole_canvas_keeps_the_edge() -> None:
+    """Without a crop the frame is where the mask ends: its corners are rounded off."""
+    ones, frame = np.ones((2, 2), np.float32), np.float32([0, 0, 8, 8])
+    assert paste_mask(ones, frame, (8, 8), crop=frame).all()
+    assert not paste_mask(ones, frame, (8, 8)).all()
+
+
+@pytest.mark.parametrize(
+    ("crop", "columns"),
+    [((2.5, 0, 5.5, 8), [2, 3, 4]), ((2.6, 0, 5.6, 8), [3, 4, 5]), ((2.4, 0, 2.6, 8), [2]), ((2.6, 0, 3.4, 8), [])],
+)
+def test_a_pixel_belongs_to_the_crop_that_holds_its_centre(crop: tuple[float, ...], columns: list[int]) -> None:
+    """On the left side too, on the right side no more."""
+    ones, frame = np.ones((2, 2), np.float32), np.float32([0, 0, 8, 8])
+    for box in (np.float32(crop), np.float64(crop)):
+        mask = paste_mask(ones, frame, (8, 8), crop=box)
+        np.testing.assert_array_equal(np.flatnonzero(mask.any(0)), columns)
+        np.testing.assert_array_equal(mask.any(1), bool(columns))
+        turned = paste_mask(ones, frame, (8, 8), crop=box[[1, 0, 3, 2]])
+        np.testing.assert_array_equal(turned, mask.T)
+
+
+@pytest.mark.parametrize(
+    "crop", [(5, 5, 5, 9), (9, 9, 5, 5), (np.nan, 1, 5, 5), (1, 1, np.inf, 5), (50, 50, 60, 60), (-9, -9, -1, -1)]
+)
+def test_a_crop_without_pixels_gives_an_empty_mask(crop: tuple[float, ...]) -> None:
+    ones, frame = np.ones((4, 4), np.float32), np.float32([0, 0, 30, 20])
+    assert not paste_mask(ones, frame, (20, 30), crop=np.asarray(crop)).any()
+
+
+def test_a_huge_crop_cuts_nothing() -> None:
+    ones, frame = np.ones((4, 4), np.float32), np.float32([0, 0, 30, 20])
+    assert paste_mask(ones, frame, (20, 30), crop=np.asarray([-1e30, -1e30, 1e30, 1e30])).all()
+
+
+@pytest.mark.parametrize("crop", [None, np.float32([3, 2, 20, 17])])
+def test_eight_bits_say_the_same_but_near_the_threshold(crop: np.ndarray | None) -> None:
+    random = np.random.default_rng(0)
+    values, frame, hw = random.uniform(0, 1, (6, 8)).astype(np.float32), np.float32([0, 0, 32, 24]), (24, 32)
+    coarse = np.round(values * 255).astype(np.uint8)
+    fine, found = paste_mask(values, frame, hw, 0.4, crop), paste_mask(coarse, frame, hw, 0.4, crop)
+    np.testing.assert_array_equal(found, paste_mask(coarse / np.float32(255), frame, hw, 0.4, crop))
+    exact = canvas_oracle(values, frame, hw) if crop is not None else oracle(values, frame, hw)
+    clear = np.abs(exact - 0.4) > 1 / 510
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(found[clear], fine[clear])
+    half = np.full((2, 2), 128, np.uint8)  # what one half becomes
+    assert paste_mask(half, np.float32([-9, -9, 18, 18]), (4, 4)).all()
+    assert not paste_mask(half - 1, np.float32([-9, -9, 18, 18]), (4, 4)).any()
+
+
+def test_masks_bring_their_threshold_and_their_crops() -> None:
+    values = np.stack([np.full((4, 4), 0.45), np.full((4, 4), 0.55)]).astype(np.float32)
+    frames = np.tile(np.float32([0, 0, 9, 9]), (2, 1))
+    crops = np.float32([[1, 1, 4, 4], [2, 2, 4, 4]])
+
+    def areas(**settings: Any) -> list[int]:
+        return [int(coco_mask.area(rle)) for rle in paste_masks(Masks(values, frames, crops, **settings), (9, 9))]
+
+    assert areas() == [0, 4]
+    assert areas(threshold=0.4) == [9, 4]
+    assert areas(threshold=0.6) == [0, 0]
+
+
+@pytest.mark.parametrize("crop", [(1, 4), (3,)])
+def test_a_wrong_crop_is_named(crop: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected a box \[4\]"):
+        paste_mask(np.ones((4, 4)), np.ones(4), (5, 5), crop=np.ones(crop))
 
 
 def test_golden() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdet.models.parts.masks import MaskPrediction, MaskScoring
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.blocks import layers
 from jaxdet.nn.blocks.context import NonLocal
@@ -17,21 +18,19 @@ from jaxdet.nn.heads.score import MaskIoUHead
 from jaxdet.nn.heads.trunk import FCC
 from jaxdet.ops.conv import spectral
 from jaxdet.runtime.mesh import data_mesh
-from jaxdet.structures import Proposals
+from jaxdet.structures import Features, Proposals
 from tests.devices import run_on_devices
-from tests.models.small import make_head, make_model, make_targets
+from tests.models.small import make_box_branch, make_mask_branch, make_model, make_targets
 
 IMAGES, CHANNELS = 4, 8
 
 
 def sbr_like() -> TwoStage:
     """A head with all kinds of layers that convolve crops by large kernels."""
-    head = make_head(
-        box_extractor=GRoIE(size=7, pre=ConvReLU(5), post=NonLocal(7), levels=(2, 3)),
-        box_head=BoxHead(FCC((CHANNELS, CHANNELS)), class_agnostic=True),
-        mask_extractor=GRoIE(size=14, pre=ConvReLU(1), levels=(2, 3)),
-    )
-    return make_model(heads=(head,), mask_iou=MaskIoUHead(FCC((CHANNELS, CHANNELS)), CHANNELS))
+    extractor = GRoIE(size=7, pre=ConvReLU(5), post=NonLocal(7), levels=(2, 3))
+    head = make_box_branch(extractor=extractor, head=BoxHead(FCC((CHANNELS, CHANNELS)), class_agnostic=True))
+    masks = MaskPrediction((make_mask_branch(extractor=GRoIE(size=14, pre=ConvReLU(1), levels=(2, 3))),))
+    return make_model(heads=(head,), parts=(masks, MaskScoring(MaskIoUHead(FCC((CHANNELS, CHANNELS)), CHANNELS))))
 
 
 def inputs() -> Any:
@@ -44,19 +43,19 @@ def inputs() -> Any:
     targets = jax.tree.map(lambda *leaves: np.stack(leaves), *(make_targets(i, kind) for i, kind in enumerate(kinds)))
     boxes = np.tile(targets.boxes[:1, :3], (IMAGES, 7, 1))[:, :20] + noise.uniform(-6, 6, (IMAGES, 20, 4))
     proposals = Proposals(boxes.astype(np.float32), np.ones((IMAGES, 20), np.float32), np.ones((IMAGES, 20), bool))
-    return features, proposals, targets, np.tile(np.float32([60, 56]), (IMAGES, 1))
+    return Features(features), proposals, targets, np.tile(np.float32([60, 56]), (IMAGES, 1))
 
 
 def compiled(model: TwoStage, number: int) -> tuple[Any, Any]:
     """Program and arguments of losses and gradients on so many devices."""
     mesh = data_mesh(jax.devices()[:number])
     everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs(), jax.random.key(1), method="head_losses"))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs(), jax.random.key(1), method="stage_losses"))
     noise = np.random.default_rng(1)
     weights = jax.tree.map(lambda leaf: noise.normal(size=leaf.shape, scale=0.1).astype(np.float32), shapes)
 
     def total(weights: Any, batch: Any) -> tuple[jax.Array, Any]:
-        terms, metrics = model.apply(weights, *batch, jax.random.key(1), method="head_losses")
+        terms, metrics = model.apply(weights, *batch, jax.random.key(1), method="stage_losses")
         return sum(terms.values()), (terms, metrics)
 
     step = jax.jit(jax.value_and_grad(total, has_aux=True), out_shardings=everywhere)

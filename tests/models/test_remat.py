@@ -8,26 +8,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxdet.models.schedule import make_schedule
 
+from jaxdet.models.parts.masks import MaskPrediction
+from jaxdet.models.roi.schedule import make_stages
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads.mask import FCN
-from jaxdet.structures import Proposals
-from tests.models.small import FIRST, initialize, make_batch, make_head, make_model, make_targets
+from jaxdet.structures import Features, Proposals
+from tests.models.small import (
+    FIRST,
+    initialize,
+    make_batch,
+    make_box_branch,
+    make_mask_branch,
+    make_model,
+    make_targets,
+)
 from tests.programs import equations
 
 BATCH = make_batch([make_targets(0), make_targets(1)])
 TARGETS = jax.tree.map(jnp.asarray, BATCH.targets)
-FEATURES = {level: jax.random.normal(jax.random.key(level), (2, 64 >> level, 64 >> level, 8)) for level in (2, 3, 4, 5)}
+FEATURES = Features(
+    {level: jax.random.normal(jax.random.key(level), (2, 64 >> level, 64 >> level, 8)) for level in (2, 3, 4, 5)}
+)
 
 
 def model(remat: bool, unroll: bool = True) -> TwoStage:
-    """Two steps of one linked head."""
-    head = make_head(mask_head=FCN(channels=8, convs=1, linked=True), remat=remat)
+    """Two stages of one box head and one linked mask head."""
+    masks = make_mask_branch(head=FCN(channels=8, convs=1, linked=True), remat=remat)
     backbone = ResNet(depth=18, width=8, remat=remat)
-    schedule = make_schedule((0, 0), (0.5, 0.6), (1.0, 1.0), sampler=FIRST)
-    return make_model(heads=(head,), backbone=backbone, schedule=schedule, unroll=unroll)
+    stages = make_stages((0, 0), (0.5, 0.6), (1.0, 1.0), sampler=FIRST)
+    heads, parts = (make_box_branch(remat=remat),), (MaskPrediction((masks,)),)
+    return make_model(heads=heads, backbone=backbone, stages=stages, parts=parts, unroll=unroll)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +64,7 @@ def heads_loss(net: TwoStage, variables: Any) -> Callable[[Any], jax.Array]:
 
     def loss(params: Any) -> jax.Array:
         given = FEATURES, proposals, TARGETS, BATCH.true_hw, jax.random.key(2)
-        terms, _ = net.apply({**variables, "params": params}, *given, method="head_losses")
+        terms, _ = net.apply({**variables, "params": params}, *given, method="stage_losses")
         return sum(terms.values(), jnp.float32(0))
 
     return loss

@@ -88,7 +88,8 @@ def golden_params(kind: str, size: int) -> dict:
 
 def constant_pyramid(channels: int = 1, sign: float = 1.0) -> Features:
     """Every pixel of a level holds the level's number, so crops say which levels they read."""
-    return {k: jnp.full((1, 64 >> k, 64 >> k, channels), sign * k, jnp.float32) for k in (2, 3, 4, 5)}
+    shape = {k: (1, 64 >> k, 64 >> k, channels) for k in (2, 3, 4, 5)}
+    return Features({k: jnp.full(shape[k], sign * k, jnp.float32) for k in shape})
 
 
 def random_case(seed: int, batch: int = 2, boxes: int = 5) -> tuple[Features, np.ndarray, np.ndarray]:
@@ -96,7 +97,7 @@ def random_case(seed: int, batch: int = 2, boxes: int = 5) -> tuple[Features, np
     rng = np.random.default_rng(seed)
     pyramid = {k: rng.standard_normal((batch, 32 >> k, 32 >> k, 4)).astype(np.float32) for k in (2, 3, 4, 5)}
     found = np.stack([oracles.random_boxes(rng, boxes, 32.0) for _ in range(batch)])
-    return pyramid, found, np.ones((batch, boxes), bool)
+    return Features(pyramid), found, np.ones((batch, boxes), bool)
 
 
 def random_params(extractor: nn.Module, case: tuple, seed: int = 0) -> dict:
@@ -109,7 +110,7 @@ def crops_of_levels(pyramid: Features, boxes: np.ndarray, valid: np.ndarray, siz
     """RoIAlign of every level alone."""
     level = np.zeros(valid.shape, np.int32)
     align = partial(roi_align, boxes=boxes, level=level, valid=valid, size=(size, size), sampling_ratio=2)
-    return jax.jit(lambda maps: [align([m], (2.0**-k,)) for k, m in sorted(maps.items())])(pyramid)
+    return jax.jit(lambda maps: [align([m], (2.0**-k,)) for k, m in sorted(maps.items())])(pyramid.levels)
 
 
 @pytest.mark.parametrize("size", [7, 14])
@@ -117,7 +118,7 @@ def crops_of_levels(pyramid: Features, boxes: np.ndarray, valid: np.ndarray, siz
 def test_golden(kind: str, size: int) -> None:
     shapes = [(1, 256, 64 >> i, 80 >> i) for i in range(4)]
     pyramid = {i + 2: normal(f"ops/pyr{i}", s).astype(np.float32).transpose(0, 2, 3, 1) for i, s in enumerate(shapes)}
-    inputs = pyramid, INPUTS["fixed_rois"][None], np.ones((1, 12), bool)
+    inputs = Features(pyramid), INPUTS["fixed_rois"][None], np.ones((1, 12), bool)
     crops = jax.jit(GOLDEN[kind].clone(size=size).apply)({"params": golden_params(kind, size)}, *inputs)
     compare(f"groie.{kind}_{size}/out", np.asarray(crops[0]).transpose(0, 3, 1, 2), 1e-4)
 
@@ -128,7 +129,7 @@ def test_the_papers_tables(row: str, size: int) -> None:
     """Each row is a composition of values, for boxes and for masks, with the reference's number of parameters."""
     extractor, count = TABLES[row]
     pyramid = {k: jnp.zeros((2, 64 >> k, 64 >> k, 256)) for k in (2, 3, 4, 5)}
-    inputs = pyramid, jnp.zeros((2, 3, 4)), jnp.ones((2, 3), bool)
+    inputs = Features(pyramid), jnp.zeros((2, 3, 4)), jnp.ones((2, 3), bool)
     crops, variables = jax.eval_shape(extractor.clone(size=size).init_with_output, KEY, *inputs)
     assert crops.shape == (2, 3, size, size, 256)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
@@ -271,7 +272,7 @@ def test_boxes_get_no_gradient_and_images_do_not_mix() -> None:
     gradient = jax.jit(jax.grad(lambda b: FULL.apply(params, pyramid, b, valid).sum()))(boxes)
     np.testing.assert_array_equal(gradient, 0.0)
     together = apply(params, pyramid, boxes, valid)
-    alone = apply(params, {k: m[1:] for k, m in pyramid.items()}, boxes[1:], valid[1:])
+    alone = apply(params, jax.tree.map(lambda m: m[1:], pyramid), boxes[1:], valid[1:])
     np.testing.assert_allclose(alone, together[1:], atol=1e-5)
 
 
@@ -292,7 +293,7 @@ def test_no_boxes_give_no_crops() -> None:
 def test_bfloat16_stays() -> None:
     pyramid, boxes, valid = random_case(11)
     params = random_params(FULL, (pyramid, boxes, valid))
-    low = {k: jnp.asarray(m, jnp.bfloat16) for k, m in pyramid.items()}
+    low = jax.tree.map(lambda m: jnp.asarray(m, jnp.bfloat16), pyramid)
     assert jax.eval_shape(FULL.apply, params, low, boxes, valid).dtype == jnp.bfloat16
 
 

@@ -1,4 +1,4 @@
-"""Pyramid, heads and extractor: shapes, layouts and what goes where."""
+"""Heads and the extractor of one level: shapes, layouts and what goes where."""
 
 from typing import Any
 
@@ -6,52 +6,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxdet.nn.heads.rpn import RPNHead
 
 from jaxdet.nn.extractors.single_level import SingleLevel, crops_as_batch
 from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.dense import RetinaHead, RPNHead
 from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.trunk import FC2
-from jaxdet.nn.necks import FPN, upsample_to
+from jaxdet.structures import Features
+from tests.nn.blocks import random_variables, slow_layer
 from tests.ops.golden import INPUTS, OPS
 
 KEY = jax.random.key(0)
 
 
-def test_pyramid_shapes() -> None:
-    features = {2 + i: jnp.zeros((1, 16 >> i, 24 >> i, 4 << i)) for i in range(4)}
-    pyramid, _ = jax.eval_shape(lambda: FPN(channels=16).init_with_output(KEY, features))
-    assert {k: f.shape for k, f in pyramid.items()} == {
-        2: (1, 16, 24, 16),
-        3: (1, 8, 12, 16),
-        4: (1, 4, 6, 16),
-        5: (1, 2, 3, 16),
-        6: (1, 1, 2, 16),
-    }
-
-
-def test_pyramid_adds_the_coarse_level_to_the_fine_one() -> None:
-    """With lateral and output convolutions that copy, level 2 is the sum of both, level 4 every second pixel of 3."""
-    features = {2: jnp.ones((1, 4, 6, 1)), 3: jnp.arange(6.0).reshape(1, 2, 3, 1)}
-    centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
-    params = {f"output{i}": {"kernel": centre, "bias": jnp.zeros(1)} for i in (2, 3)}
-    params |= {f"lateral{i}": {"kernel": jnp.ones((1, 1, 1, 1)), "bias": jnp.zeros(1)} for i in (2, 3)}
-    pyramid = FPN(channels=1).apply({"params": params}, features)
-    np.testing.assert_array_equal(pyramid[2][0, :, :, 0], 1 + np.arange(6).reshape(2, 3).repeat(2, 0).repeat(2, 1))
-    np.testing.assert_array_equal(pyramid[3], features[3])
-    np.testing.assert_array_equal(pyramid[4][0, :, :, 0], [[0, 2]])
-
-
-def test_upsampling_is_cut_to_odd_sizes() -> None:
-    small = jnp.arange(4.0).reshape(1, 2, 2, 1)
-    large = upsample_to(small, jnp.zeros((1, 3, 4, 1)))
-    np.testing.assert_array_equal(large[0, :, :, 0], [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]])
-
-
 def test_rpn_head_shapes() -> None:
     head = RPNHead(anchors=3, channels=8)
-    (objectness, deltas), _ = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((2, 4, 6, 16))))
-    assert (objectness.shape, deltas.shape) == ((2, 4, 6, 3), (2, 4, 6, 12))
+    maps, variables = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((2, 4, 6, 16))))
+    assert (maps.logits.shape, maps.deltas.shape, maps.codes) == ((2, 4, 6, 3), (2, 4, 6, 12), None)
+    assert set(variables["params"]) == {"conv", "objectness", "deltas"}
+
+
+def test_retina_head_shapes() -> None:
+    head = RetinaHead(anchors=2, channels=8, convs=2)
+    maps, variables = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((2, 4, 6, 16)), 5))
+    assert (maps.logits.shape, maps.deltas.shape, maps.codes) == ((2, 4, 6, 10), (2, 4, 6, 8), None)
+    towers = {f"{tower}_conv{i}" for tower in ("class", "box") for i in (1, 2)}
+    assert set(variables["params"]) == towers | {"logits", "deltas"}
+
+
+@pytest.mark.parametrize("prior", [0.01, 0.3])
+def test_retina_head_begins_with_its_prior(prior: float) -> None:
+    """On a map of zeros every place has that probability of each class, and stays where it is."""
+    head = RetinaHead(anchors=2, channels=4, convs=1, prior=prior)
+    maps, _ = head.init_with_output(KEY, jnp.zeros((1, 2, 3, 4)), 3)
+    np.testing.assert_allclose(jax.nn.sigmoid(maps.logits), prior, rtol=1e-5)
+    np.testing.assert_array_equal(maps.deltas, 0)
+    noisy, _ = head.init_with_output(KEY, jax.random.normal(KEY, (1, 2, 3, 4)), 3)
+    np.testing.assert_allclose(jax.nn.sigmoid(noisy.logits), prior, rtol=0.1)
+
+
+def test_retina_head_against_loops() -> None:
+    """Each tower sees the map, not the other tower; the last convolutions have no ReLU."""
+    head, rng = RetinaHead(anchors=2, channels=3, convs=2), np.random.default_rng(0)
+    level = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    variables = random_variables(head, level, 3)
+    params, maps = variables["params"], head.apply(variables, level, 3)
+    for i, x in enumerate(level):
+        for tower, last, found in (("class", "logits", maps.logits), ("box", "deltas", maps.deltas)):
+            seen = x
+            for j in (1, 2):
+                seen = np.maximum(slow_layer(seen, params[f"{tower}_conv{j}"], pad=1), 0)
+            np.testing.assert_allclose(found[i], slow_layer(seen, params[last], pad=1), atol=1e-5)
 
 
 @pytest.mark.parametrize(("agnostic", "boxes"), [(False, 5), (True, 1)])
@@ -119,7 +124,7 @@ def test_golden_levels(jit: bool) -> None:
 
 def test_extractor_reads_the_level_of_the_box() -> None:
     """Each level is constant, so a crop says which one it came from."""
-    pyramid = {level: jnp.full((1, 512 >> level, 512 >> level, 2), float(level)) for level in (2, 3, 4, 5)}
+    pyramid = Features({level: jnp.full((1, 512 >> level, 512 >> level, 2), float(level)) for level in (2, 3, 4, 5)})
     sides = np.float32([50, 120, 230, 450])
     boxes = np.stack([0 * sides, 0 * sides, sides, sides], 1)[None]
     crops = jax.jit(SingleLevel(size=3).__call__)(pyramid, boxes, np.array([[True, True, True, False]]))
@@ -128,6 +133,6 @@ def test_extractor_reads_the_level_of_the_box() -> None:
 
 
 def test_a_pyramid_that_lacks_a_level_is_an_error() -> None:
-    pyramid = {level: jnp.zeros((1, 32 >> level, 32 >> level, 1)) for level in (2, 3)}
+    pyramid = Features({level: jnp.zeros((1, 32 >> level, 32 >> level, 1)) for level in (2, 3)})
     with pytest.raises(ValueError, match=r"the extractor reads levels \(2, 3, 4, 5\), the pyramid has \[2, 3\]"):
         SingleLevel()(pyramid, jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.backbones.resnet import ResNet, max_pool, normalize
+from jaxdet.nn.backbones.resnet import ResNet, max_pool
 from tests.programs import equations
 
 IMAGE = jnp.zeros((1, 64, 96, 3))
@@ -103,12 +103,3 @@ def test_max_pool_by_hand() -> None:
     x = -jnp.arange(1.0, 17.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(max_pool(x)[0, :, :, 0], [[-1, -2], [-5, -6]])
     assert max_pool(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-
-
-def test_normalize_zeroes_the_padding() -> None:
-    image = np.full((2, 3, 4, 3), 5, np.uint8)
-    out = normalize(image, jnp.array([[2.0, 3.0], [3.0, 4.0]]), jnp.array([1.0, 2, 3]), jnp.array([2.0, 2, 2]))
-    np.testing.assert_array_equal(out[1], np.broadcast_to([2.0, 1.5, 1.0], (3, 4, 3)))
-    np.testing.assert_array_equal(out[0, :2, :3], out[1, :2, :3])
-    assert not np.any(out[0, 2:])
-    assert not np.any(out[0, :, 3:])

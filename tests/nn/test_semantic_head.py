@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from jaxdet.nn.extractors.single_level import SingleLevel
-from jaxdet.nn.heads.semantic import SEMANTIC, SEMANTIC_LOGITS, PlusSemantic, SemanticHead, resize, semantic_crops
+from jaxdet.nn.heads.semantic import PlusSemantic, SemanticHead, resize, semantic_crops
 from jaxdet.ops.roi_align import roi_align
+from jaxdet.structures import Features
 
 KEY = jax.random.key(0)
 
 
-def pyramid(channels: int = 4, side: int = 64) -> dict[int, jax.Array]:
+def pyramid(channels: int = 4, side: int = 64) -> Features:
     keys = jax.random.split(KEY, 5)
     shapes = {level: (2, side >> level, (side + side // 2) >> level, channels) for level in range(2, 7)}
-    return {level: jax.random.normal(key, shape) for key, (level, shape) in zip(keys, shapes.items(), strict=True)}
+    levels = zip(keys, shapes.items(), strict=True)
+    return Features({level: jax.random.normal(key, shape) for key, (level, shape) in levels})
 
 
 def slow_resize(x: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
@@ -50,8 +52,8 @@ def test_resize_by_hand() -> None:
 def test_parameters_and_shapes() -> None:
     head = SemanticHead()
     features = {level: jax.ShapeDtypeStruct((1, 64 >> level, 96 >> level, 256), jnp.float32) for level in range(2, 7)}
-    maps, variables = jax.eval_shape(lambda f: head.init_with_output(KEY, f), features)
-    logits, embedding = maps[SEMANTIC_LOGITS], maps[SEMANTIC]
+    maps, variables = jax.eval_shape(lambda f: head.init_with_output(KEY, Features(f)), features)
+    logits, embedding = maps.semantic_logits, maps.semantic
     assert (logits.shape, embedding.shape) == ((1, 8, 12, 183), (1, 8, 12, 256))
     laterals = {f"lateral{level}" for level in range(2, 7)}
     assert set(variables["params"]) == laterals | {f"conv{i}" for i in range(1, 5)} | {"logits", "embedding"}
@@ -83,8 +85,8 @@ def test_the_head_by_a_slow_one() -> None:
     variables = head.init(KEY, features)
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)  # biases that are not 0
     maps = jax.jit(head.apply)(variables, features)
-    logits, embedding = maps[SEMANTIC_LOGITS], maps[SEMANTIC]
-    expected = slow_head(variables["params"], jax.tree.map(np.asarray, features), convs=2)
+    logits, embedding = maps.semantic_logits, maps.semantic
+    expected = slow_head(variables["params"], jax.tree.map(np.asarray, features.levels), convs=2)
     np.testing.assert_allclose(logits, expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(embedding, expected[1], rtol=1e-4, atol=1e-4)
 
@@ -94,13 +96,13 @@ def test_logits_are_float32_whatever_the_features_are() -> None:
     variables = head.init(KEY, features)
     half = jax.tree.map(lambda f: f.astype(jnp.bfloat16), features)
     maps = jax.eval_shape(head.apply, variables, half)
-    logits, embedding = maps[SEMANTIC_LOGITS], maps[SEMANTIC]
+    logits, embedding = maps.semantic_logits, maps.semantic
     assert (logits.dtype, embedding.dtype) == (jnp.float32, jnp.bfloat16)
 
 
 def test_a_missing_level_is_named() -> None:
     features = pyramid()
-    del features[6]
+    del features.levels[6]
     with pytest.raises(ValueError, match=r"semantic branch reads levels .* lacks \[6\]"):
         SemanticHead(channels=4).init(KEY, features)
 
@@ -143,9 +145,9 @@ def test_a_size_that_does_not_divide_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [7, 14])
 def test_an_extractor_plus_the_semantic_crops(size: int) -> None:
-    features, alone = pyramid(), SingleLevel(size=size, sampling_ratio=2)
-    features[SEMANTIC] = jax.random.normal(KEY, (2, 8, 12, 4))
+    features = pyramid().replace(semantic=jax.random.normal(KEY, (2, 8, 12, 4)))
+    alone = SingleLevel(size=size, sampling_ratio=2)
     both = PlusSemantic(alone).apply({}, features, BOXES, VALID)
     pyramids = alone.apply({}, features, BOXES, VALID)
-    np.testing.assert_allclose(both - pyramids, semantic_crops(features[SEMANTIC], BOXES, VALID, size), atol=1e-5)
+    np.testing.assert_allclose(both - pyramids, semantic_crops(features.semantic, BOXES, VALID, size), atol=1e-5)
     assert not np.asarray(both)[~np.asarray(VALID)].any()

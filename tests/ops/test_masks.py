@@ -8,6 +8,7 @@ import pytest
 from jaxdet.data.masks import crop_mask
 from jaxdet.ops.losses import mask_iou
 from jaxdet.ops.masks import instance_share, mask_iou_targets, mask_targets, masks_on_grid
+from jaxdet.structures import Masks
 from tests.ops import oracles
 from tests.ops.golden import INPUTS, OPS, normal
 
@@ -27,8 +28,9 @@ def one_image(
 ) -> np.ndarray:
     """Targets of one image, of whose boxes the last few are invalid."""
     valid = np.arange(len(boxes)) < len(boxes) - invalid
-    arrays = masks.astype(np.uint8), np.float32(frames), np.float32(boxes), index.astype(np.int32), valid
-    return np.asarray(targets_of(*(a[None] for a in arrays), size=size)[0])
+    given = Masks(masks.astype(np.uint8)[None], np.float32(frames)[None])
+    where = np.float32(boxes)[None], index.astype(np.int32)[None], valid[None]
+    return np.asarray(targets_of(given, *where, size=size)[0])
 
 
 def blobs(rng: np.random.Generator, number: int, hw: tuple[int, int]) -> np.ndarray:
@@ -108,11 +110,11 @@ def test_a_batch_is_its_images() -> None:
     boxes = np.stack([oracles.random_boxes(rng, 10, 22.0) for _ in range(2)])
     index, valid = rng.integers(0, 3, (2, 10)).astype(np.int32), np.arange(10)[None] < [[7], [10]]
     frames = np.stack([whole(m) for m in masks])
-    together = targets_of(masks, frames, boxes, index, valid, size=5)
+    together = targets_of(Masks(masks, frames), boxes, index, valid, size=5)
     for b in range(2):
         np.testing.assert_array_equal(together[b], one_image(masks[b], frames[b], boxes[b], index[b], 5, (3, 0)[b]))
-    mapped = jax.vmap(lambda *arrays: mask_targets(*(a[None] for a in arrays), size=5)[0])
-    np.testing.assert_array_equal(mapped(masks, frames, boxes, jnp.asarray(index), valid), together)
+    mapped = jax.vmap(lambda *image: mask_targets(*jax.tree.map(lambda a: a[None], image), size=5)[0])
+    np.testing.assert_array_equal(mapped(Masks(masks, frames), boxes, jnp.asarray(index), valid), together)
 
 
 def golden_targets(masks: np.ndarray, frames: np.ndarray) -> np.ndarray:
@@ -149,8 +151,8 @@ def oracle_crop(mask: np.ndarray, frame: np.ndarray, size: int = 112) -> np.ndar
 def shares(masks: np.ndarray, frames: np.ndarray, boxes: np.ndarray, index: np.ndarray, invalid: int = 0) -> np.ndarray:
     """Shares of one image, of whose boxes the last few are invalid."""
     valid = np.arange(len(boxes)) < len(boxes) - invalid
-    arrays = masks.astype(np.uint8), np.float32(frames), np.float32(boxes), index.astype(np.int32), valid
-    return np.asarray(share_of(*(a[None] for a in arrays))[0])
+    given = Masks(masks.astype(np.uint8)[None], np.float32(frames)[None])
+    return np.asarray(share_of(given, np.float32(boxes)[None], index.astype(np.int32)[None], valid[None])[0])
 
 
 def slow_share(mask: np.ndarray, box: np.ndarray) -> float:
@@ -220,7 +222,7 @@ def iou_of(predicted: list[list[float]], box: list[float], **options: float) -> 
     """IoU target of a 2x2 mask inside ``box``, for an object that is the left half of an 8x8 canvas."""
     mask = np.zeros((1, 8, 8), np.uint8)
     mask[:, :, :4] = 1
-    where = mask[None], whole(mask)[None], np.float32([[box]]), np.zeros((1, 1), np.int32), np.ones((1, 1), bool)
+    where = Masks(mask[None], whole(mask)[None]), np.float32([[box]]), np.zeros((1, 1), np.int32), np.ones((1, 1), bool)
     return float(ious_of(*where, np.float32([[predicted]]), targets_of(*where, size=2), **options)[0, 0])
 
 
@@ -247,7 +249,7 @@ def golden_ious() -> tuple[np.ndarray, np.ndarray]:
     """Shares and IoU targets of the reference's 80 boxes, from whole canvases."""
     masks, boxes = INPUTS["gt_masks"], np.float32(INPUTS["fixed_proposals"][:80])
     index, valid = (np.arange(80) // 16).astype(np.int32), np.ones(80, bool)
-    where = [a[None] for a in (masks, whole(masks), boxes, index, valid)]
+    where = [Masks(masks[None], whole(masks)[None]), *(a[None] for a in (boxes, index, valid))]
     target = expected_targets().astype(np.float32)
     logits = np.float32(normal("ops/miou_pred", (80, 28, 28)) + 2 * (target - 0.5))
     return np.asarray(share_of(*where)[0]), np.asarray(ious_of(*where, logits[None], target[None])[0])
@@ -258,3 +260,82 @@ def test_golden_mask_ious_and_loss() -> None:
     np.testing.assert_allclose(share, OPS["maskiou/area_ratio"], atol=1e-6)
     np.testing.assert_allclose(target, OPS["maskiou/targets"], atol=1e-6)
     np.testing.assert_allclose(mask_iou(np.linspace(0, 1, 80), target), OPS["maskiou/loss"], rtol=1e-5)
+
+
+def slow_grid(values: np.ndarray, frame: np.ndarray, stride: int, hw: tuple[int, int]) -> np.ndarray:
+    """One cell of the grid after the other, in float64: the four pixels around its centre, 0 outside the frame."""
+    grid = np.zeros(hw)
+    x1, y1, x2, y2 = (float(side) for side in frame)
+    rows, columns = values.shape
+    for i, j in np.ndindex(hw):
+        y, x = (i + 0.5) * stride, (j + 0.5) * stride
+        if y1 <= y < y2 and x1 <= x < x2:
+            v, u = (y - y1) / (y2 - y1) * rows - 0.5, (x - x1) / (x2 - x1) * columns - 0.5
+            v, u = min(max(v, 0.0), rows - 1.0), min(max(u, 0.0), columns - 1.0)
+            top, left = int(v), int(u)
+            bottom, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+            above = values[top, left] * (1 - (u - left)) + values[top, right] * (u - left)
+            below = values[bottom, left] * (1 - (u - left)) + values[bottom, right] * (u - left)
+            grid[i, j] = above * (1 - (v - top)) + below * (v - top)
+    return grid
+
+
+@pytest.mark.parametrize(("stride", "hw"), [(4, (6, 7)), (8, (3, 3)), (1, (24, 28))])
+def test_grid_by_a_slow_one(stride: int, hw: tuple[int, int]) -> None:
+    """Bitmaps inside boxes, which may reach beyond the canvas, and a bitmap of the canvas."""
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 2, (2, 5, 7, 9)).astype(np.uint8)
+    frames = np.stack([oracles.random_boxes(rng, 5, 27.0) for _ in range(2)])
+    frames[0, 0], frames[1, 1] = [-6, -5, 40, 33], [0, 0, 28, 24]
+    found = np.asarray(on_grid(Masks(masks, frames), stride, hw))
+    assert (found.shape, found.dtype) == ((2, 5, *hw), np.float32)
+    for b, g in np.ndindex(2, 5):
+        np.testing.assert_allclose(found[b, g], slow_grid(masks[b, g], frames[b, g], stride, hw), atol=1e-5)
+    assert 0.05 < found.mean() < 0.9, "a test of nothing"
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_a_whole_canvas_gives_the_mean_of_the_four_pixels_in_the_middle(stride: int) -> None:
+    canvas = np.random.default_rng(1).integers(0, 2, (1, 2, 16, 24)).astype(np.uint8)
+    found = on_grid(Masks(canvas, whole(canvas[0])[None]), stride, (16 // stride, 24 // stride))
+    middle = slice(stride // 2 - 1, None, stride), slice(stride // 2, None, stride)
+    four = [canvas[..., rows, columns] for rows in middle for columns in middle]
+    np.testing.assert_allclose(found, np.mean(four, axis=0), atol=1e-6)
+
+
+def test_a_mask_and_its_crop_say_the_same_on_a_grid() -> None:
+    """A crop that lost nothing, on the pixels whose centres it covers; outside there is no object."""
+    rng = np.random.default_rng(2)
+    masks = np.zeros((3, 32, 40), np.uint8)
+    masks[:, 4:28, 8:36] = blobs(rng, 3, (24, 28))
+    crops, frames = (np.stack(part)[None] for part in zip(*(crop_mask(mask, 30) for mask in masks), strict=True))
+    cut = np.asarray(on_grid(Masks(crops, np.float32(frames)), 1, (32, 40)))
+    np.testing.assert_array_equal(cut[0] >= 0.5, masks > 0)
+    np.testing.assert_array_equal(on_grid(Masks(masks[None], whole(masks)[None]), 1, (32, 40))[0], masks)
+
+
+def test_frames_that_are_none_give_nothing() -> None:
+    frames = np.float32([[0, 0, 0, 8], [5, 5, 5, 5], [8, 8, 0, 0], [np.nan, 0, 8, 8], [0, 0, np.inf, 8], [0, 0, 8, 8]])
+    found = np.asarray(on_grid(Masks(np.ones((1, 6, 4, 4), np.uint8), frames[None]), 4, (2, 2)))
+    np.testing.assert_array_equal(found[0, :5], 0)
+    np.testing.assert_array_equal(found[0, 5], 1)
+    far = np.float32([[[100, 100, 108, 108], [-1e6, -1e6, 1e6, 1e6]]])
+    found = np.asarray(on_grid(Masks(np.ones((1, 2, 4, 4), np.uint8), far), 4, (2, 2)))
+    np.testing.assert_array_equal(found, np.float32([0, 1])[None, :, None, None] * np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("value", oracles.GARBAGE)
+def test_padded_masks_change_no_grid(value: float) -> None:
+    rng = np.random.default_rng(3)
+    masks, frames = blobs(rng, 3, (20, 24)), oracles.random_boxes(rng, 3, 22.0)
+    expected = on_grid(Masks(masks[None], frames[None]), 4, (5, 6))
+    more = Masks(*(oracles.padded(a, 2, value)[None] for a in (masks, frames)))
+    np.testing.assert_array_equal(on_grid(more, 4, (5, 6))[:, :3], expected)
+
+
+def test_a_mirrored_mask_gives_a_mirrored_grid() -> None:
+    rng = np.random.default_rng(4)
+    masks, frames = blobs(rng, 3, (20, 24)), oracles.random_boxes(rng, 3, 22.0)
+    flipped = np.float32([32, 0, 32, 0]) + np.float32([-1, 1, -1, 1]) * frames[:, [2, 1, 0, 3]]
+    found = on_grid(Masks(masks[None, ..., ::-1].copy(), flipped[None]), 4, (8, 8))
+    np.testing.assert_allclose(found[..., ::-1], on_grid(Masks(masks[None], frames[None]), 4, (8, 8)), atol=1e-5)

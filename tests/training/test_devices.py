@@ -1,24 +1,38 @@
 """The same run on one device, on eight, and on two processes with four each: the same numbers.
 
 The runs are those of ``train.py`` itself, of 50 steps over two canvases, each of which ends its epochs with a batch
-that is not full.
+that is not full.  They begin with the weights of a run that has learned something, and hardly move them.
+
+Training is chaotic: proposals are ranked by score, some of the many scores of a batch differ by their last bit, and
+what two of them do when they change places (one suppresses the other, the sampler draws by place) changes the loss by
+1e-6 to 1e-2.  Weights that were moved by one bit a step gave another ranking within 50 steps in 19 of 20 runs, first of
+all decisions, and which step it is differs from machine to machine and from one version of XLA to the next.  So what
+is compared are 50 steps from what is, but for the learning rate's 1e-7, one state.
 """
 
 import json
 import shutil
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from jaxdet.mesh import data_mesh
+from jaxdet.train_lib.optimizer import update_direction
+from jaxdet.train_lib.start import start_state
+from jaxdet.train_lib.step import TrainState
 
+from jaxdet.checkpoints.store import CheckpointStore
+from jaxdet.config import load_config
 from tests.devices import host_flags, outputs, start
 
 CONFIG = Path(__file__).parent / "tiny.py"
 STEPS, SAVED = 50, 44
-# A sum over a batch that is made in another order differs in the last bits of a float32, and updates carry that on:
-# measured were 4e-7 of a loss term in the first step and at most 2e-5 in 50, and 2e-4 of the gradient's norm.  The
-# bounds leave room for other versions of XLA, and not for another draw or count: one box of the 128 samples of a batch
-# that is another one, or one sample more in a mean, changes a term by some 1e-3.
-LOSS, GRADIENT = 1e-4, 1e-3
+# A sum over a batch that is made in another order differs in the last bits of a float32: measured were 8e-6 of a loss
+# term (the mean over the pixels of all masks) and 5e-7 of the gradient's norm.  The bounds leave room for other
+# versions of XLA, and not for another draw or count: one box of the 128 samples of a batch that is another one, or one
+# sample more in a mean, changes a term by some 1e-3.
+LOSS, GRADIENT = 5e-5, 1e-4
 # ``eval.py`` of the checkpoint in the processes that trained it, which have its program; each writes to its own place.
 TRAIN_AND_SCORE = """
 import sys, eval, jax, train
@@ -29,8 +43,8 @@ sys.exit(code or eval.main(["--checkpoint", folder, f"--metrics={out}/metrics.js
 """
 
 
-def arguments(folder: Path, name: str) -> list[str]:
-    """The command line of a run in ``folder / name``."""
+def arguments(folder: Path, name: str, **changed: object) -> list[str]:
+    """The command line of a run in ``folder / name`` that starts from ``folder / start``."""
     settings = {
         "data.train.directory": folder / "scenes",
         "data.val.directory": folder / "scenes",
@@ -40,12 +54,14 @@ def arguments(folder: Path, name: str) -> list[str]:
         "data.val.count": 11,
         "data.short_side": 32,
         "data.batch_size": 8,
+        "optimizer.lr": 1e-7,
         "optimizer.schedule.length": STEPS,
         "optimizer.schedule.drops": "30,",
         "run.eval_batch": 8,
         "run.log_every": 1,
         "run.checkpoint_every": SAVED,
-    }
+        "run.init_from": folder / "start",
+    } | changed
     changes = [f"{key}={value}" for key, value in settings.items()]
     return ["train.py", "--config", str(CONFIG), "--workdir", str(folder / name), *changes]
 
@@ -66,6 +82,8 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the finished runs ``one``, ``eight`` and ``two_by_four``."""
     folder = tmp_path_factory.mktemp("devices")
+    learns = {"optimizer.lr": 0.02, "run.init_from": "none", "data.train.aspects": "0.75,"}
+    outputs([start(arguments(folder, "start", **learns), 1)])
     outputs([start(arguments(folder, name), devices) for name, devices in (("one", 1), ("eight", 8))])
     outputs([start(arguments(folder, "two_by_four") + flags, 4) for flags in host_flags(2)])
     return folder
@@ -83,6 +101,29 @@ def assert_same_losses(run: Path, expected: Path, first: int = 1) -> None:
 @pytest.mark.parametrize("name", ["eight", "two_by_four"])
 def test_losses_agree_step_by_step(runs: Path, name: str) -> None:
     assert_same_losses(runs / name, runs / "one")
+
+
+def last_state(run: Path) -> TrainState:
+    experiment = load_config(CONFIG)
+    direction = update_direction(experiment.optimizer, experiment.model.is_frozen)
+    with CheckpointStore(run) as store:
+        return start_state(experiment.model, direction, experiment.run, store, data_mesh(jax.devices()[:1]))
+
+
+def assert_same_updates(run: Path, expected: Path) -> None:
+    """Each parameter has the same momentum, and has moved as far, in so far as float32 can say so."""
+    start, found, wanted = (last_state(folder) for folder in (expected.parent / "start", run, expected))
+    moments = zip(jax.tree.leaves(found.opt_state), jax.tree.leaves(wanted.opt_state), strict=True)
+    moved = [jax.tree.map(np.subtract, state.params, start.params) for state in (found, wanted)]
+    pairs = zip(*(jax.tree.leaves(each) for each in moved), strict=True)
+    assert sum(np.any(leaf) for leaf in jax.tree.leaves(moved[1])) > 20
+    for bound, (a, b) in [*((GRADIENT, pair) for pair in moments), *((0.02, pair) for pair in pairs)]:
+        assert np.linalg.norm(np.subtract(a, b)) <= bound * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("name", ["eight", "two_by_four"])
+def test_parameters_move_alike(runs: Path, name: str) -> None:
+    assert_same_updates(runs / name, runs / "one")
 
 
 def assert_same_scores(run: Path, expected: Path) -> None:
@@ -104,6 +145,7 @@ def test_a_run_of_eight_devices_goes_on_in_two_processes_that_share_its_paramete
     command = ["-c", TRAIN_AND_SCORE, str(runs / "moved"), *rest, "run.shard_parameters=true", "--accept-changes"]
     outputs([start(command + flags, 4) for flags in host_flags(2)])
     assert_same_losses(runs / "moved", runs / "one", first=SAVED + 1)
+    assert_same_updates(runs / "moved", runs / "one")
     assert_same_scores(runs / "moved", runs / "one")
     scored = runs / "moved" / "scored-by-0"
     assert (scored / "metrics.json").read_text() == (runs / "moved" / "metrics.json").read_text()

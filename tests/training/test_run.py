@@ -125,14 +125,14 @@ def test_weights_of_another_run_are_a_start(
     jax.tree.map(np.testing.assert_array_equal, started, theirs)
 
     started = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole"), init_new_classes=True))
-    logits = ("params", "heads_0", "box_head", "logits", "kernel")
+    logits = ("params", "heads_0", "head", "logits", "kernel")
     np.testing.assert_array_equal(leaf(started, logits), leaf(fresh, logits))
     conv = ("params", "neck", "lateral3", "kernel")
     np.testing.assert_array_equal(leaf(started, conv), leaf(theirs, conv))
-    assert "kept its own value: params/heads_0/box_head/logits/kernel" in caplog.text
+    assert "kept its own value: params/heads_0/head/logits/kernel" in caplog.text
 
     other = init_variables(experiment.model.clone(num_classes=3), jax.random.key(5))
-    with pytest.raises(ValueError, match="heads_0/box_head/logits/kernel: shape"):
+    with pytest.raises(ValueError, match="heads_0/head/logits/kernel: shape"):
         with_weights(experiment.model, other, Run(init_from=str(folder / "whole")))
 
 

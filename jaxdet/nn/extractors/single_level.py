@@ -37,10 +37,13 @@ class SingleLevel(nn.Module):
         )
 
     def level_of(self, boxes: jax.Array) -> jax.Array:
-        """Position in ``levels`` ``[...]`` int32 for ``boxes [..., 4]``; the 1e-6 is the reference's."""
-        ratio = jnp.sqrt(area(boxes)) / self.finest + 1e-6
-        level = jnp.floor(jnp.log2(jnp.where(ratio > 0, ratio, 1.0)))
-        return jnp.clip(level, 0, len(self.levels) - 1).astype(jnp.int32)
+        """Position in ``levels`` ``[...]`` int32 for ``boxes [..., 4]``.
+
+        It is ``floor(log2(sqrt(area) / finest + 1e-6))``, bounded by what levels there are; the 1e-6 is the
+        reference's.  Areas are compared, because root and logarithm differ in their last bit between backends.
+        """
+        least = [(self.finest * (2.0**level - 1e-6)) ** 2 for level in range(1, len(self.levels))]
+        return (area(boxes)[..., None] >= jnp.asarray(least, jnp.float32)).sum(-1, dtype=jnp.int32)
 
 
 def crops_as_batch(crops: jax.Array) -> jax.Array:
