@@ -9,13 +9,14 @@ Bilinear weights separate into rows and columns, and pixels that the mask cannot
 costs what its frame or crop covers; it goes straight to run lengths, never to a stack of image-sized masks.
 """
 
-from typing import Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from jaxdet.structures import Masks
+if TYPE_CHECKING:  # `structures` imports jax, which scoring a file of results does without
+    from jaxdet.structures import Masks
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -67,7 +68,7 @@ def paste_rle(
     return _encode(inside, top, left, hw)
 
 
-def paste_masks(masks: Masks, hw: tuple[int, int]) -> list[Rle]:
+def paste_masks(masks: "Masks", hw: tuple[int, int]) -> list[Rle]:
     """``paste_rle`` of each of ``masks [D, m, n]``, in order; frames and crops are in pixels of the image to paint."""
     if len(masks.values) != len(masks.frames):
         given = f"{len(masks.values)} masks, {len(masks.frames)} frames"

@@ -7,7 +7,7 @@ stored image), ``score`` and, with masks, ``segmentation`` (compressed run lengt
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,9 @@ from jaxdet.data.validation.entries import MAX_BOX_VALUE as BOX
 from jaxdet.data.validation.entries import each, hw_of, is_number, short, whole
 from jaxdet.evaluation.paste import paste_rle
 from jaxdet.runtime.files import read_json_file, write_json
-from jaxdet.structures import Detections
+
+if TYPE_CHECKING:  # `structures` imports jax, which scoring a file of results does without
+    from jaxdet.structures import Detections
 
 Result: TypeAlias = dict[str, Any]
 Truth: TypeAlias = Mapping[str, Any]
@@ -25,7 +27,7 @@ Truth: TypeAlias = Mapping[str, Any]
 
 
 def image_results(
-    found: Detections,
+    found: "Detections",
     *,
     image_id: int,
     category_ids: Sequence[int],
