@@ -38,9 +38,10 @@ types: venv
 	$(RUN) -m mypy
 
 # These tests compile hundreds of small programs and run each once or twice; optimising them takes longer than it saves.
-# Two at a time, whole files, since tests of a file share what they have compiled; each takes up to 5 GB.
+# Two at a time, whole files, since tests of a file share what they have compiled; each takes up to 5 GB.  The order is
+# that of tests/conftest.py, and not pytest-xdist's, which begins with the files of most tests.
 unit: venv
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "not parity" --numprocesses 2 --dist loadfile
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "not parity" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # PARITY_SHARE=3: a model of each family, and a third of the others, chosen by the commit (tests/parity/conftest.py).
 parity: venv ## full-size models against their golden files

@@ -115,7 +115,7 @@ class Job:
             if time.monotonic() > end:
                 process.kill()
                 raise RuntimeError(f"no {aim} after step {after} in {PATIENCE} s: {self._said.read_text()[-2000:]}")
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(delay)
         process.kill()
         if process.wait() != -9:
