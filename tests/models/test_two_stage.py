@@ -17,7 +17,7 @@ from jaxdet.nn.heads.dense import RPNHead
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.losses import SmoothL1
-from jaxdet.ops.suppression import NMS
+from jaxdet.ops.suppression import NMS, FastNMS
 from jaxdet.structures import Batch, Detections
 from tests.models.small import (
     CLASSES,
@@ -100,6 +100,13 @@ def test_no_detection_is_a_result_too() -> None:
     assert not found.valid.any()
     assert found.masks.values.shape == (2, 7, 12, 12)
     assert np.isfinite(found.masks.values).all()
+
+
+def test_other_suppression_fits_too() -> None:
+    found = apply_shapes(make_model(suppression=FastNMS(max_detections=7)), "predict")
+    assert (found.boxes.shape, found.index.shape, found.masks.values.shape) == ((2, 7, 4), (2, 7), (2, 7, 12, 12))
+    with pytest.raises(ValueError, match='set within="class"'):
+        apply_shapes(make_model(suppression=NMS(within="level")), "predict")
 
 
 def test_images_of_a_batch_do_not_see_each_other() -> None:

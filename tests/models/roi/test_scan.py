@@ -140,6 +140,23 @@ def test_rolled_detections_equal_written_out() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *found)
 
 
+@pytest.mark.parametrize("name", ["r3", "htc"])
+def test_both_forms_compute_in_the_dtype_of_the_features(name: str) -> None:
+    """In bfloat16 the same shapes and dtypes come out, float32 where numbers are judged."""
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), FEATURES)
+
+    def run(model: TwoStage) -> Any:
+        found = model.detect(low, PROPOSALS, HW)
+        return model.stage_losses(low, PROPOSALS, TARGETS, HW, KEY), (found.boxes, found.scores, found.masks.values)
+
+    models = [make_loop(name, score=True, unroll=unroll) for unroll in (True, False)]
+    weights = jax.eval_shape(lambda: models[0].init(KEY, method=run))
+    said = [jax.eval_shape(lambda w, model=model: model.apply(w, method=run), weights) for model in models]
+    assert said[0] == said[1]
+    assert {leaf.dtype for leaf in jax.tree.leaves(said)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {jnp.dtype("float32")}
+
+
 @pytest.mark.parametrize("unroll", [True, False])
 def test_the_last_stage_of_0_0_1_belongs_to_the_second_head(unroll: bool) -> None:
     """The second head's deltas move nothing but the last stage's loss; the first head's move all."""
