@@ -174,7 +174,7 @@ def test_a_real_mask_branch_returns_the_channel_of_the_label() -> None:
 
     def masks(branch: MaskBranch) -> jax.Array:
         crops = branch.crops(features, boxes, valid)
-        return branch.logits(branch.look(crops, branch.empty_features(crops)), labels, 3)
+        return branch.logits(branch.features(crops, branch.empty_features(crops)), labels, 3)
 
     variables = branch.init(KEY, method=masks)
     variables["params"]["head"]["logits"]["kernel"] *= 0
