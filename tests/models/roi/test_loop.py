@@ -54,7 +54,7 @@ class TellsMasks:
     def empty_features(self, crops: jax.Array) -> jax.Array:
         return crops
 
-    def look(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
+    def features(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
         return previous + self.by if self.linked else crops + self.by
 
     def logits(self, features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
