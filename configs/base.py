@@ -43,14 +43,18 @@ Extractor: TypeAlias = Callable[[int], nn.Module]
 Stds: TypeAlias = tuple[float, float, float, float]
 
 CASCADE_STDS: tuple[Stds, ...] = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
-"""Scales of the box deltas of the first, second and third head: each sees better boxes than the one before."""
+"""Scales of the box deltas of the first, second and third head, the reference's numbers.
+
+Each head gets better boxes than the one before and has less to correct, so that its deltas are scaled up by more.
+"""
 
 IOUS = {1: (0.5,), 2: (0.5, 0.6), 3: (0.5, 0.6, 0.7), 4: (0.5, 0.6, 0.7, 0.8), 5: (0.5, 0.6, 0.7, 0.75, 0.8)}
-"""Where a box is positive from on, at each of so many stages."""
+"""The IoU from which on a box is positive, for each stage, by the number of stages: the authors' configs."""
 
 WEIGHTS = {1: (1.0,), 2: (1.0, 0.75), 3: (1.0, 0.75, 0.5), 4: (1.0, 0.75, 0.5, 0.3), 5: (1.0, 0.8, 0.6, 0.5, 0.4)}
-"""Weights of the losses of each of so many stages."""
+"""Weights of the losses of each stage, by the number of stages: the authors' configs."""
 
+# Halved from stage to stage (HTC, Chen et al. 2019, section 3.4), as in the reference's Cascade R-CNN.
 HTC_WEIGHTS = (1.0, 0.5, 0.25)
 
 
@@ -69,7 +73,7 @@ def coco(
 
 
 def two_stage(heads: Sequence[BoxBranch], *, depth: int = 50, **changes: Any) -> TwoStage:
-    """Box heads, and what else is given, on a ResNet and FPN."""
+    """A two-stage model with these box heads on a ResNet and FPN; ``changes`` are settings of `TwoStage`."""
     settings: dict[str, Any] = {"rpn": rpn()} | changes
     return TwoStage(num_classes=80, backbone=ResNet(depth=depth), neck=FPN(), heads=tuple(heads), **settings)
 
@@ -92,7 +96,7 @@ def mask_branch(extractor: Extractor = SingleLevel, *, linked: bool = False) -> 
 
 
 def cascade_rpn() -> DenseDetector:
-    """The RPN in front of a cascade: anchors across the border do not train, smooth L1, more proposals."""
+    """The RPN in front of a cascade: no training on anchors across the image's border, smooth L1, 2000 proposals."""
     return rpn(border=0.0, box_loss=SmoothL1(1 / 9), train=(2000, 2000))
 
 
@@ -186,6 +190,7 @@ def _interleaved(
     **changes: Any,
 ) -> TwoStage:
     """What HTC and R3-CNN share."""
+    # Their reference keeps detections from a score of 0.001 on, other models' from 0.05.
     return two_stage(
         heads,
         rpn=cascade_rpn(),
@@ -198,6 +203,7 @@ def _interleaved(
 
 def retinanet(depth: int = 50) -> Experiment:
     """RetinaNet (Lin et al. 2017): class and box of nine anchors in every cell, by a focal loss over all of them."""
+    # Three scales an octave, from 4 times the stride (Lin et al. 2017, section 4).
     thirds = (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))
     model = OneStage(
         num_classes=80,
@@ -206,11 +212,13 @@ def retinanet(depth: int = 50) -> Experiment:
         dense=DenseDetector(
             head=RetinaHead(),
             places=Anchors(levels=(3, 4, 5, 6, 7), scales=thirds),
+            # Places between 0.4 and 0.5 are left out; every object gets its best place, however small the overlap.
             matcher=Matcher(positive_iou=0.5, negative_iou=0.4, min_positive_iou=0.0),
             class_loss=Focal(),
             test=Selection(per_level=1000, suppression=NMS(score_threshold=0.05, iou_threshold=0.5)),
         ),
     )
+    # Half the rate of the two-stage models, as in the paper and the reference.
     return coco(model, Optimizer(lr=0.01), masks=False)
 
 

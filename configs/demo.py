@@ -25,7 +25,7 @@ from jaxdet.ops.sampling import Sampler
 from jaxdet.ops.suppression import NMS
 
 SIZE = 128  # pixels
-CHANNELS = 32  # of the pyramid
+CHANNELS = 32  # each level of the pyramid has so many
 LEVELS = (2, 3)  # objects are some tens of pixels large
 
 
@@ -40,7 +40,7 @@ def get_config() -> Experiment:
     )
     proposals = rpn(
         RPNHead(channels=CHANNELS),
-        # Of 24 to 192 pixels; half the objects are smaller than 35.
+        # Sides of 24 to 192 pixels; half the objects are smaller than 35.
         anchors=Anchors(levels=(2, 3, 4, 5), scales=(6.0,)),
         sampler=Sampler(number=128, positive_fraction=0.5),
         train=(300, 200),

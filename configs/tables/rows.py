@@ -28,7 +28,7 @@ BACKGROUND_MASKS = 256 + 1
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a paper's table."""
+    """A row of a paper's table: a model, its published AP (in percent) and parameters."""
 
     what: str
     experiment: Experiment
@@ -36,7 +36,7 @@ class Row:
     mask_ap: float | None = None
     printed: str = ""  #: parameters as the paper prints them: those trained, cut off and not rounded
     params: tuple[int, int] | None = None  #: all and trained ones of the authors' code
-    background: int = 0  #: so many of these are about the background class, which has none here
+    background: int = 0  #: parameters of the authors' code for the background class; here it has none
     note: str = ""
 
 
@@ -66,7 +66,7 @@ def first_generation(box_extractor: nn.Module, mask_extractor: nn.Module | None 
 
 
 def two_samples(size: int) -> SingleLevel:
-    """One level a box, two samples an axis and cell, as in mmdetection 1.x."""
+    """One level for each box, with two samples along each axis of a bin, as in mmdetection 1.x."""
     return SingleLevel(size, sampling_ratio=2)
 
 

@@ -25,7 +25,7 @@ def of_code(score: str, box_ap: float, mask_ap: float, printed: str, params: tup
 
 
 def as_counted(score: str, printed: str, params: tuple[int, int]) -> Row:
-    """One head, of which the paper prints the parameters in the row of ``score``."""
+    """One head: the model whose parameters the paper prints in the row of ``score``."""
     experiment = r3_cnn(trunk=fcc(before=True), score=SCORES[score])
     return Row(f"R3-CNN, L2C 7x7, NLb; mask IoU: {score}", experiment, None, None, printed, params)
 

@@ -22,10 +22,12 @@ def match_categories(
     of_model = of_source if of_model is None else of_model
     if num_classes != len(of_model):
         raise ValueError(f"categories: expected {num_classes} (the model's num_classes), got {_listed(of_model)}")
+    # Same names in the same order: ids may still differ, and those of the data are what results need.
     if [category.name for category in of_model] == [category.name for category in of_source]:
         return tuple(category.id for category in of_source)
     ids = {category.name: category.id for category in of_source}
     names = {category.name for category in of_model}
+    # The lengths tell names that occur twice, which a set would hide.
     if names != set(ids) or not len(names) == len(of_source) == len(of_model):
         raise ValueError(
             "categories: expected the data to have the classes that the model was trained on, by name; "

@@ -18,7 +18,8 @@ from jaxdet.models.detector import Detector
 from jaxdet.runtime.agreement import alike
 from jaxdet.trained import Checkpoint, Trained, load
 
-_MOST_PIXELS = 2**30  #: of scenes that are made for a checkpoint
+# Scenes of at most so many pixels in all (a gigapixel) are made for a checkpoint.
+_MOST_PIXELS = 2**30
 
 
 def evaluate(
@@ -54,7 +55,7 @@ def evaluate_checkpoint(
         images: folder of the images to use instead, together with ``annotations``.
         annotations: instances json.
         overrides: dotted settings to change, as ``data.short_side=600``.
-        fast: judge by faster-coco-eval (the same numbers sooner).
+        fast: score by faster-coco-eval (the same numbers sooner).
         mesh, progress: as for ``detect``.
 
     Returns:
@@ -93,6 +94,7 @@ def open_checkpoint(
             _refuse_to_write(val)
         return trained, open_source(val)
 
+    # Processes with different data or weights would wait for each other for ever, or mix their results.
     return alike(opened, _described)
 
 

@@ -33,8 +33,10 @@ Progress = Callable[[int, int], None]
 
 _S = TypeVar("_S")
 _THREADS = min(8, os.cpu_count() or 1)
-_SMALL_MASK = 64 * 64  #: pixels; mask heads draw 28 x 28
-_BACKLOG = 256  #: images whose masks may wait to be pasted before the devices wait for the host
+# Pixels of a mask up to which it travels as float32; mask heads predict 28 x 28.
+_SMALL_MASK = 64 * 64
+# Images whose masks may wait to be pasted before the devices wait for the host: bounds its memory.
+_BACKLOG = 256
 
 
 def detect(
@@ -73,6 +75,7 @@ def detect(
     mesh = mesh if mesh is not None else data_mesh()
     ids = match_categories(model.num_classes, source.categories, categories)
     variables = jax.device_put(variables, layout_of(variables, mesh, split=shard_parameters))
+    # Rounded up, so that every device has equally many images.
     size = -(-batch_size // mesh.size) * mesh.size
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
@@ -82,14 +85,16 @@ def detect(
             running: deque[tuple[Batch, Detections]] = deque()
             for batch in batches:
                 running.append((batch, predict_batch(model, mesh, variables, split_batch(batch, mesh))))
-                if len(running) > 1:  # the device has its next batch by now
+                # One behind: the device has its next batch before the host waits for this one.
+                if len(running) > 1:
                     _collect(*running.popleft(), source, ids, pool, found, progress)
             while running:
                 _collect(*running.popleft(), source, ids, pool, found, progress)
             return [(index, future.result()) for index, future in found.items()]
 
     if shard_parameters and jax.process_count() > 1:
-        # Each prediction gathers the variables from all: one that fails can not tell the others, who wait for it there.
+        # Each prediction gathers the variables from all processes: one that fails cannot tell the others, because they
+        # wait for it inside the prediction.
         mine = own_share()
         return _in_order(from_all(lambda: mine), len(source))
     return _in_order(from_all(own_share), len(source))
@@ -127,12 +132,14 @@ def for_host(found: Detections) -> Detections:
     masks = found.masks
     if masks is None or masks.values.shape[-2] * masks.values.shape[-1] <= _SMALL_MASK:
         return found
+    # 255 stands for a probability of 1; `paste` divides again.
     levels = jnp.round(jnp.clip(masks.values, 0.0, 1.0) * 255).astype(jnp.uint8)
     return dataclasses.replace(found, masks=dataclasses.replace(masks, values=levels))
 
 
 def _local(leaf: jax.Array) -> NDArray[Any]:
     """This process's rows of an array that is split along its first axis."""
+    # Rows in order of the batch, whatever the order of the devices; np.asarray waits for them.
     shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
@@ -148,6 +155,7 @@ def _collect(
 ) -> None:
     """Wait for a batch from the device and hand its images to the threads."""
     host: Detections = jax.tree.map(_local, detections)
+    # The last batch is filled up with images that do not count.
     for row in np.flatnonzero(batch.valid):
         index = int(batch.index[row])
         if index in found:
@@ -157,7 +165,8 @@ def _collect(
     if len(found) > _BACKLOG:
         list(found.values())[-_BACKLOG].result()
     if progress is not None:
-        progress(min(len(found) * jax.process_count(), len(source)), len(source))  # the others are about as far
+        # Processes do not talk about it: the others are assumed to be about as far.
+        progress(min(len(found) * jax.process_count(), len(source)), len(source))
 
 
 def image_of(structure: _S, row: int) -> _S:

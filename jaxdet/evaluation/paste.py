@@ -7,6 +7,8 @@ outermost centres of the frame, which is the whole canvas, the nearest value cou
 
 Bilinear weights separate into rows and columns, and pixels that the mask cannot reach are left alone, so an instance
 costs what its frame or crop covers; it goes straight to run lengths, never to a stack of image-sized masks.
+
+Letters in shapes: D detections, m n rows and columns of a bitmap, h w those of the image, p pixels along an axis.
 """
 
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -18,7 +20,7 @@ from pycocotools import mask as coco_mask
 if TYPE_CHECKING:  # `structures` imports jax, which scoring a file of results does without
     from jaxdet.structures import Masks
 
-Floats: TypeAlias = NDArray[np.float32]
+_Floats: TypeAlias = NDArray[np.float32]
 
 
 class Rle(TypedDict):
@@ -103,21 +105,23 @@ def _window(
     top, row_taps, row_weights = _taps(values.shape[0], low[1], high[1], hw[0], cut[1])
     if values.dtype == np.uint8:
         values = values / np.float32(255)
-    # The ring is what lies outside the frame.
+    # The ring of one cell is what lies outside the frame: zeros, or with a crop the nearest value.
     framed = np.pad(values.astype(np.float32), 1, mode="constant" if crop is None else "edge")
+    # Rows first: [p, n + 2], then its transpose for columns, so that both blends copy whole rows.
     lines = _blend(framed, row_taps, row_weights)
     values = _blend(lines.T.copy(), column_taps, column_weights)  # columns first, as run lengths want them
     return top, left, (values >= threshold).T
 
 
-def _blend(rows: Floats, taps: NDArray[np.intp], weights: Floats) -> Floats:
+def _blend(rows: _Floats, taps: NDArray[np.intp], weights: _Floats) -> _Floats:
     """Two rows ``rows[taps[:, p]]`` mixed by ``weights[:, p]``, for each p."""
-    mixed: Floats = rows[taps[0]] * weights[0][:, None]
+    mixed: _Floats = rows[taps[0]] * weights[0][:, None]
     mixed += rows[taps[1]] * weights[1][:, None]
     return mixed
 
 
 def _has_extent(box: NDArray[np.floating]) -> bool:
+    # A difference of large numbers may overflow to infinity, which the test below refuses.
     with np.errstate(over="ignore"):
         low, high = box.astype(np.float32).reshape(2, 2)
         extent = high - low
@@ -126,22 +130,24 @@ def _has_extent(box: NDArray[np.floating]) -> bool:
 
 def _taps(
     cells: int, low: np.float32, high: np.float32, limit: int, cut: tuple[float, float] | None = None
-) -> tuple[int, NDArray[np.intp], Floats]:
+) -> tuple[int, NDArray[np.intp], _Floats]:
     """Linear interpolation along one axis, for the pixels whose centres lie in ``cut`` if there is one.
 
     Returns:
         The first pixel ``start`` that the map can reach; for each of the p pixels from there on the two cells
         ``[2, p]`` (of the map with its ring) that it looks at; and their weights ``[2, p]``.
     """
-    reach = (np.float64(high) - low) / cells  # a whole cell: half would do, rounding has room
+    # Half a cell beyond the frame would do; a whole one leaves room for rounding.
+    reach = (np.float64(high) - low) / cells
     start = int(np.clip(np.floor(low - reach), 0, limit))
     stop = int(np.clip(np.ceil(high + reach), start, limit))
     if cut is not None:
         start = int(np.clip(np.ceil(cut[0] - 0.5), start, stop))
         stop = int(np.clip(np.ceil(cut[1] - 0.5), start, stop))
     centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
-    # in float32 and in this order as the reference: a probability of exactly one half must fall to the same side
+    # In float32 and in this order, as the reference: a probability of exactly one half must fall to the same side
     position = ((centres - low) / (high - low) * 2 - 1 + 1) * np.float32(cells / 2) - np.float32(0.5)
+    # Cell -1 and cell ``cells`` are the ring.
     first = np.clip(np.floor(position), -1, cells - 1)
     share = np.clip(position - first, 0, 1).astype(np.float32)
     taps = np.stack([first, first + 1]).astype(np.intp) + 1
@@ -151,17 +157,20 @@ def _taps(
 def _encode(inside: NDArray[np.bool_], top: int, left: int, hw: tuple[int, int]) -> Rle:
     """Run lengths of a window's pixels in an image that is False elsewhere."""
     height, width = hw
-    columns = np.zeros((inside.shape[1], inside.shape[0] + 2), np.int8)  # a False above and below ends every run
+    # COCO counts down the columns.  A False above and below ends every run.
+    columns = np.zeros((inside.shape[1], inside.shape[0] + 2), np.int8)
     columns[:, 1:-1] = inside.T
     change = np.diff(columns, axis=1)
     x, y = np.nonzero(change == 1)
     starts = (x + left) * height + y + top
     x, y = np.nonzero(change == -1)
     ends = (x + left) * height + y + top
-    joined = starts[1:] == ends[:-1]  # from the bottom of one column to the top of the next
+    # A run that reaches the bottom goes on at the top of the next column.
+    joined = starts[1:] == ends[:-1]
     bounds = np.setdiff1d(np.concatenate([starts, ends]), ends[:-1][joined])
     edges = np.concatenate([[0], bounds, [height * width]])
     counts = np.diff(edges)
+    # A run up to the last pixel leaves nothing behind it, and COCO writes no such count.
     if len(counts) > 1 and counts[-1] == 0:
         counts = counts[:-1]
     rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)

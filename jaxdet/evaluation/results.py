@@ -56,6 +56,7 @@ def image_results(
             f"labels: expected 0 to {len(category_ids) - 1} (the data has {len(category_ids)} categories), "
             f"got {labels.min()} to {labels.max()}; is the model's num_classes that of the data?"
         )
+    # (y, x) -> (x1, y1, x2, y2): resized pixels per stored pixel of each coordinate.
     factors = np.asarray(scale, np.float32)[[1, 0, 1, 0]]
     original = boxes / factors
     results = []
@@ -66,6 +67,7 @@ def image_results(
         if masks is not None:
             crop = None if masks.crop is None else masks.crop[i] / factors
             result["segmentation"] = paste_rle(masks.values[i], masks.frames[i] / factors, hw, masks.threshold, crop)
+            # COCO has no such key: it is written only where it says something new.
             if mask_scores[i] != scores[i]:
                 result["mask_score"] = float(mask_scores[i])
         results.append(result)
@@ -98,6 +100,7 @@ def check_results(results: Sequence[Result], truth: Truth) -> list[Result]:
     Raises:
         ValueError: names the first detection with a fault and what is expected.
     """
+    # Ids first, for all results at once: the list of unknown ones tells more than the first fault.
     sizes = image_sizes(truth)
     check_ids(results, truth)
     return [_checked(result, number, sizes) for number, result in enumerate(results)]

@@ -1,4 +1,4 @@
-"""COCO's twelve numbers, with pycocotools as the judge."""
+"""COCO's twelve numbers, computed by pycocotools."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ def score(truth: Truth, results: Sequence[Result], *, masks: bool = True, fast: 
         results: COCO results; left as they are.  Without any, AP is 0.
         masks: compare masks too, if the results (or, where these are empty, the ground truth) have them; False:
             boxes alone, and nobody looks at masks.  Boxes of results that hold masks only are the masks' boxes.
-        fast: judge by faster-coco-eval instead (extra ``fast-eval``): the same numbers sooner.
+        fast: score by faster-coco-eval instead (extra ``fast-eval``): the same numbers sooner.
 
     Raises:
         ValueError: results of unknown images or categories, some with a mask and some without, or a ground truth
@@ -50,14 +50,15 @@ def score(truth: Truth, results: Sequence[Result], *, masks: bool = True, fast: 
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in _names(truth).values()}
     for kind in kinds:
-        judged = _judge(prepared, [_only(kind, result) for result in results], kind, fast)
-        metrics |= {f"{kind}/{name}": float(value) for name, value in zip(STATISTICS, judged.stats[:12], strict=True)}
-        for name, row in _rows(judged, truth):
+        scored = _evaluated(prepared, [_only(kind, result) for result in results], kind, fast)
+        metrics |= {f"{kind}/{name}": float(value) for name, value in zip(STATISTICS, scored.stats[:12], strict=True)}
+        for name, row in _rows(scored, truth):
             per_class[name] |= {f"{kind}/{key}": value for key, value in row.items()}
     return Scores(metrics, per_class)
 
 
 def _kinds(truth: Truth, results: Sequence[Result]) -> tuple[Kind, ...]:
+    # Without results the ground truth decides: a model that found nothing has a mask AP of 0 too.
     holders = results or truth.get("annotations", [])
     return (
         ("bbox", "segm")
@@ -69,7 +70,7 @@ def _kinds(truth: Truth, results: Sequence[Result]) -> tuple[Kind, ...]:
 def _only(kind: Kind, result: Result) -> Result:
     """What counts for one kind.
 
-    A mask is judged without its box, else pycocotools would sort it by the box's area into small, medium and large.
+    A mask is scored without its box, else pycocotools would sort it by the box's area into small, medium and large.
     """
     kept = {key: result[key] for key in ("image_id", "category_id", "score")}
     if kind == "bbox" and "bbox" in result:
@@ -118,21 +119,23 @@ def _completed(annotation: Any, sizes: Mapping[int, tuple[int, int]], masks: boo
     }
 
 
-def _judge(truth: dict[str, Any], results: list[Result], kind: Kind, fast: bool) -> Any:
+def _evaluated(truth: dict[str, Any], results: list[Result], kind: Kind, fast: bool) -> Any:
     index, evaluate = _fast_classes() if fast else (COCO, COCOeval)
+    # pycocotools prints its progress, and the statistics only come with a table on stdout.
     with contextlib.redirect_stdout(io.StringIO()):
         expected = _indexed(index, truth)
-        # pycocotools looks at the first result without asking whether there is one
+        # pycocotools reads the first result without asking whether there is one.
         found = expected.loadRes(results) if results else _indexed(index, truth | {"annotations": []})
-        judged = evaluate(expected, found, kind)
-        judged.evaluate()
-        judged.accumulate()
-        judged.summarize()
-    return judged
+        scored = evaluate(expected, found, kind)
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+    return scored
 
 
 def _indexed(index: Any, dataset: dict[str, Any]) -> Any:
     indexed = index()
+    # Copied, because pycocotools writes into the annotations.
     indexed.dataset = dataset | {"annotations": [dict(annotation) for annotation in dataset["annotations"]]}
     indexed.createIndex()
     return indexed
@@ -155,11 +158,13 @@ def _names(truth: Truth) -> dict[int, str]:
     return names
 
 
-def _rows(judged: Any, truth: Truth) -> list[tuple[str, dict[str, float]]]:
+def _rows(scored: Any, truth: Truth) -> list[tuple[str, dict[str, float]]]:
     names = _names(truth)
-    precision, recall = np.asarray(judged.eval["precision"]), np.asarray(judged.eval["recall"])
+    precision, recall = np.asarray(scored.eval["precision"]), np.asarray(scored.eval["recall"])
     rows = []
-    for k, category_id in enumerate(judged.params.catIds):
+    # precision [IoU, recall, class, area, detections], recall [IoU, class, area, detections]: area 0 is all sizes, the
+    # last number of detections 100, IoU 0 is 0.5.
+    for k, category_id in enumerate(scored.params.catIds):
         row = {
             "AP": _mean(precision[:, :, k, 0, -1]),
             "AP50": _mean(precision[0, :, k, 0, -1]),

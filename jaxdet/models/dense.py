@@ -1,8 +1,11 @@
-"""The dense detector: something is said about every place of every level, and the best places become detections.
+"""The dense detector: it scores and moves every place of every level, and the best places become detections.
 
 With one class and a sampler it is the region proposal network (Ren et al. 2015); with K classes, a focal loss and no
 sampler it is RetinaNet (Lin et al. 2017).  What they share is here once: places and which of them exist, matching,
 losses, the best of each level, decoding, suppression.
+
+Letters in shapes: B images, n places of a level, N of all levels, A places in a cell, S samples, K classes, c numbers
+of a code.  Boxes are in pixels of the resized image.
 """
 
 import dataclasses
@@ -28,13 +31,13 @@ from jaxdet.structures import Detections, Features, Proposals, Targets
 
 @struct.dataclass
 class DenseOutputs:
-    """What the head says about every place, level by level, and inside a level in the order y, x, place."""
+    """What the head predicts for every place, level by level, and inside a level in the order y, x, place."""
 
     places: list[jax.Array]  #: ``[n, 4]`` float32, anchors or points as boxes
     exists: list[jax.Array]  #: ``[B, n]`` bool, the cell is not padding
     logits: list[jax.Array]  #: ``[B, n, K]`` float32
     deltas: list[jax.Array]  #: ``[B, n, 4]`` float32
-    codes: list[jax.Array] | None  #: ``[B, n, c]``, what else the head says; None where it says nothing else
+    codes: list[jax.Array] | None  #: ``[B, n, c]``, what else the head predicts; None where it has no codes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,7 @@ class DenseDetector(nn.Module):
     def __call__(self, features: Features, true_hw: jax.Array, num_classes: int = 1) -> DenseOutputs:
         """Head outputs on all levels of the places, for images of ``true_hw [B, 2]``."""
         levels = self.places.levels
+        # The reference pads each image to that multiple and keeps the anchors on this padding.
         padded = whole_parts(true_hw, self.pad_multiple) * self.pad_multiple
         outputs = DenseOutputs([], [], [], [], None)
         codes = []
@@ -80,8 +84,10 @@ class DenseDetector(nn.Module):
                     f"the head scores {channels // 4} anchors a cell, the anchors have {self.places.per_cell} "
                     "(scales times ratios): set anchors of the head to that"
                 )
+            # NumPy until here: places depend on shapes alone and become constants of the program.
             outputs.places.append(jnp.asarray(self.places.grid(level, height, width)))
             outputs.exists.append(on_image(padded / 2**level, height, width, self.places.per_cell))
+            # [B, h, w, A * K] -> [B, h * w * A, K]: the order of ``places``.  Scores, boxes and losses are float32.
             outputs.logits.append(maps.logits.reshape(batch, -1, num_classes).astype(jnp.float32))
             outputs.deltas.append(maps.deltas.reshape(batch, -1, 4).astype(jnp.float32))
             if maps.codes is not None:
@@ -99,17 +105,21 @@ class DenseDetector(nn.Module):
 
     def losses(self, outputs: DenseOutputs, true_hw: jax.Array, targets: Targets, key: jax.Array) -> Losses:
         """``loss_cls`` and ``loss_bbox``; ``key`` drives the sampler."""
+        # [N, 4] and [B, N, ..]: losses know no levels.
         places, exists = jnp.concatenate(outputs.places), jnp.concatenate(outputs.exists, 1)
         logits, deltas = jnp.concatenate(outputs.logits, 1), jnp.concatenate(outputs.deltas, 1)
         keys = jax.random.split(key, true_hw.shape[0])
+        # Decisions are made for one image at a time; head outputs are only gathered by them.
         chosen, labels, boxes = jax.vmap(lambda *image: self._targets(places, logits.shape[-1], *image))(
             exists, true_hw, targets, keys
         )
         references = places
+        # [B, N, ..] -> [B, S, ..]; without a sampler every place is a sample.
         if self.sampler is not None:
             logits = jnp.take_along_axis(logits, chosen.index[..., None], axis=1)
             deltas = jnp.take_along_axis(deltas, chosen.index[..., None], axis=1)
             references = places[chosen.index]
+        # Both sides get a unit box where there is no object: the logarithm of an empty one would make NaN of gradients.
         references = safe(jnp.broadcast_to(references, boxes.shape), chosen.positive)
         # The reference counts at least one positive, and where it samples one negative, in each image; a slot of the
         # batch without an image has no places.
@@ -128,7 +138,9 @@ class DenseDetector(nn.Module):
 
         ``index`` counts the places of all levels in order, as ``jnp.concatenate(outputs.codes, 1)`` has them.
         """
+        # Proposals are constants for the second stage (approximate joint training, Ren et al. 2015, section 3.2).
         outputs = jax.lax.stop_gradient(outputs)
+        # Where each level begins in the list of all places.
         sizes = [len(places) for places in outputs.places]
         first = [sum(sizes[:i]) for i in range(len(sizes))]
 
@@ -139,16 +151,17 @@ class DenseDetector(nn.Module):
             ]
             level = jnp.concatenate([jnp.full(len(b[1]), i, jnp.int32) for i, b in enumerate(best)])
             boxes, scores, valid = (jnp.concatenate([b[part] for b in best]) for part in (0, 1, 2))
-            found = selection.suppression(boxes[:, None], scores, valid, level)
+            # One suppression over all levels, which knows from which level each candidate came.
+            detections = selection.suppression(boxes[:, None], scores, valid, level)
             place = jnp.concatenate([index + start for (_, _, _, index), start in zip(best, first, strict=True)])
-            return dataclasses.replace(found, index=jnp.where(found.valid, place[found.index], 0))
+            return dataclasses.replace(detections, index=jnp.where(detections.valid, place[detections.index], 0))
 
         return jax.vmap(one_image)(outputs.exists, outputs.logits, outputs.deltas, true_hw)
 
     def proposals(self, outputs: DenseOutputs, true_hw: jax.Array, selection: Selection) -> Proposals:
         """`detections` as proposals, whatever their class."""
-        found = self.detections(outputs, true_hw, selection)
-        return Proposals(found.boxes, found.scores, found.valid)
+        best = self.detections(outputs, true_hw, selection)
+        return Proposals(best.boxes, best.scores, best.valid)
 
     def _targets(
         self,
@@ -159,18 +172,21 @@ class DenseDetector(nn.Module):
         targets: Targets,
         key: jax.Array,
     ) -> tuple[Choice, jax.Array, jax.Array]:
-        """Of one image: the places to train on, their labels ``[S]``, and the boxes ``[S, 4]`` that they should give.
+        """The places of one image to train on, their labels ``[S]``, and the boxes ``[S, 4]`` that they should give.
 
         Where there is one class, an object is of that class whatever it is.
         """
+        # Places that are not usable are neither positive nor negative, and so have no loss.
         usable = exists & inside(places, true_hw, self.border)
         match = self.matcher(places, usable, targets.boxes, targets.valid, targets.crowd)
         if self.sampler is None:
+            # No draw: the ignored band between the thresholds is the only thing that is left out.
             chosen = Choice(jnp.arange(len(places)), match.positive, match.positive | match.negative)
             gt_index = match.gt_index
         else:
             chosen = self.sampler(match, key)
             gt_index = match.gt_index[chosen.index]
+        # An RPN has one class, 0, whatever the label says.
         own = jnp.minimum(targets.labels[gt_index], num_classes - 1)
         labels = jnp.where(chosen.positive, own, num_classes)
         return chosen, labels, safe(targets.boxes[gt_index], chosen.positive)
@@ -181,7 +197,9 @@ class DenseDetector(nn.Module):
         """Boxes, scores ``[n, K]``, validity and index of the ``limit`` places of a level with the highest score."""
         scores = jax.nn.sigmoid(logits)
         usable = exists & jnp.isfinite(logits).all(-1)
+        # Ranked by the best class; -1 is below every probability, so that unusable places come last and are told apart.
         best, index = top_k(jnp.where(usable, scores.max(-1), -1.0), min(limit, len(scores)))
+        # Decoded after the choice: a thousand boxes in place of a few hundred thousand.
         boxes = clip(self.coder.decode(places[index], deltas[index]), hw)
         return boxes, scores[index], best >= 0.0, index
 
@@ -209,6 +227,7 @@ def rpn(
         per_level, limit = numbers
         return Selection(per_level, NMS(None, iou_threshold, limit, within="level"))
 
+    # Thresholds of the paper, section 3.1.2.  Proposals have no least score: the second stage judges them.
     return DenseDetector(
         head,
         places=anchors,

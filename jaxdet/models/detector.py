@@ -1,4 +1,4 @@
-"""What training, evaluation and prediction ask of a model; nothing else of it is known to them."""
+"""What training, evaluation and prediction ask of a model; they use nothing else of it."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,7 +9,7 @@ from jaxdet.structures import Batch, Detections
 
 @runtime_checkable
 class Detector(Protocol):
-    """A model with one and with two stages alike; linen modules with the last five members have it.
+    """A model with one or two stages.  A linen module that has the last five members satisfies it.
 
     ``losses`` and ``predict`` are called through ``init`` and ``apply``, by name.
     """
@@ -24,7 +24,7 @@ class Detector(Protocol):
         ...
 
     def losses(self, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """Loss terms by name, whose sum is minimised, and metrics: scalars; ``key`` drives what is drawn."""
+        """Loss terms by name, whose sum is minimised, and metrics: scalars; ``key`` drives the random choices."""
         ...
 
     def predict(self, batch: Batch) -> Detections:
@@ -32,7 +32,7 @@ class Detector(Protocol):
         ...
 
     def intermediates(self, batch: Batch) -> dict[str, Any]:
-        """What is computed on the way to the detections, by name; which names there are, the model says."""
+        """What is computed on the way to the detections, by name; each model documents its names."""
         ...
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:

@@ -1,4 +1,7 @@
-"""What all detectors share: from a batch of images to features, and which parameters are not trained."""
+"""What all detectors share: from a batch of images to features, and which parameters are not trained.
+
+Letters in shapes: B images, H W canvas, h w a map, C channels, K classes.
+"""
 
 import dataclasses
 from typing import Any, Literal, TypeAlias
@@ -34,8 +37,10 @@ class Normalization:
 
         The padding is set after the normalisation, so that it is the mean colour, as in the reference.
         """
+        # [B, H, W] bool by broadcasting; ``true_hw`` differs from image to image.
         rows, columns = jnp.arange(image.shape[1]), jnp.arange(image.shape[2])
         inside = (rows[None, :, None] < true_hw[:, 0, None, None]) & (columns[None, None] < true_hw[:, 1, None, None])
+        # float32 up to the result: bfloat16 would round after each operation.
         normalized = (image.astype(jnp.float32) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
         return jnp.where(inside[..., None], normalized, 0.0)
 
@@ -80,6 +85,7 @@ def without_fillers(batch: Batch) -> Batch:
 
     Their semantic maps have no known pixel already, as `jaxdet.data` makes them.
     """
+    # Size 0: no cell of any level is on the image, so that no anchor is sampled.
     hw = jnp.where(batch.valid[:, None], batch.true_hw, 0.0)
     targets = batch.targets
     if targets is not None:
@@ -115,6 +121,7 @@ def semantic_losses(logits: jax.Array, targets: Targets, weight: float) -> Losse
             "both must be an eighth of the canvas"
         )
     known = targets.semantic != IGNORED
+    # Class 0 stands in for unknown pixels: an index of 255 into the logits would make NaN of them.
     labels = jnp.where(known, targets.semantic, 0).astype(jnp.int32)
     total = losses.masked_sum(losses.cross_entropy(logits, labels), known)
     return {"loss_semantic_seg": weight * total / jnp.maximum(known.sum(), 1)}

@@ -22,9 +22,10 @@ from jaxdet.structures import Batch, Detections, Features
 
 
 class OneStage(nn.Module):
-    """RetinaNet (Lin et al. 2017), and with ``parts`` behind it detectors that also say more about their detections.
+    """RetinaNet (Lin et al. 2017), and with ``parts`` behind it detectors that also predict masks and the like.
 
-    ``dense`` says class and box of every place of the pyramid.  ``normalization`` and ``dtype`` are as in `TwoStage`.
+    ``dense`` predicts class and box of every place of the pyramid.  ``normalization`` and ``dtype`` are as
+    in `TwoStage`.
     """
 
     num_classes: int
@@ -37,6 +38,7 @@ class OneStage(nn.Module):
     preserve_adopted_names: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        # Linen modules are frozen dataclasses; the names must be there before linen adopts the parts.
         object.__setattr__(self, "parts", with_places(self.parts))
         super().__post_init__()
 
@@ -45,8 +47,9 @@ class OneStage(nn.Module):
 
     def losses(self, batch: Batch, key: jax.Array) -> tuple[Losses, Losses]:
         """Loss terms by name, whose sum is minimised, and metrics; ``key`` drives what is sampled."""
-        targets_of(batch)
+        targets_of(batch)  # fails before the features are computed
         features = self.features(batch)
+        # Behind the features: fillers have no loss, but their images pass the backbone as all others do.
         batch = without_fillers(batch)
         targets = targets_of(batch)
         outputs = self.dense(features, batch.true_hw, self.num_classes)

@@ -1,4 +1,7 @@
-"""Two-stage detection as one reads it: features, proposals, stages, suppression, parts."""
+"""Two-stage detection as one reads it: features, proposals, stages, suppression, parts.
+
+Letters in shapes: B images, N proposals, s rows and columns of a crop, C channels, K classes.
+"""
 
 from typing import Any, ClassVar
 
@@ -34,7 +37,7 @@ class TwoStage(nn.Module):
 
     ``stages`` say which head works when in training: several heads make a Cascade or HTC, one head at several stages
     R3-CNN.  ``test_heads`` are the heads of the stages at test, if those differ.  ``suppression`` makes detections of
-    what the stages say; ``parts`` know more about these, one after the other: their masks (`MaskPrediction`), the
+    what the stages predict; ``parts`` add to these, one after the other: their masks (`MaskPrediction`), the
     scores of their masks (`MaskScoring`).  ``semantic`` is HTC's branch, whose embedding the extractors of the heads
     may add (`PlusSemantic`).  ``unroll``: the stages are written out in the program, not rolled into a scan; None:
     whatever was measured to be faster on the backend.  ``dtype`` is that of computation; parameters, geometry and
@@ -58,6 +61,7 @@ class TwoStage(nn.Module):
     preserve_adopted_names: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        # Linen modules are frozen dataclasses; the names must be there before linen adopts the parts.
         object.__setattr__(self, "parts", with_places(self.parts))
         super().__post_init__()
 
@@ -71,12 +75,14 @@ class TwoStage(nn.Module):
 
         ``proposals`` are what the stages begin with, in place of the model's own.
         """
-        targets_of(batch)
+        targets_of(batch)  # fails before the features are computed
         rpn_key, stage_key = jax.random.split(key)
         features = self.features(batch)
+        # Behind the features: fillers have no loss, but their images pass the backbone as all others do.
         batch = without_fillers(batch)
         targets = targets_of(batch)
         outputs = self.rpn(features, batch.true_hw)
+        # The RPN names its losses as any dense detector; here they share a dictionary with those of the stages.
         terms = {
             f"loss_rpn_{name.removeprefix('loss_')}": value
             for name, value in self.rpn.losses(outputs, batch.true_hw, targets, rpn_key).items()
@@ -85,6 +91,7 @@ class TwoStage(nn.Module):
             proposals = self.rpn.proposals(outputs, batch.true_hw, self.rpn.train)
         more, metrics = self.stage_losses(features, proposals, targets, batch.true_hw, stage_key)
         terms |= more
+        # Weighted once for the batch; stages have weights of their own.
         if self.semantic is not None and features.semantic_logits is not None:
             terms |= semantic_losses(features.semantic_logits, targets, self.semantic.weight)
         return terms, metrics
@@ -110,6 +117,7 @@ class TwoStage(nn.Module):
         ``proposals`` are what the stages begin with, in place of the model's own.
         """
         features = self.features(batch)
+        # While parameters are made the RPN runs in any case, or it would have none.
         if proposals is None or self.is_initializing():
             outputs = self.rpn(features, batch.true_hw)
             proposals = self.rpn.proposals(outputs, batch.true_hw, self.rpn.test)
@@ -120,6 +128,7 @@ class TwoStage(nn.Module):
         if self.is_initializing():
             self._make_parameters(features)
         stages = self.predict_stages(features, proposals, true_hw)
+        # As the reference: the mean of the logits of all stages, then softmax; boxes of the last stage.
         scores = jax.nn.softmax(jnp.stack([stage.logits for stage in stages]).mean(0))[..., :-1]
         found = Found(jax.vmap(self.suppression)(stages[-1].by_class, scores, proposals.valid))
         for part in self.parts:
@@ -127,13 +136,13 @@ class TwoStage(nn.Module):
         return found.detections
 
     def predict_stages(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> list[PredictedStage]:
-        """What each stage at test says about the boxes that the one before has moved."""
+        """What each stage at test predicts for the boxes that the one before has moved."""
         stages = self._test_stages()
         loop = choose(self.heads, stages, self.unroll)
-        seen: list[PredictedStage] = loop.predict_boxes(
+        predicted: list[PredictedStage] = loop.predict_boxes(
             self.heads, stages, features, proposals, true_hw, self.num_classes
         )
-        return seen
+        return predicted
 
     def intermediates(
         self, batch: Batch, boxes: jax.Array | None = None, labels: jax.Array | None = None
@@ -142,14 +151,14 @@ class TwoStage(nn.Module):
 
         Args:
             batch: images.
-            boxes: ``[B, N, 4]``, what stages and parts look at; None: the model's own proposals, all slots of them.
+            boxes: ``[B, N, 4]``, what stages and parts are given; None: the model's own proposals, all slots of them.
             labels: ``[B, N]``, the class of the masks that are rated; None: the likeliest of the last stage.
 
         Returns:
             ``backbone/{level}`` and ``pyramid/{level}`` (`feature_intermediates`); ``rpn/{level}/logits`` and
             ``deltas`` (`DenseDetector.intermediates`); ``proposals`` (`Proposals`); of each stage at test
-            ``stage{t}/boxes [B, N, 4]`` that it looks at, ``crops [B * N, s, s, C]``, ``logits [B, N, K + 1]`` and
-            ``deltas [B, N, K or 1, 4]``; and what the parts say about the boxes (`MaskPrediction.intermediates`).
+            ``stage{t}/boxes [B, N, 4]`` that it is given, ``crops [B * N, s, s, C]``, ``logits [B, N, K + 1]`` and
+            ``deltas [B, N, K or 1, 4]``; and what the parts compute for the boxes (`MaskPrediction.intermediates`).
         """
         named = feature_intermediates(
             batch, self.backbone, self.neck, normalization=self.normalization, dtype=self.dtype
@@ -166,12 +175,14 @@ class TwoStage(nn.Module):
     ) -> dict[str, Any]:
         """Those of `intermediates` that stages and parts compute, on given features."""
         named: dict[str, Any] = {}
+        # All boxes that are given count, also what the RPN left invalid: comparisons want every slot.
         first, valid = boxes, jnp.ones(boxes.shape[:2], bool)
         for t, stage in enumerate(self._test_stages()):
             head = self.heads[stage.head]
             logits, deltas = head(features, boxes, valid, self.num_classes)
-            seen = {"boxes": boxes, "crops": head.crops(features, boxes, valid), "logits": logits, "deltas": deltas}
-            named |= {f"stage{t}/{name}": value for name, value in seen.items()}
+            values = {"boxes": boxes, "crops": head.crops(features, boxes, valid), "logits": logits, "deltas": deltas}
+            named |= {f"stage{t}/{name}": value for name, value in values.items()}
+            # Parts get the boxes that were given, not these.
             boxes = move(head, boxes, logits, deltas, true_hw)
         labels = logits[..., :-1].argmax(-1) if labels is None else labels
         for part in self.parts:
@@ -194,13 +205,13 @@ class TwoStage(nn.Module):
         return in_frozen_backbone(self.backbone, path)
 
     def _test_stages(self) -> tuple[Stage, ...]:
-        """The stages at test; only their heads matter."""
+        """The stages at test; only their heads matter: there is nothing to match, sample or weigh."""
         return self.stages if self.test_heads is None else tuple(Stage(head) for head in self.test_heads)
 
     def _setting(self, stages: tuple[Stage, ...]) -> Setting:
         return Setting(self.num_classes, stages, self.unroll)
 
     def _make_parameters(self, features: Features) -> None:
-        """Some stages leave out a head, but parameters are made of all of them."""
+        """Make the parameters of all heads: the stages that are traced may leave out one."""
         for head in self.heads:
             head.make_parameters(features, self.num_classes)

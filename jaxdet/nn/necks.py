@@ -1,4 +1,7 @@
-"""Necks: the maps of a backbone -> a pyramid whose levels all know what the coarse ones saw."""
+"""Necks: the maps of a backbone -> a pyramid whose fine levels carry the content of the coarse ones too.
+
+Letters in shapes: B images, h w a map, C channels.  Levels are log2 of the stride.
+"""
 
 from typing import Literal
 
@@ -16,6 +19,7 @@ class Subsample(nn.Module):
     @nn.compact
     def __call__(self, backbone_top: jax.Array, pyramid_top: jax.Array, level: int) -> Levels:
         """The levels above ``level``, which is that of both maps ``[B, h, w, C]``."""
+        # The reference's max pooling of 1x1 windows with stride 2.
         return {level + 1: pyramid_top[:, ::2, ::2]}
 
 
@@ -37,6 +41,7 @@ class StridedConvs(nn.Module):
             raise ValueError(f'StridedConvs.source is "backbone" or "pyramid", got {self.source!r}')
         x, levels = backbone_top if self.source == "backbone" else pyramid_top, {}
         for i in range(1, self.number + 1):
+            # A level is stored before the ReLU: this one feeds the next convolution alone.
             x = nn.relu(x) if self.relu and i > 1 else x
             name = f"conv{level + i}"
             levels[level + i] = x = Conv(pyramid_top.shape[-1], 3, 2, kernel_init=xavier_uniform, name=name)(x)
@@ -63,8 +68,11 @@ class FPN(nn.Module):
             level: Conv(self.channels, 1, kernel_init=xavier_uniform, name=f"lateral{level}")(features[level])
             for level in levels
         }
+        # Top-down: a level is complete before the next finer one takes it over.
         for level in reversed(levels[:-1]):
             merged[level] += upsample_to(merged[level + 1], merged[level])
+        # The convolutions behind the sums counter the aliasing of upsampling (FPN, section 3); the sums that are handed
+        # down stay without.
         pyramid = {
             level: Conv(self.channels, 3, kernel_init=xavier_uniform, name=f"output{level}")(merged[level])
             for level in levels
@@ -75,4 +83,5 @@ class FPN(nn.Module):
 
 def upsample_to(x: jax.Array, like: jax.Array) -> jax.Array:
     """Nearest neighbour doubling of ``[B, h, w, C]``, cut to the size of ``like`` (2h or 2h - 1, likewise w)."""
+    # An odd finer map was rounded up when it was halved, so that the doubled one is a pixel too large.
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, : like.shape[1], : like.shape[2]]

@@ -1,4 +1,7 @@
-"""Where dense detectors look: anchor boxes on a pyramid, and which of them exist."""
+"""Where dense detectors look: anchor boxes on a pyramid, and which of them exist.
+
+Letters in shapes: B images, N anchors, A anchors in a cell.  Boxes are in pixels of the resized image.
+"""
 
 import dataclasses
 import math
@@ -43,6 +46,7 @@ class Anchors:
     def cell(self, level: int) -> np.ndarray:
         """Anchors ``[A, 4]`` of the cell at the origin."""
         stride = 2**level
+        # Sides of area (scale * s)^2 whose ratio, height over width, is ``ratio``.
         sides = [
             (stride * scale / math.sqrt(ratio), stride * scale * math.sqrt(ratio))
             for ratio in self.ratios
@@ -53,6 +57,7 @@ class Anchors:
     def grid(self, level: int, height: int, width: int) -> np.ndarray:
         """Anchors ``[height * width * A, 4]`` of a level of that many cells, in the order y, x, anchor."""
         y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+        # [height, width, 4]: the corner of each cell, once for either corner of a box.
         shift = np.stack([x, y, x, y], -1).astype(np.float32) * 2**level
         anchors: np.ndarray = shift[:, :, None] + self.cell(level)
         return anchors.reshape(-1, 4)
@@ -78,4 +83,5 @@ def on_image(limit: jax.Array, height: int, width: int, per_cell: int) -> jax.Ar
     limit = jnp.ceil(limit)
     rows, columns = jnp.arange(height) < limit[:, :1], jnp.arange(width) < limit[:, 1:]
     cells = rows[:, :, None] & columns[:, None]
+    # All anchors of a cell stand or fall together: the rule is about the cell's place, not about the box.
     return jnp.repeat(cells.reshape(len(cells), -1), per_cell, axis=1)

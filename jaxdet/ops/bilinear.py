@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-MARGIN = 1.0
+_MARGIN = 1.0
 """How many pixels outside of a map a sample may lie to count: there it has the value of the nearest pixel, farther out
 it is 0.  The rule is the reference's (mmcv's and torchvision's RoIAlign)."""
 
@@ -30,7 +30,9 @@ class Taps:
 
 def taps(position: jax.Array, extent: jax.Array) -> Taps:
     """Taps of positions in a map of ``extent`` pixels along this axis; shapes are broadcast."""
-    inside = (position >= -MARGIN - _EDGE) & (position <= extent - 1 + MARGIN + _EDGE)
+    # Asked before clipping, which hides how far outside a position was.
+    inside = (position >= -_MARGIN - _EDGE) & (position <= extent - 1 + _MARGIN + _EDGE)
+    # Slots that fill up a group of boxes have a map of extent 0: index 0 is as good as any, nothing of them counts.
     last = jnp.maximum(extent - 1, 0)
     position = jnp.clip(position, 0.0, last.astype(jnp.float32))
     low = jnp.floor(position).astype(jnp.int32)
@@ -46,6 +48,7 @@ def corners(y: Taps, x: Taps, width: jax.Array) -> list[tuple[jax.Array, jax.Arr
     found = []
     for row, row_weight in ((y.low, 1.0 - y.fraction), (y.high, y.fraction)):
         for column, column_weight in ((x.low, 1.0 - x.fraction), (x.high, x.fraction)):
+            # A weight of 0, not another index: gathers stay inside the map whatever the point is.
             found.append((row * width + column, row_weight * column_weight * inside))
     return found
 

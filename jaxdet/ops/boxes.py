@@ -2,6 +2,8 @@
 
 All functions work in float32 and broadcast over leading axes.  An invalid slot (NaN, negative size) gives a
 meaningless number for itself and leaves every other slot alone.
+
+Letters in shapes: N boxes, A and B the two sets of boxes that are compared.  Coordinates are pixels, width = x2 - x1.
 """
 
 import dataclasses
@@ -34,6 +36,7 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """
     shared = intersection(a, b)
     union = area(a)[:, None] + area(b)[None] - shared
+    # The reference's bound (mmdetection's bbox_overlaps, eps = 1e-6): boxes without area get 0 and not NaN.
     return quotient(shared, jnp.maximum(union, 1e-6))
 
 
@@ -55,7 +58,8 @@ class DeltaCoder:
     """Boxes as offsets from reference boxes (R-CNN, eq. 1-8 of Girshick et al. 2014, with scaling).
 
     ``stds`` divides ``(dx, dy, dw, dh)`` so that the targets of a head have about unit variance.  ``max_ratio``
-    bounds what one decoding may do to a side, so that a wild prediction cannot overflow ``exp``;
+    bounds what one decoding may do to a side, so that a wild prediction cannot overflow ``exp``: the reference's 1000 /
+    16 lets a box of 16 pixels grow to 1000;
     ``clip_shrink`` bounds shrinking too (the reference does, torchvision bounds growth only).
     """
 
@@ -68,6 +72,7 @@ class DeltaCoder:
 
         Both need positive sides: callers replace invalid slots before, or the logarithm's gradient is NaN.
         """
+        # (x, y) pairs throughout: shift in units of the reference's side, logarithm of the ratio of the sides.
         size, target_size = references[..., 2:] - references[..., :2], boxes[..., 2:] - boxes[..., :2]
         centre = (references[..., :2] + references[..., 2:]) * 0.5
         shift = ((boxes[..., :2] + boxes[..., 2:]) * 0.5 - centre) / size
@@ -75,6 +80,7 @@ class DeltaCoder:
 
     def decode(self, references: jax.Array, deltas: jax.Array) -> jax.Array:
         """Boxes ``[..., 4]`` from ``references [..., 4]`` and ``deltas [..., 4]``; not cut to an image."""
+        # float32, because bfloat16 has no fractions of a pixel from 128 pixels on.
         deltas = deltas.astype(jnp.float32) * jnp.asarray(self.stds, jnp.float32)
         bound = math.log(self.max_ratio)
         growth = jnp.clip(deltas[..., 2:], -bound if self.clip_shrink else None, bound)
@@ -84,10 +90,10 @@ class DeltaCoder:
         return jnp.concatenate([centre - half, centre + half], -1)
 
 
-UNIT_BOX = (0.0, 0.0, 1.0, 1.0)
+_UNIT_BOX = (0.0, 0.0, 1.0, 1.0)
 """A harmless box: what invalid slots are replaced with before a logarithm or a division."""
 
 
 def safe(boxes: jax.Array, valid: jax.Array) -> jax.Array:
     """``boxes [..., 4]`` with invalid slots replaced by the unit box."""
-    return jnp.where(valid[..., None], boxes, jnp.asarray(UNIT_BOX, boxes.dtype))
+    return jnp.where(valid[..., None], boxes, jnp.asarray(_UNIT_BOX, boxes.dtype))

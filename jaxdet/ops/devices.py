@@ -1,4 +1,4 @@
-"""What depends on over how many devices arrays lie."""
+"""Choices that depend on how many devices arrays are split over."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ def devices_of_arrays() -> int:
 
     All of them, as the compiler decides; but one inside `jax.shard_map`, where each device has arrays of its own.
     """
+    # Manual axes are those that a surrounding shard_map has taken over.
     return 1 if jax.sharding.get_abstract_mesh().manual_axes else jax.device_count()
 
 
@@ -19,7 +20,7 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     that is split over the devices to every one of them (jax 0.10), a sort leaves it where it is.
     """
     if devices_of_arrays() == 1:
-        found, index = jax.lax.top_k(values, k)
-        return found, index
+        largest, index = jax.lax.top_k(values, k)
+        return largest, index
     index = jnp.argsort(values, descending=True, stable=True)[:k]
     return values[index], index

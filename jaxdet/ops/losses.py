@@ -6,6 +6,8 @@ Class losses take logits ``[..., K]`` and labels ``[...]`` int32, where K stands
 Box losses take the coder, reference boxes ``[..., 4]``, predicted deltas ``[..., 4]`` and true boxes ``[..., 4]``, and
 give ``[...]``; references and true boxes need positive sides, so callers replace those of invalid slots before
 (`boxes.safe`), or gradients are NaN.
+
+K is the number of classes; boxes are (x1, y1, x2, y2) in pixels.
 """
 
 import dataclasses
@@ -19,13 +21,13 @@ from jaxdet.ops.boxes import DeltaCoder, area
 
 
 class ClassLoss(Protocol):
-    """The price of class logits."""
+    """A loss of class logits ``[..., K]``, given labels ``[...]``."""
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array: ...
 
 
 class BoxLoss(Protocol):
-    """The price of box deltas."""
+    """A loss of box deltas, given reference and true boxes."""
 
     def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array: ...
 
@@ -35,6 +37,7 @@ class BinaryCrossEntropy:
     """Sigmoid cross entropy of each class by itself, summed over classes; background is 0 in all of them."""
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        # Background has label K, for which one_hot of K classes gives all zeros.
         return binary_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1])).sum(-1)
 
 
@@ -57,7 +60,7 @@ class Focal:
 
 @dataclasses.dataclass(frozen=True)
 class SmoothL1:
-    """Of each difference d of the deltas, ``d^2 / (2 beta)`` below beta and ``d - beta / 2`` above, summed over a box.
+    """``d^2 / (2 beta)`` where a delta differs by d < beta, ``d - beta / 2`` above, summed over the deltas of a box.
 
     Fast R-CNN (Girshick 2015, eq. 3), with the place of the bend as a setting.  Beta 0 leaves no bend: the absolute
     difference (L1), as in detectron2, so that an override can turn either loss into the other.
@@ -73,6 +76,7 @@ class SmoothL1:
         target, deltas = coder.encode(references, boxes), deltas.astype(jnp.float32)
         if self.beta == 0:
             return jnp.abs(deltas - target).sum(-1)
+        # optax's Huber loss is that times beta.
         return (optax.losses.huber_loss(deltas, target, delta=self.beta) / self.beta).sum(-1)
 
 
@@ -85,11 +89,13 @@ class GIoU:
     """
 
     def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
-        found = coder.decode(references, deltas)
-        low, high = jnp.maximum(found[..., :2], boxes[..., :2]), jnp.minimum(found[..., 2:], boxes[..., 2:])
+        predicted = coder.decode(references, deltas)
+        low = jnp.maximum(predicted[..., :2], boxes[..., :2])
+        high = jnp.minimum(predicted[..., 2:], boxes[..., 2:])
         shared = jnp.prod(jnp.maximum(high - low, 0.0), -1)
-        union = area(found) + area(boxes) - shared
-        around = jnp.maximum(found[..., 2:], boxes[..., 2:]) - jnp.minimum(found[..., :2], boxes[..., :2])
+        union = area(predicted) + area(boxes) - shared
+        around = jnp.maximum(predicted[..., 2:], boxes[..., 2:]) - jnp.minimum(predicted[..., :2], boxes[..., :2])
+        # The reference's bound of both denominators.
         hull = jnp.maximum(jnp.prod(around, -1), 1e-6)
         return 1.0 - (shared / jnp.maximum(union, 1e-6) - (hull - union) / hull)
 
@@ -119,5 +125,6 @@ def mask_iou(predicted: jax.Array, target: jax.Array) -> jax.Array:
     Scoring R-CNN (Huang et al. 2019); that a mask which misses its object does not count is the reference's rule.
     """
     counts = target > 0
+    # Replaced before squaring: the square of a NaN that is only left out afterwards still has a gradient of NaN.
     difference = jnp.where(counts, predicted.astype(jnp.float32) - target, 0.0)
     return 0.5 * jnp.square(difference).sum() / jnp.maximum(counts.sum(), 1)

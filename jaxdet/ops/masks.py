@@ -1,4 +1,8 @@
-"""Ground-truth masks as losses need them: inside boxes, on a grid over the canvas, and beside predictions."""
+"""Ground-truth masks as losses need them: inside boxes, on a grid over the canvas, and beside predictions.
+
+Letters in shapes: B images, G ground-truth slots, S samples, h w rows and columns of a bitmap, m those of a predicted
+mask.  Boxes and frames are in pixels of the resized image; a frame is what a bitmap covers (`structures.Masks`).
+"""
 
 import dataclasses
 
@@ -10,7 +14,7 @@ from jaxdet.ops.roi_align import make_lattice, sample_average
 from jaxdet.ops.rounding import snapped
 from jaxdet.structures import Masks
 
-HALF = 0.5 - 2.0**-14
+_HALF = 0.5 - 2.0**-14
 """What counts as one half.  Samples are placed to some 1e-5 pixels, and half a cell is a share that objects with
 straight sides often have."""
 
@@ -18,23 +22,25 @@ straight sides often have."""
 def mask_targets(masks: Masks, boxes: jax.Array, gt_index: jax.Array, valid: jax.Array, size: int = 28) -> jax.Array:
     """What a mask head should predict inside each box: ``[B, S, size, size]`` float32, 0 or 1.
 
-    ``boxes [B, S, 4]`` look at the mask ``gt_index [B, S]`` of ``masks [B, G, h, w]``.  The bitmap is sampled by
-    aligned, adaptive RoIAlign and cut at one half, as in the reference.  With a frame that is the whole canvas at its
-    resolution the result equals the reference's; with a crop it differs by the resolution of the bitmap.  Invalid
-    boxes give 0.
+    ``boxes [B, S, 4]`` are cut out of the masks ``gt_index [B, S]`` among ``masks [B, G, h, w]``.  The bitmap is
+    sampled by aligned, adaptive RoIAlign and cut at one half, as in the reference.  With a frame that is the whole
+    canvas at its resolution the result equals the reference's; with a crop it differs by the resolution of the bitmap.
+    Invalid boxes give 0.
     """
     batch, _, height, width = masks.values.shape
     extent = jnp.asarray([height, width], jnp.int32)
-    boxes, valid, origin, pixels = _look_up(masks.frames, boxes, gt_index, valid, extent)
+    boxes, valid, origin, pixels = _with_frames(masks.frames, boxes, gt_index, valid, extent)
+    # [B, S, 2] as (y, x): 1::-1 is (y1, x1), :1:-1 is (y2, x2).  Bitmap pixels, with centres at whole numbers.
     start = (boxes[..., 1::-1] - origin) * pixels - 0.5
     # A box that is its own frame is as large as the bitmap, whatever its sides are: no sample more for a rounding.
     roi_size = snapped((boxes[..., :1:-1] - boxes[..., 1::-1]) * pixels)
     lattice = make_lattice(start, roi_size, valid, (size, size), 0)
+    # All bitmaps of an image lie in one table, a pixel a row; a box's own begins at gt_index * h * w.
     lattice = dataclasses.replace(
         lattice, base=gt_index * height * width, extent=jnp.broadcast_to(extent, (*gt_index.shape, 2))
     )
     share = sample_average(masks.values.reshape(batch, -1, 1).astype(jnp.float32), lattice, (size, size))[..., 0]
-    return (share >= HALF).astype(jnp.float32)
+    return (share >= _HALF).astype(jnp.float32)
 
 
 def masks_on_grid(masks: Masks, stride: int, grid_hw: tuple[int, int]) -> jax.Array:
@@ -49,10 +55,12 @@ def masks_on_grid(masks: Masks, stride: int, grid_hw: tuple[int, int]) -> jax.Ar
     frames = masks.frames
     fine = jnp.isfinite(frames).all(-1) & (frames[..., 2:] > frames[..., :2]).all(-1)
     frames = jnp.where(fine[..., None], frames, jnp.asarray([0.0, 0.0, 1.0, 1.0]))
+    # A bilinear sample on a lattice is a product with a matrix for rows and one for columns.
     weights = [
         _taps(frames[..., 1 - axis], frames[..., 3 - axis], cells, (height, width)[axis], stride)
         for axis, cells in enumerate(grid_hw)
     ]
+    # Whole masks are set to 0, since 0 times a NaN would stay NaN.
     values = jnp.where(fine[..., None, None], masks.values.astype(jnp.float32), 0.0)
     return jnp.einsum("bgyh,bghw,bgxw->bgyx", weights[0], values, weights[1], precision="highest")
 
@@ -61,6 +69,7 @@ def _taps(low: jax.Array, high: jax.Array, cells: int, pixels: int, stride: int)
     """Weights ``[B, G, cells, pixels]`` of linear interpolation along one axis of frames from ``low`` to ``high``."""
     centre = (jnp.arange(cells) + 0.5) * stride
     inside = (centre >= low[..., None]) & (centre < high[..., None])
+    # Values sit at the centres of bitmap pixels, half a pixel behind the frame's edge.
     position = (centre - low[..., None]) * (pixels / (high - low))[..., None] - 0.5
     return jnp.where(inside[..., None], as_matrix(position, pixels), 0.0)
 
@@ -82,10 +91,13 @@ def mask_iou_targets(
     predicted where its **logit** exceeds ``threshold``: the reference compares raw logits with 0.5, which is a
     probability of 0.62; 0 would be the probability of one half.  Invalid boxes give 0, and no gradient flows.
     """
+    # A comparison has no gradient, and nothing else depends on the logits.
     predicted = logits_of_class > threshold
     share = instance_share(masks, boxes, gt_index, valid)
     overlap = (predicted * targets).sum((-2, -1))
+    # Predicted pixels outside the box do not exist, so that the union is theirs inside plus the whole object.
     union = predicted.sum((-2, -1)) + targets.sum((-2, -1)) / (share + 1e-7) - overlap
+    # Divided by a safe number first: a division by 0 behind the outer choice would still give NaN.
     return jnp.where(valid & (union > 0), overlap / jnp.where(union > 0, union, 1.0), 0.0)
 
 
@@ -99,13 +111,16 @@ def instance_share(masks: Masks, boxes: jax.Array, gt_index: jax.Array, valid: j
     """
     bitmaps = masks.values
     extent = jnp.asarray(bitmaps.shape[2:], jnp.int32)
-    boxes, valid, origin, pixels = _look_up(masks.frames, boxes, gt_index, valid, extent)
+    boxes, valid, origin, pixels = _with_frames(masks.frames, boxes, gt_index, valid, extent)
+    # The reference slices the bitmap with its box as integers.
     corners = jnp.maximum(jnp.trunc(boxes), 0.0)
     start = (corners[..., 1::-1] - origin) * pixels
     size = jnp.maximum(corners[..., :1:-1] - corners[..., 1::-1], 1.0) * pixels
     inside_y, inside_x = (_covered(start[..., a], size[..., a], bitmaps.shape[2 + a]) for a in (0, 1))
     objects = jnp.take_along_axis(bitmaps, gt_index[..., None, None], axis=1)
+    # The box is a product of a range of rows and one of columns.
     covered = (objects * inside_y[..., :, None] * inside_x[..., None, :]).sum((-2, -1))
+    # float32 before the sum: the bitmaps are uint8.
     area = jnp.take_along_axis(bitmaps.sum((-2, -1), dtype=jnp.float32), gt_index, axis=1)
     return jnp.where(valid, covered / (area + 1e-7), 0.0)
 
@@ -117,7 +132,7 @@ def _covered(start: jax.Array, size: jax.Array, pixels: int) -> jax.Array:
     return jnp.clip(jnp.minimum(stop, cell + 1) - jnp.maximum(start, cell), 0.0, 1.0)
 
 
-def _look_up(
+def _with_frames(
     frames: jax.Array, boxes: jax.Array, gt_index: jax.Array, valid: jax.Array, extent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Finite boxes, what of them is valid, and of their frames the corner (y, x) and the bitmap pixels per image pixel.
@@ -127,5 +142,6 @@ def _look_up(
     frame = jnp.take_along_axis(frames, gt_index[..., None], axis=1)
     valid = valid & jnp.isfinite(boxes).all(-1) & jnp.isfinite(frame).all(-1)
     boxes, frame = jnp.where(valid[..., None], boxes, 0.0), jnp.where(valid[..., None], frame, 1.0)
+    # A frame without extent cannot be divided by; the bound makes large numbers of it, not infinite ones.
     pixels = extent / jnp.maximum(frame[..., :1:-1] - frame[..., 1::-1], 1e-6)
     return boxes, valid, frame[..., 1::-1], pixels

@@ -1,4 +1,4 @@
-"""Which ground truth, if any, each box stands for."""
+"""Which ground truth, if any, each box is assigned to.  N boxes, G ground-truth slots, boxes in pixels."""
 
 import dataclasses
 
@@ -51,10 +51,13 @@ class Matcher:
             cover = jnp.where((gt_valid & crowd)[None], coverage(boxes, gt_boxes), 0.0)
             valid = valid & (cover.max(1) <= self.ignore_cover)
         usable = gt_valid & ~crowd
+        # -1 is below any threshold and any true IoU, also below one of exactly 0.
         overlap = jnp.where(usable[:, None] & valid, iou(gt_boxes, boxes), -1.0)  # [G, N]
+        # argmax takes the first of equal overlaps, as the reference does.
         best, gt_index = overlap.max(0), overlap.argmax(0).astype(jnp.int32)
         positive = (best >= self.positive_iou) & valid & usable.any()
         negative = (best < self.negative_iou) & valid & ~positive
+        # Last, because it overrides: an anchor below every threshold is positive if no other fits an object better.
         if self.low_quality:
             forced, forced_index = self._low_quality(overlap)
             gt_index = jnp.where(forced, forced_index, gt_index)
@@ -67,6 +70,8 @@ class Matcher:
         ``overlap [G, N]`` is -1 where either side does not count.
         """
         best = overlap.max(1, keepdims=True, initial=-1.0)
+        # Exact equality, as in the reference: all anchors that tie count, and `iou` is reproducible to the bit.
         takes = (overlap == best) & (best >= jnp.maximum(self.min_positive_iou, 0.0)) & (overlap >= 0.0)
+        # The reference walks the ground truths in order and overwrites, so that the last one stays.
         last = overlap.shape[0] - 1 - takes[::-1].argmax(0)
         return takes.any(0), last.astype(jnp.int32)

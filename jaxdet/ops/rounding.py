@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 _LARGEST = np.finfo(np.float32).max
-_UPPER_HALF = np.uint32(0xFFFFF000)  # of the 24 bits of a float32's fraction
+# Keeps the upper 12 of the 24 bits of a float32's fraction: a product of two such halves has 24, and is exact.
+_UPPER_HALF = np.uint32(0xFFFFF000)
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -37,6 +38,7 @@ def refined(a: jax.Array, b: jax.Array, q: jax.Array) -> jax.Array:
     (q_high, q_low), (b_high, b_low) = _halves(q), _halves(b)
     # Products of halves are exact, so that it does not matter whether they are rounded before they are subtracted.
     rest = a - q_high * b_high - q_high * b_low - q_low * b_high - q_low * b_low
+    # An infinite or NaN quotient is final: its rest would be NaN.
     return jnp.where(jnp.isfinite(rest), q + rest / b, q)
 
 
@@ -45,6 +47,7 @@ def whole_parts(x: jax.Array, part: jax.Array | float) -> jax.Array:
 
     Exact for a whole ``part`` and less than 2**24 / part of them.
     """
+    # The division may be off by a unit in the last place and so the count by one; products of whole numbers are exact.
     count = jnp.ceil(x / part)
     count = jnp.where((count - 1) * part >= x, count - 1, count)
     return jnp.where(count * part < x, count + 1, count)
@@ -52,6 +55,7 @@ def whole_parts(x: jax.Array, part: jax.Array | float) -> jax.Array:
 
 def snapped(x: jax.Array) -> jax.Array:
     """``x``, or the whole number that differs from it by no more than a few roundings."""
+    # 2^-21 of a number are four to eight units in its last place: the error of a few operations.
     whole = jnp.round(x)
     return jnp.where(jnp.abs(x - whole) <= jnp.abs(whole) * 2.0**-21, whole, x)
 

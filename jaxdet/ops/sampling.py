@@ -1,4 +1,4 @@
-"""Choosing, among matched boxes, the few that a head is trained on."""
+"""Choosing, among matched boxes, the few that a head is trained on.  N candidates, S samples."""
 
 import dataclasses
 from typing import Literal
@@ -30,6 +30,7 @@ def choose(candidate: jax.Array, limit: int, key: jax.Array | None) -> tuple[jax
     priority = jax.random.uniform(key, (n,)) if key is not None else jnp.arange(n, 0, -1, dtype=jnp.float32)
     if key is None and n > 2**24:  # float32 counts exactly up to there
         raise ValueError(f"the first of at most {2**24} candidates can be told apart, got {n}; sample at random")
+    # The largest of random priorities are a uniform draw without replacement, in a fixed shape.
     value, index = top_k(jnp.where(candidate, priority, -1.0), min(limit, n))
     pad = limit - value.shape[0]
     return jnp.pad(index, (0, pad)), jnp.pad(value, (0, pad), constant_values=-1.0) >= 0.0
@@ -63,10 +64,13 @@ class Sampler:
         """Choose among the boxes of a match."""
         positive_key, negative_key = jax.random.split(key) if self.order == "random" else (None, None)
         positive, is_positive = choose(match.positive, self.max_positive, positive_key)
+        # As many negatives as there are slots, since there may be no positive at all; those beyond are dropped next.
         negative, is_negative = choose(match.negative, self.number, negative_key)
         is_negative &= jnp.arange(self.number) < self.number - is_positive.sum()
         index = jnp.concatenate([positive, negative])
         valid = jnp.concatenate([is_positive, is_negative])
+        # Valid ones to the front; a stable sort keeps positives before negatives.
         front = jnp.argsort(~valid, stable=True)[: self.number]
         valid = valid[front]
+        # The first max_positive candidates were positives, wherever they stand now.
         return Choice(jnp.where(valid, index[front], 0), valid & (front < self.max_positive), valid)

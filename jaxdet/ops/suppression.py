@@ -1,11 +1,13 @@
 """Non-maximum suppression with fixed shapes, exact, and without a loop over boxes.
 
-The sequential rule is: walk down the scores, keep a box unless an already kept one overlaps it by more than the
+The sequential rule is: go down the scores, keep a box unless an already kept one overlaps it by more than the
 threshold.  Here the sorted boxes are taken in blocks.  A block first loses what earlier kept boxes suppress; what
 remains is settled at once by iterating "a box stays iff no staying better box suppresses it" until nothing
 changes.  That recursion is the sequential rule itself, so its only fixed point is the sequential result, and the
 number of iterations is the length of the longest chain of suppressions, a handful, not the number of boxes.
 Blocks stop when enough boxes are kept.
+
+Letters in shapes: N candidates, K classes, D detections, M boxes of a block; boxes are in pixels.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ BLOCK = 512
 """Boxes settled together: large enough to fill a vector unit, small enough for a [BLOCK, BLOCK] matrix in cache."""
 
 
-State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+_State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Suppression(Protocol):
@@ -48,7 +50,7 @@ class Suppression(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class NMS:
-    """Every class of every candidate above ``score_threshold`` counts; the best of each heap of overlapping ones stay.
+    """Greedy suppression: each class of each candidate above ``score_threshold`` competes with those it overlaps.
 
     ``within``: boxes suppress each other inside a class, or inside a pyramid level (proposals, which have one class).
     ``score_threshold`` None admits every score.  Of equal scores the first candidate comes first, and of one candidate
@@ -71,11 +73,13 @@ class NMS:
                 'NMS(within="level") needs the level of each candidate; there are none, set within="class"'
             )
         n, classes = scores.shape
+        # N * K boxes, candidate-major: row r is class r % K of candidate r // K.
         boxes = jnp.broadcast_to(boxes, (n, classes, 4)).reshape(-1, 4)
         labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), n)
         groups = labels if level is None or self.within == "class" else jnp.repeat(level, classes)
         scores = scores.reshape(-1)
         candidate = jnp.repeat(valid, classes) & jnp.isfinite(boxes).all(-1)
+        # Strictly above, as in the reference.
         if self.score_threshold is not None:
             candidate &= scores > self.score_threshold
         apart = offset_by_group(boxes, groups, candidate)
@@ -108,6 +112,7 @@ class FastNMS:
 
         def one_class(boxes: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
             best, row = jax.lax.top_k(scores, min(self.per_class, n))
+            # Above the diagonal: row i suppresses column j only if it has the higher score.
             better = jnp.triu(overlaps(boxes[row], boxes[row], self.iou_threshold), 1) & (best > 0)[:, None]
             return jnp.where(better.any(0), 0.0, best), row
 
@@ -119,6 +124,7 @@ class FastNMS:
         best, place = jax.lax.top_k(found.reshape(-1), limit)
         spare = (0, self.max_detections - limit)
         is_valid = jnp.pad(best > 0, spare)
+        # A place in the flattened [K, per_class] is the class and the rank inside it.
         label = jnp.where(is_valid, jnp.pad(place // found.shape[1], spare), 0).astype(jnp.int32)
         index = jnp.where(is_valid, jnp.pad(rows.reshape(-1)[place], spare), 0).astype(jnp.int32)
         return Detections(safe_boxes[index, label], jnp.pad(best, spare), label, is_valid, index)
@@ -168,23 +174,26 @@ def nms(
     if scores.shape[0] == 0:
         return Kept(jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool))
     valid = valid & jnp.isfinite(scores) & jnp.isfinite(boxes).all(-1)
+    # Invalid ones last; stable, so that the lower index goes first among equal scores.
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
     block = min(block, order.shape[0])
     blocks = math.ceil(order.shape[0] / block)
     order = jnp.pad(order, (0, blocks * block - order.shape[0]))
     total = valid.sum()
+    # Boxes without area have an IoU of 0 with everything: what is invalid cannot suppress, nor spread NaN.
     boxes = jnp.where(valid[:, None], boxes, 0.0)
 
-    def unfinished(state: State) -> jax.Array:
+    def unfinished(state: _State) -> jax.Array:
         step, count, _, _ = state
         return (step * block < total) & (count < limit)
 
-    def settle(state: State) -> State:
+    def settle(state: _State) -> _State:
         step, count, kept_boxes, kept_index = state
         rows = step * block + jnp.arange(block)
         index = jax.lax.dynamic_slice_in_dim(order, step * block, block)
         candidates = boxes[index]
         filled = jnp.arange(limit) < count
+        # Not suppressed by any box of an earlier block; rows from ``total`` on are invalid or fill the last block.
         free = ~(overlaps(kept_boxes, candidates, threshold) & filled[:, None]).any(0) & (rows < total)
         stays = _settle_block(candidates, free, threshold)
         slot = jnp.where(stays, count + jnp.cumsum(stays) - 1, limit)  # beyond the limit: dropped by the scatter
@@ -202,6 +211,7 @@ def nms(
 
 def _settle_block(boxes: jax.Array, free: jax.Array, threshold: float) -> jax.Array:
     """Which of ``boxes [M, 4]``, in order of score, stay among themselves; only ``free [M]`` ones count."""
+    # [M, M]: row i has the higher score and would suppress column j.
     better = jnp.triu(overlaps(boxes, boxes, threshold), 1) & free[:, None] & free
 
     def changed(state: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -211,4 +221,5 @@ def _settle_block(boxes: jax.Array, free: jax.Array, threshold: float) -> jax.Ar
         stays = state[1]
         return stays, free & ~(better & stays[:, None]).any(0)
 
+    # Starts from two different states, so that there is at least one update (unless none is free).
     return jax.lax.while_loop(changed, update, (jnp.zeros_like(free), free))[1]

@@ -8,6 +8,7 @@ import pytest
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.ops import roi_align as module
 from jaxdet.ops.roi_align import roi_align
+from jaxdet.structures import Features
 from tests.ops import oracles
 from tests.ops.golden import INPUTS, OPS, compare, normal
 
@@ -226,5 +227,5 @@ def test_golden_extractor(size: int) -> None:
     shapes = [(1, 256, 64 >> i, 80 >> i) for i in range(4)]
     pyramid = {i + 2: normal(f"ops/pyr{i}", s).astype(np.float32).transpose(0, 2, 3, 1) for i, s in enumerate(shapes)}
     rois = INPUTS["fixed_rois"][None]
-    crops = jax.jit(SingleLevel(size=size).__call__)(pyramid, rois, np.ones((1, 12), bool))
+    crops = jax.jit(SingleLevel(size=size).__call__)(Features(pyramid), rois, np.ones((1, 12), bool))
     compare(f"groie.single_{size}/out", np.asarray(crops[0]).transpose(0, 3, 1, 2), 1e-4)

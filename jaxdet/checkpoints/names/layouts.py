@@ -1,4 +1,4 @@
-"""How one torch module's arrays lie, and how ours do.
+"""How the axes of a torch module's arrays are ordered, and how ours are.
 
 torch keeps convolutions as (out, in, kh, kw), linear layers as (out, in) and transposed convolutions as
 (in, out, kh, kw) ([torch.nn docs](https://docs.pytorch.org/docs/stable/nn.html)); jaxdet keeps [kh, kw, in, out]
@@ -34,41 +34,46 @@ class Leaf:
 
 def axes(*order: int) -> Layout:
     """The layout whose array here is the torch array transposed to ``order``."""
+    # The inverse of a permutation is what sorts it.
     back = tuple(int(i) for i in np.argsort(order))
     return Layout(len(order), lambda a: a.transpose(order), lambda a: a.transpose(back))
 
 
-def flattened_map(size: int) -> Layout:
+def _flattened_map(size: int) -> Layout:
     """A linear layer over a flattened [size, size] map: torch flattens (C, y, x), we flatten (y, x, C)."""
 
     def from_torch(weight: Array) -> Array:
         out, features = weight.shape
         if features % (size * size):
             raise ValueError(f"{features} input features are no multiple of a {size}x{size} map")
+        # (out, C, y, x) -> [y, x, C, out]
         return weight.reshape(out, -1, size, size).transpose(2, 3, 1, 0).reshape(features, out)
 
     def to_torch(kernel: Array) -> Array:
         features, out = kernel.shape
+        # [y, x, C, out] -> (out, C, y, x)
         return kernel.reshape(size, size, -1, out).transpose(3, 2, 0, 1).reshape(out, features)
 
     return Layout(2, from_torch, to_torch)
 
 
 VECTOR = axes(0)
-BIAS = Leaf("params", "bias", "bias", VECTOR)
+_BIAS = Leaf("params", "bias", "bias", VECTOR)
 
 
 def _weighted(layout: Layout) -> tuple[Leaf, ...]:
-    return (Leaf("params", "kernel", "weight", layout), BIAS)
+    return (Leaf("params", "kernel", "weight", layout), _BIAS)
 
 
+# What each kind of torch module stores; linear layers behind a 7x7 map depend on how that was flattened.
 CONV = _weighted(axes(2, 3, 1, 0))
 LINEAR = _weighted(axes(1, 0))
-LINEAR_OVER_7X7 = _weighted(flattened_map(7))
+LINEAR_OVER_7X7 = _weighted(_flattened_map(7))
+# (in, out, kh, kw) to [kh, kw, in, out]: `Upsample` multiplies pixels with it, where torch slides it; no flip.
 TRANSPOSED_CONV = _weighted(axes(2, 3, 0, 1))
 BATCH_NORM = (
     Leaf("params", "scale", "weight", VECTOR),
-    BIAS,
+    _BIAS,
     Leaf("batch_stats", "mean", "running_mean", VECTOR),
     Leaf("batch_stats", "var", "running_var", VECTOR),
 )

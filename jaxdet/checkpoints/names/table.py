@@ -16,7 +16,7 @@ import numpy as np
 from jaxdet.checkpoints.names.layouts import Leaf
 from jaxdet.checkpoints.tree import Array, Path, Variables, flatten, unflatten
 
-UNMAPPED = "unmapped"
+_UNMAPPED = "unmapped"
 """Collection in which arrays without a pair travel under their torch name, so that a merge must name them."""
 
 
@@ -48,7 +48,8 @@ def either(ours: str, theirs: Sequence[str], leaves: tuple[Leaf, ...]) -> Table:
     return tuple(Pair(ours, name, leaves) for name in theirs)
 
 
-_PREFIX = re.compile(r"^((?:module\.)*).*", re.DOTALL)  # of torch wrappers for several devices; one is usual
+# What torch's wrappers for several devices put before every name, usually once.
+_PREFIX = re.compile(r"^((?:module\.)*).*", re.DOTALL)
 
 
 def from_state(table: Table, state: Mapping[str, Any]) -> Variables:
@@ -61,8 +62,9 @@ def from_state(table: Table, state: Mapping[str, Any]) -> Variables:
     flat: dict[Path, Array] = {}
     for name, value in plain_state(state).items():
         found = _find(table, name)
-        path: Path = found[0] if found else (UNMAPPED, name)
+        path: Path = found[0] if found else (_UNMAPPED, name)
         array = _converted(found[1], name, value) if found else value
+        # Two spellings of one name, say of two versions: which of them is right nobody knows.
         if path in flat:
             raise ValueError(f"{name} is a second value for {'/'.join(path)}: the state dict holds two spellings of it")
         flat[path] = np.ascontiguousarray(array, dtype=np.float32)
@@ -74,7 +76,7 @@ def to_state(table: Table, variables: Mapping[str, Any]) -> dict[str, Array]:
     state: dict[str, Array] = {}
     unknown = []
     for (collection, *path), value in flatten(variables).items():
-        if collection == UNMAPPED:
+        if collection == _UNMAPPED:
             state[path[0]] = np.asarray(value)
             continue
         found = _find_path(table, tuple(path))
@@ -110,6 +112,7 @@ def plain_state(state: Mapping[str, Any]) -> dict[str, Array]:
             f"not arrays: {', '.join(map(reprlib.repr, bad[:8]))}. A state dict maps names to arrays; "
             "pass the part of the checkpoint that does (often checkpoint['state_dict'])"
         )
+    # The shortest prefix of all: a wrapper wraps every name, and a module may be called "module" itself.
     wrapped = min((len(_PREFIX.sub(r"\1", name)) for name in state), default=0)
     state = {name[wrapped:]: value for name, value in state.items()}
     # How many batches BatchNorm has seen: only its momentum schedule could use it.
@@ -153,4 +156,5 @@ def _translate(source: str, target: str, name: str) -> str | None:
 
 @functools.cache
 def _regex(pattern: str) -> re.Pattern[str]:
+    # "layer{stage}" becomes a group named "stage" of digits, to be filled into the other side.
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[0-9]+)", re.escape(pattern)))

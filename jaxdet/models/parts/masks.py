@@ -1,4 +1,7 @@
-"""Masks of the detections (He et al. 2017), and how good each of them is (Huang et al. 2019)."""
+"""Masks of the detections (He et al. 2017), and how good each of them is (Huang et al. 2019).
+
+Letters in shapes: B images, N boxes, s rows and columns of a crop, m those of a mask, C channels, K classes.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -21,9 +24,9 @@ _NO_MASKS = "MaskScoring rates masks, but nothing before it draws any: put MaskP
 
 
 class MaskPrediction(nn.Module):
-    """Draws the mask of each detection inside its box; a branch for each head of the box stages.
+    """Predicts the mask of each detection inside its box; a branch for each head of the box stages.
 
-    At test each stage's branch looks at the detections, and their probabilities are averaged.
+    At test the branch of each stage predicts masks of the detections, and their probabilities are averaged.
     """
 
     place: ClassVar[str] = "masks"
@@ -35,16 +38,18 @@ class MaskPrediction(nn.Module):
         self._make_parameters(features, setting)
         boxes = found.detections
         loop = choose(self.heads, setting.stages, setting.unroll)
-        drawn = loop.predict_masks(self.heads, setting.stages, features, boxes, setting.num_classes)
-        masks = Masks(drawn.probabilities, frames=boxes.boxes)
-        return Found(dataclasses.replace(boxes, masks=masks), drawn.view)
+        # At test only the heads of the stages matter; masks are predicted in the final boxes, not in those of a stage.
+        predicted = loop.predict_masks(self.heads, setting.stages, features, boxes, setting.num_classes)
+        masks = Masks(predicted.probabilities, frames=boxes.boxes)
+        return Found(dataclasses.replace(boxes, masks=masks), predicted.view)
 
     def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
         """``loss_mask`` of each stage, on the positives among its samples."""
         self._check(setting)
         if len(self.heads) > len({stage.head for stage in setting.stages}):
-            raise ValueError(self._wrong_number(setting))  # at test a branch may be left out, in training it is lost
-        check_masks(targets)
+            # At test a branch may be left out; in training it would never learn.
+            raise ValueError(self._wrong_number(setting))
+        check_masks(targets)  # shapes tell, so this is an error while tracing
         self._make_parameters(features, setting)
         loop = choose(self.heads, setting.stages, setting.unroll)
         trained = loop.train_masks(self.heads, setting.stages, features, seen.samples, targets, setting.num_classes)
@@ -55,21 +60,21 @@ class MaskPrediction(nn.Module):
     ) -> dict[str, Any]:
         """``masks/crops [B * N, s, s, C]`` of the last head; of each stage ``masks/stage{t}/features`` and ``logits``.
 
-        Passes look at crops as they do at test (`loop.predict_masks`); logits ``[B * N, m, m, K]`` are of all classes.
+        Passes read crops as they do at test (`loop.predict_masks`); logits ``[B * N, m, m, K]`` have all classes.
         """
         last, valid = self.heads[setting.stages[-1].head], jnp.ones(boxes.shape[:2], bool)
         crops = last.crops(features, boxes, valid)
-        seen, named = last.empty_features(crops), {"masks/crops": crops}
+        passed, named = last.empty_features(crops), {"masks/crops": crops}
         for t, stage in enumerate(setting.stages):
             branch = self.heads[stage.head]
             own = crops if branch is last or last.linked else branch.crops(features, boxes, valid)
-            seen = branch.look(own, seen)
-            logits = branch.head.classify(seen, setting.num_classes)
-            named |= {f"masks/stage{t}/features": seen, f"masks/stage{t}/logits": logits}
+            passed = branch.features(own, passed)
+            logits = branch.head.classify(passed, setting.num_classes)
+            named |= {f"masks/stage{t}/features": passed, f"masks/stage{t}/logits": logits}
         return named
 
     def _make_parameters(self, features: Features, setting: Setting) -> None:
-        """Some stages leave out a branch, or a part of one; parameters are made of all, and rolled stages need them."""
+        """Make the parameters of all branches: stages may leave out one, or a part, and rolled stages need them all."""
         if self.is_initializing():
             for branch in self.heads:
                 branch.make_parameters(features, setting.num_classes)
@@ -108,6 +113,7 @@ class MaskScoring(nn.Module):
         if found.view is None:
             raise ValueError(_NO_MASKS)
         boxes = found.detections
+        # Of the last pass, as the reference has it, not of the averaged masks.
         rated = self.rate(found.view, boxes.labels, setting.num_classes)
         return dataclasses.replace(found, detections=dataclasses.replace(boxes, mask_scores=boxes.scores * rated))
 
@@ -115,6 +121,7 @@ class MaskScoring(nn.Module):
         """``loss_mask_iou``: how far the predicted IoU of each positive's mask is from the true one."""
         if seen.masks is None:
             raise ValueError(_NO_MASKS)
+        # Positives of the last stage only, with the logits of their true class (Huang et al. 2019, section 3.3).
         masks, samples = seen.masks, seen.masks.samples
         truth = mask_iou_targets(
             targets.masks, samples.boxes, samples.gt_index, samples.positive, masks.view.logits, masks.bitmaps
@@ -135,5 +142,6 @@ class MaskScoring(nn.Module):
         """Predicted IoU ``[B, N]``, float32, not bounded, of the masks in view, of class ``labels [B, N]``."""
         logits = view.logits
         rated = self.head(view.crops, logits.reshape(-1, *logits.shape[2:]), num_classes)
+        # [B * N, K] -> the column of each box's class.
         own = jnp.take_along_axis(rated, labels.reshape(-1, 1), axis=1)
         return own.reshape(labels.shape).astype(jnp.float32)

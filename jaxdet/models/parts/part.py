@@ -18,14 +18,14 @@ from jaxdet.structures import Detections, Features, Samples, Targets
 class Setting:
     """What a model tells its parts about itself."""
 
-    num_classes: int
+    num_classes: int  #: K, the background not counted
     stages: tuple[Stage, ...]  #: of training, or of test; empty in a one-stage model
     unroll: bool | None = None  #: whether stages are written out (`jaxdet.models.roi.scan.choose`)
 
 
 @struct.dataclass
 class Found:
-    """At test: the detections, and how the mask branch came to their masks, for parts that look at that."""
+    """At test: the detections, and the last pass of the mask branch, for parts that read it."""
 
     detections: Detections
     view: MaskPass | None = None
@@ -33,10 +33,10 @@ class Found:
 
 @struct.dataclass
 class Seen:
-    """In training: what the parts before have trained on."""
+    """In training: what the parts before this one have trained on."""
 
-    samples: list[Samples]  #: of each stage
-    masks: TrainedMasks | None = None  #: of the last stage
+    samples: list[Samples]  #: the samples of each stage; empty in a one-stage model
+    masks: TrainedMasks | None = None  #: the masks of the last stage
 
 
 class Part(Protocol):
@@ -52,12 +52,15 @@ class Part(Protocol):
         """The detections with more known about them; their number, order and validity may change, shapes may not."""
 
     def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
-        """Loss terms of this part, and what the parts after it may look at."""
+        """Loss terms of this part, and what the parts after it may read."""
 
     def intermediates(
         self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
     ) -> dict[str, Any]:
-        """What this part computes of ``boxes [B, N, 4]``, by name; ``labels [B, N]``; ``before``: of earlier parts."""
+        """What this part computes for ``boxes [B, N, 4]`` of ``labels [B, N]``, by name; ``before``: of earlier parts.
+
+        For tests and comparisons; training and prediction do not call it.
+        """
 
 
 def with_places(parts: Sequence[Any]) -> tuple[Any, ...]:
@@ -67,6 +70,7 @@ def with_places(parts: Sequence[Any]) -> tuple[Any, ...]:
     is put before it.  A model that keeps parts sets ``preserve_adopted_names``, and linen keeps these names.  A name
     that a part brings does not count: a stored config knows none, and gives the places that its checkpoint has.
     """
+    # A name that is set already stays: clones and bound modules pass here again.
     count = Counter[str]()
     named = []
     for part in parts:

@@ -1,4 +1,8 @@
-"""One stage of boxes: proposals, samples, crops, box head, losses or decoded boxes, proposals of the next stage."""
+"""One stage of boxes: proposals, samples, crops, box head, losses or decoded boxes, proposals of the next stage.
+
+Letters in shapes: B images, N proposals, S samples, G ground-truth slots, K classes.  Boxes are in pixels of the
+resized image.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -42,16 +46,18 @@ def train_stage(
     num_classes: int,
     key: jax.Array,
 ) -> TrainedStage:
-    """Match and sample the proposals, look at the samples, judge what is said of them, and move them.
+    """Match and sample the proposals, classify the samples, compute their losses, and move them.
 
     No gradient flows through the moved boxes.
     """
+    # Split even if only one is used: the samples of the boxes do not depend on ``interleaved``.
     box_key, mask_key = jax.random.split(key)
     samples = sample(stage, proposals, targets, num_classes, box_key)
     logits, deltas = branch(features, samples.boxes, samples.valid, num_classes)
     losses = box_losses(branch, logits, deltas, samples, targets)
     metrics = _metrics(logits, samples, targets)
     moved = _as_proposals(samples, move(branch, samples.boxes, logits, deltas, true_hw), proposals.valid.shape[1])
+    # Moved boxes overlap better, so that they are matched anew, by the same thresholds, for the masks.
     if stage.interleaved:
         samples = sample(stage, moved, targets, num_classes, mask_key)
     return TrainedStage(moved, samples, stage.weigh(losses), metrics)
@@ -60,8 +66,9 @@ def train_stage(
 def predict_stage(
     branch: BoxBranch, features: Features, boxes: jax.Array, valid: jax.Array, true_hw: jax.Array, num_classes: int
 ) -> PredictedStage:
-    """Look at ``boxes [B, N, 4]`` and move them."""
+    """Classify ``boxes [B, N, 4]`` and move them."""
     logits, deltas = branch(features, boxes, valid, num_classes)
+    # Every class's boxes start from the boxes that the head was given, as its deltas were trained.
     by_class = jax.vmap(clip)(branch.coder.decode(boxes[:, :, None], deltas), true_hw)
     return PredictedStage(logits, move(branch, boxes, logits, deltas, true_hw), by_class)
 
@@ -74,6 +81,7 @@ def sample(stage: Stage, proposals: Proposals, targets: Targets, num_classes: in
 
     def one_image(proposals: Proposals, targets: Targets, key: jax.Array) -> Samples:
         match = stage.matcher(proposals.boxes, proposals.valid, targets.boxes, targets.valid, targets.crowd)
+        # In front: "first" samplers then take ground truth before proposals, as the reference does.
         match = _prepend_ground_truth(match, targets.valid & ~targets.crowd)
         choice = stage.sampler(match, key)
         gt_index = jnp.where(choice.positive, match.gt_index[choice.index], 0)
@@ -87,6 +95,7 @@ def sample(stage: Stage, proposals: Proposals, targets: Targets, num_classes: in
 
 def box_losses(branch: BoxBranch, logits: jax.Array, deltas: jax.Array, samples: Samples, targets: Targets) -> Losses:
     """Class and box loss over the samples, both divided by the number of all samples in the batch."""
+    # The box loss too is divided by all samples, not by the positives (Fast R-CNN's equal weights, and the reference).
     number = jnp.maximum(samples.valid.sum(), 1)
     boxes = jnp.take_along_axis(targets.boxes, samples.gt_index[..., None], axis=1)
     references, boxes = safe(samples.boxes, samples.positive), safe(boxes, samples.positive)
@@ -99,18 +108,21 @@ def box_losses(branch: BoxBranch, logits: jax.Array, deltas: jax.Array, samples:
 
 def of_class(deltas: jax.Array, labels: jax.Array) -> jax.Array:
     """Deltas ``[B, N, 4]`` of the class ``labels [B, N]``; class-agnostic ones have a single column."""
+    # The background label K has no column: it reads the last one, and the mask of positives leaves it out.
     column = jnp.minimum(labels, deltas.shape[2] - 1)
     return jnp.take_along_axis(deltas, column[..., None, None], axis=2)[:, :, 0]
 
 
 def move(branch: BoxBranch, boxes: jax.Array, logits: jax.Array, deltas: jax.Array, true_hw: jax.Array) -> jax.Array:
     """Boxes ``[B, N, 4]`` moved by the deltas of their likeliest class, cut to the image; no gradient."""
+    # Without the background, whose logit is the last: a box has to go somewhere even if it is likely none.
     deltas = of_class(deltas, logits[..., :-1].argmax(-1))
     return jax.lax.stop_gradient(jax.vmap(clip)(branch.coder.decode(boxes, deltas), true_hw))
 
 
 def pad(proposals: Proposals, slots: int) -> Proposals:
     """Proposals in at least that many slots."""
+    # Zeros are False in ``valid``: the new slots do not count.
     spare = max(slots - proposals.valid.shape[1], 0)
     return jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, spare), *[(0, 0)] * (a.ndim - 2))), proposals)
 
@@ -125,6 +137,7 @@ def _as_proposals(samples: Samples, moved: jax.Array, slots: int) -> Proposals:
 
 
 def _prepend_ground_truth(match: Match, real: jax.Array) -> Match:
+    # Each matches itself with IoU 1; index 0 .. G - 1 is the place in ``targets``.
     return Match(
         gt_index=jnp.concatenate([jnp.arange(len(real), dtype=jnp.int32), match.gt_index]),
         positive=jnp.concatenate([real, match.positive]),
@@ -134,11 +147,12 @@ def _prepend_ground_truth(match: Match, real: jax.Array) -> Match:
 
 
 def _metrics(logits: jax.Array, samples: Samples, targets: Targets) -> Losses:
-    """Accuracy, positives an image, and how many of these, ground truth left out, overlap it by 50 to 60 %, ..."""
+    """Accuracy, positives an image, and how many positives, ground truth left out, have an IoU of 0.5 to 0.6, ..."""
     correct = (logits.argmax(-1) == samples.labels) & samples.valid
     images = jnp.maximum(samples.valid.any(1).sum(), 1)
     all_overlaps = jax.vmap(iou)(samples.boxes, targets.boxes)
     overlap = jnp.take_along_axis(all_overlaps, samples.gt_index[..., None], axis=2)[..., 0]
+    # Tenth 0 collects what is not counted; an IoU of exactly 1 belongs to the last tenth.
     tenth = jnp.where(samples.positive & ~samples.is_truth, jnp.minimum(jnp.floor(overlap * 10), 9), 0)
     return {
         "accuracy": correct.sum() / jnp.maximum(samples.valid.sum(), 1),

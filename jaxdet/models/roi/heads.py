@@ -1,4 +1,7 @@
-"""Branches of the second stage: an extractor that crops features, and a head that looks at the crops."""
+"""Branches of the second stage: an extractor that crops features, and a head that reads the crops.
+
+Letters in shapes: B images, N boxes, s rows and columns of a crop, m those of a mask, C and C' channels, K classes.
+"""
 
 import flax.linen as nn
 import jax
@@ -12,10 +15,10 @@ from jaxdet.structures import Features
 
 
 class BoxBranch(nn.Module):
-    """Says class and box of regions.
+    """Predicts class and box of regions.
 
-    ``coder`` scales the deltas that ``head`` predicts, ``box_loss`` judges them.  ``remat``: in training, what the
-    branch computes is not kept but computed again for its gradients.
+    ``coder`` scales the deltas that ``head`` predicts, ``box_loss`` compares them with the truth.  ``remat``: in
+    training, what the branch computes is not kept but computed again for its gradients.
     """
 
     extractor: nn.Module
@@ -30,6 +33,7 @@ class BoxBranch(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Logits ``[B, N, K + 1]`` and deltas ``[B, N, K or 1, 4]``, float32, for ``boxes [B, N, 4]``."""
         logits, deltas = self.head(self.crops(features, boxes, valid), num_classes)
+        # Heads work on [B * N, ..]; logits and deltas go on in float32, for softmax and geometry.
         lead = valid.shape
         return (
             logits.reshape(*lead, logits.shape[-1]).astype(jnp.float32),
@@ -37,7 +41,7 @@ class BoxBranch(nn.Module):
         )
 
     def crops(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
-        """What the head looks at: ``[B * N, s, s, C]``."""
+        """What the head reads: ``[B * N, s, s, C]``."""
         return crops_as_batch(self.extractor(features, boxes, valid))
 
     def make_parameters(self, features: Features, num_classes: int) -> None:
@@ -47,9 +51,9 @@ class BoxBranch(nn.Module):
 
 
 class MaskBranch(nn.Module):
-    """Draws masks inside regions, whatever these are: positives in training, detections, or all samples of a stage.
+    """Predicts masks inside regions, whatever these are: positives in training, detections, or all samples of a stage.
 
-    A branch whose head is ``linked`` looks at crops several times, each pass at the features of the one before.
+    A branch whose head is ``linked`` makes several passes over its crops, each with the features of the one before.
     """
 
     extractor: nn.Module
@@ -58,12 +62,12 @@ class MaskBranch(nn.Module):
 
     @property
     def linked(self) -> bool:
-        """Whether a pass looks at the features of the pass before."""
+        """Whether a pass reads the features of the pass before."""
         return bool(self.head.linked)
 
     @rematerialized
     def crops(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
-        """What the head looks at of ``boxes [B, N, 4]``: ``[B * N, s, s, C]``."""
+        """What the head reads of ``boxes [B, N, 4]``: ``[B * N, s, s, C]``."""
         return crops_as_batch(self.extractor(features, boxes, valid))
 
     def empty_features(self, crops: jax.Array) -> jax.Array:
@@ -72,14 +76,15 @@ class MaskBranch(nn.Module):
         return empty
 
     @rematerialized
-    def look(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
+    def features(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
         """One pass over the crops: features ``[B * N, s, s, C']``; ``previous`` are those of the pass before."""
-        features: jax.Array = self.head.features(crops, previous)
-        return features
+        passed: jax.Array = self.head.features(crops, previous)
+        return passed
 
     @rematerialized
     def logits(self, features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
         """Logits ``[B, N, m, m]``, float32, of the bitmap of class ``labels [B, N]`` inside each box."""
+        # One class for each box: all classes would be K times as many numbers.
         own = self.head.classify(features, num_classes, labels.reshape(-1))
         return own.reshape(*labels.shape, *own.shape[1:]).astype(jnp.float32)
 
@@ -87,5 +92,5 @@ class MaskBranch(nn.Module):
         """As `BoxBranch.make_parameters`."""
         images = len(next(iter(features.levels.values())))
         crops = self.crops(features, jnp.zeros((images, 1, 4)), jnp.ones((images, 1), bool))
-        seen = self.look(crops, self.empty_features(crops))
-        self.logits(seen, jnp.zeros((images, 1), jnp.int32), num_classes)
+        passed = self.features(crops, self.empty_features(crops))
+        self.logits(passed, jnp.zeros((images, 1), jnp.int32), num_classes)

@@ -17,7 +17,7 @@ from jaxdet.models.roi.masks import (
     PredictedMasks,
     TrainedMasks,
     candidates,
-    judge_masks,
+    mask_stage_losses,
     mean_probabilities,
 )
 from jaxdet.models.roi.schedule import Stage, heads_of_passes
@@ -35,9 +35,11 @@ def train_boxes(
     key: jax.Array,
 ) -> list[TrainedStage]:
     """All stages of boxes, each trained on what the one before has moved."""
+    # One shape for the proposals of all stages, as in `scan`, so that both draw the same samples.
     proposals = pad(proposals, slots_of(stages))
     trained = []
     for t, stage in enumerate(stages):
+        # By number, so that a stage draws the same whatever stages follow it.
         key_of_stage = jax.random.fold_in(key, t)
         trained.append(
             train_stage(heads[stage.head], stage, features, proposals, targets, true_hw, num_classes, key_of_stage)
@@ -55,11 +57,11 @@ def predict_boxes(
     num_classes: int,
 ) -> list[PredictedStage]:
     """All stages of boxes at test, each beginning where the one before has moved the boxes."""
-    boxes, seen = proposals.boxes, []
+    boxes, predicted = proposals.boxes, []
     for stage in stages:
-        seen.append(predict_stage(heads[stage.head], features, boxes, proposals.valid, true_hw, num_classes))
-        boxes = seen[-1].boxes
-    return seen
+        predicted.append(predict_stage(heads[stage.head], features, boxes, proposals.valid, true_hw, num_classes))
+        boxes = predicted[-1].boxes
+    return predicted
 
 
 def train_masks(
@@ -75,10 +77,11 @@ def train_masks(
     for t, stage in enumerate(stages):
         own, branch = candidates(samples[t], stage), branches[stage.head]
         crops = branch.crops(features, own.boxes, own.positive)
-        seen = branch.empty_features(crops)
+        # All passes read the crops of this stage's own branch; features chain from pass to pass, gradients included.
+        passed = branch.empty_features(crops)
         for head in heads_of_passes(stages, t):
-            seen = branches[head].look(crops, seen)
-        trained.append(judge_masks(branch, stage, own, crops, seen, targets, num_classes))
+            passed = branches[head].features(crops, passed)
+        trained.append(mask_stage_losses(branch, stage, own, crops, passed, targets, num_classes))
     return trained
 
 
@@ -91,17 +94,17 @@ def predict_masks(
 ) -> PredictedMasks:
     """Masks of detections: a pass of each stage's mask head.
 
-    Linked heads look at the crops of the last stage's branch one after the other, each at what the one before saw;
-    others look at their own crops.
+    Linked heads read the crops of the last stage's branch one after the other, each with the features of the one
+    before; others read their own crops.
     """
     last = branches[stages[-1].head]
     crops = last.crops(features, found.boxes, found.valid)
-    seen, logits = last.empty_features(crops), []
+    passed, logits = last.empty_features(crops), []
     for stage in stages:
         branch = branches[stage.head]
         own = crops if branch is last or last.linked else branch.crops(features, found.boxes, found.valid)
-        seen = branch.look(own, seen)
-        logits.append(branch.logits(seen, found.labels, num_classes))
+        passed = branch.features(own, passed)
+        logits.append(branch.logits(passed, found.labels, num_classes))
     return PredictedMasks(mean_probabilities(logits), MaskPass(crops, logits[-1]))
 
 

@@ -1,7 +1,10 @@
 """One stage of masks: crops, passes of mask heads over them, logits, loss.
 
-Where heads are linked, a pass gets what the one before it saw: HTC's mask information flow (Chen et al. 2019, eq. 5)
-and the inner loop of R3-CNN (Rossi et al. 2021, eq. 6).
+Where heads are linked, a pass gets the features of the one before it: HTC's mask information flow (Chen et al. 2019,
+eq. 5) and the inner loop of R3-CNN (Rossi et al. 2021, eq. 6).
+
+Letters in shapes: B images, N boxes, P slots that may hold a positive, D detections, s rows and columns of a crop, m
+those of a mask, C and C' channels.
 """
 
 import jax
@@ -19,7 +22,7 @@ from jaxdet.structures import Samples, Targets
 
 @struct.dataclass
 class MaskPass:
-    """What the last pass of a mask branch saw and said."""
+    """Input and output of the last pass of a mask branch."""
 
     crops: jax.Array  #: ``[B * N, s, s, C]``
     logits: jax.Array  #: ``[B, N, m, m]`` of one class for each box
@@ -30,27 +33,29 @@ class TrainedMasks:
     """What the mask branch of a stage of training hands on."""
 
     samples: Samples  #: ``[B, P]``
-    view: MaskPass  #: of the samples, with the logits of their true class
+    view: MaskPass  #: the pass over the samples, with the logits of their true class
     bitmaps: jax.Array  #: ``[B, P, m, m]`` float32, 0 or 1, what the logits should say
     losses: Losses
 
 
 @struct.dataclass
 class PredictedMasks:
-    """What the mask branch says about detections."""
+    """What the mask branch predicts for detections."""
 
     probabilities: jax.Array  #: ``[B, D, m, m]``, averaged over the passes
-    view: MaskPass  #: of the last pass
+    view: MaskPass  #: the last pass
 
 
 def candidates(samples: Samples, stage: Stage) -> Samples:
     """The slots that may hold a positive, with harmless boxes and labels where they do not: what a mask loss needs."""
+    # Samplers put positives first, and at most ``max_positive``: no other slot needs a mask, or its cost.
     few = jax.tree.map(lambda a: a[:, : stage.sampler.max_positive], samples)
+    # Label K of negatives has no mask channel.
     labels = jnp.where(few.positive, few.labels, 0)
     return few.replace(boxes=safe(few.boxes, few.positive), labels=labels)
 
 
-def judge_masks(
+def mask_stage_losses(
     branch: MaskBranch,
     stage: Stage,
     samples: Samples,
@@ -66,20 +71,21 @@ def judge_masks(
         crops: ``[B * P, s, s, C]``.
         features: ``[B * P, s, s, C']``.
     """
+    # The logits of the true class alone have a loss, so that classes do not compete (He et al. 2017, section 3).
     logits = branch.logits(features, samples.labels, num_classes)
     bitmaps = mask_targets(targets.masks, samples.boxes, samples.gt_index, samples.positive, size=logits.shape[-1])
-    losses = stage.weigh({"loss_mask": mask_loss(logits, bitmaps, samples.positive)})
+    losses = stage.weigh({"loss_mask": _mask_loss(logits, bitmaps, samples.positive)})
     return TrainedMasks(samples, MaskPass(crops, logits), bitmaps, losses)
 
 
-def mask_loss(logits: jax.Array, bitmaps: jax.Array, positive: jax.Array) -> jax.Array:
+def _mask_loss(logits: jax.Array, bitmaps: jax.Array, positive: jax.Array) -> jax.Array:
     """Binary cross entropy of bitmaps ``[B, P, m, m]``, mean over all pixels of all positives of the batch."""
     total = masked_sum(binary_cross_entropy(logits, bitmaps), positive[..., None, None])
     return total / (jnp.maximum(positive.sum(), 1) * logits.shape[-1] ** 2)
 
 
 def mean_probabilities(passes: list[jax.Array]) -> jax.Array:
-    """The mean of the probabilities of several passes, from their logits ``[B, D, m, m]``."""
+    """The mean of the probabilities (not of the logits) of several passes, from their logits ``[B, D, m, m]``."""
     return jax.nn.sigmoid(jnp.stack(passes)).mean(0)
 
 

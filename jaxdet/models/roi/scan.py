@@ -4,6 +4,8 @@ The program holds one stage.  Its head is picked from the stacked parameters of 
 from arrays, so that neither the size of the program nor the time to compile it grows with the number of stages.
 Nothing else in the library knows of this: the functions here have the names, arguments and results of those in `loop`,
 and `choose` says which of the two a model uses.
+
+Letters in shapes: T stages, B images, P slots that may hold a positive, s rows and columns of a crop, C channels.
 """
 
 import dataclasses
@@ -25,13 +27,13 @@ from jaxdet.models.roi.masks import (
     PredictedMasks,
     TrainedMasks,
     candidates,
-    judge_masks,
+    mask_stage_losses,
     mean_probabilities,
 )
 from jaxdet.models.roi.schedule import Stage, heads_of_passes
 from jaxdet.structures import Detections, Features, Proposals, Samples, Targets
 
-Branch = TypeVar("Branch", bound=nn.Module)
+_Branch = TypeVar("_Branch", bound=nn.Module)
 
 
 def choose(heads: Sequence[nn.Module], stages: Sequence[Stage], unroll: bool | None) -> ModuleType:
@@ -66,8 +68,9 @@ def train_boxes(
     key: jax.Array,
 ) -> list[TrainedStage]:
     """As `loop.train_boxes`."""
-    stacked = Stacked(heads)
+    stacked = _Stacked(heads)
 
+    # Stage 0 stands for all: what may differ between them is replaced by the numbers of the step.
     def one(proposals: Proposals, now: Any) -> tuple[Proposals, TrainedStage]:
         t, numbers = now
         branch, stage = stacked.pick(numbers["head"]), _with_numbers(stages[0], numbers)
@@ -76,6 +79,7 @@ def train_boxes(
         return trained.proposals, trained
 
     first = pad(proposals, loop.slots_of(stages))
+    # Results of all stages come stacked, [T, ..]; what the last one hands on has no reader.
     trained = jax.lax.scan(one, first, (jnp.arange(len(stages)), _all_numbers(stages)))[1]
     return _unstack(trained, len(stages))
 
@@ -89,11 +93,11 @@ def predict_boxes(
     num_classes: int,
 ) -> list[PredictedStage]:
     """As `loop.predict_boxes`."""
-    stacked = Stacked(heads)
+    stacked = _Stacked(heads)
 
     def one(boxes: jax.Array, head: jax.Array) -> tuple[jax.Array, PredictedStage]:
-        seen = predict_stage(stacked.pick(head), features, boxes, proposals.valid, true_hw, num_classes)
-        return seen.boxes, seen
+        predicted = predict_stage(stacked.pick(head), features, boxes, proposals.valid, true_hw, num_classes)
+        return predicted.boxes, predicted
 
     return _unstack(jax.lax.scan(one, proposals.boxes, _heads(stages))[1], len(stages))
 
@@ -107,45 +111,49 @@ def train_masks(
     num_classes: int,
 ) -> list[TrainedMasks]:
     """As `loop.train_masks`: a scan for the crops, one for all passes, one for the losses."""
-    stacked = Stacked(branches)
-    given = jax.tree.map(lambda *its: jnp.stack(its), *samples)
+    stacked = _Stacked(branches)
+    all_samples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *samples)  # [T, B, S, ..]
 
+    # Three scans: passes need the crops of all stages, losses the last pass of each.
     def crop(_: None, now: Any) -> tuple[None, Any]:
-        head, its = now
-        own = candidates(its, stages[0])
+        head, samples_of_stage = now
+        own = candidates(samples_of_stage, stages[0])
         return None, (own, stacked.pick(head).crops(features, own.boxes, own.positive))
 
-    own, crops = jax.lax.scan(crop, None, (_heads(stages), given))[1]
-    seen = _passes(stacked, stages, crops)
+    own, crops = jax.lax.scan(crop, None, (_heads(stages), all_samples))[1]
+    passed = _passes(stacked, stages, crops)
 
-    def judge(_: None, now: Any) -> tuple[None, TrainedMasks]:
-        numbers, (own, crops, seen) = now
+    def losses(_: None, now: Any) -> tuple[None, TrainedMasks]:
+        numbers, (own, crops, passed) = now
         branch, stage = stacked.pick(numbers["head"]), _with_numbers(stages[0], numbers)
-        return None, judge_masks(branch, stage, own, crops, seen, targets, num_classes)
+        return None, mask_stage_losses(branch, stage, own, crops, passed, targets, num_classes)
 
-    trained = jax.lax.scan(judge, None, (_all_numbers(stages), (own, crops, seen)))[1]
+    trained = jax.lax.scan(losses, None, (_all_numbers(stages), (own, crops, passed)))[1]
     return _unstack(trained, len(stages))
 
 
-def _passes(stacked: "Stacked[MaskBranch]", stages: Sequence[Stage], crops: jax.Array) -> jax.Array:
+def _passes(stacked: "_Stacked[MaskBranch]", stages: Sequence[Stage], crops: jax.Array) -> jax.Array:
     """Features of the last pass over the crops ``[T, B * P, s, s, C]`` of each stage.
 
     All passes of all stages are one scan, because how many there are is known when the program is traced: so no branch
     is needed for those that do not run, and the mask head stands once in the program.
     """
+    # A triangle laid out in a row: the passes of stage 0, then those of stage 1, ..; all of it is constant.
     order = [heads_of_passes(stages, t) for t in range(len(stages))]
     passes = [(t, head, j == 0) for t, heads in enumerate(order) for j, head in enumerate(heads)]
     of_stage, heads, first = (np.asarray(values) for values in zip(*passes, strict=True))
     empty = stacked.template.empty_features(crops[0])
 
     def one(before: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
-        its, head, is_first = now
-        seen = stacked.pick(head).look(its, jnp.where(is_first, empty, before))
-        return seen, seen
+        own, head, is_first = now
+        # Each stage begins anew, with no earlier features.
+        passed = stacked.pick(head).features(own, jnp.where(is_first, empty, before))
+        return passed, passed
 
     # Picked here, crops cost a copy; picked in the loop, its backward pass would add to those of all stages in each.
-    seen = jax.lax.scan(one, empty, (crops[of_stage], heads, first))[1]
-    return seen[np.cumsum([len(heads) for heads in order]) - 1]
+    passed = jax.lax.scan(one, empty, (crops[of_stage], heads, first))[1]
+    # The last pass of each stage.
+    return passed[np.cumsum([len(heads) for heads in order]) - 1]
 
 
 def predict_masks(
@@ -156,48 +164,51 @@ def predict_masks(
     num_classes: int,
 ) -> PredictedMasks:
     """As `loop.predict_masks`."""
-    stacked = Stacked(branches)
+    stacked = _Stacked(branches)
     last = branches[stages[-1].head]
     crops = last.crops(features, found.boxes, found.valid)
+    # Which head a step has is not known while tracing: heads without links crop anew, unless there is only one.
     is_shared = last.linked or len(branches) == 1
 
     def one(before: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:
         branch = stacked.pick(head)
         own = crops if is_shared else branch.crops(features, found.boxes, found.valid)
-        seen = branch.look(own, before)
-        return seen, branch.logits(seen, found.labels, num_classes)
+        passed = branch.features(own, before)
+        return passed, branch.logits(passed, found.labels, num_classes)
 
     logits = _unstack(jax.lax.scan(one, last.empty_features(crops), _heads(stages))[1], len(stages))
     return PredictedMasks(mean_probabilities(logits), MaskPass(crops, logits[-1]))
 
 
-class Stacked(Generic[Branch]):
+class _Stacked(Generic[_Branch]):
     """Branches that differ in numbers alone, as one branch with an array of parameters for each leaf."""
 
-    def __init__(self, branches: Sequence[Branch]) -> None:
+    def __init__(self, branches: Sequence[_Branch]) -> None:
+        # Modules without their variables, and these as plain trees: what a scan can take a slice of.
         unbound = [branch.unbind() for branch in branches]
         # A linked branch can stand for one without link, whose link is all zeros; not the other way round.
         self.template: Any = next((branch for branch, _ in unbound if getattr(branch, "linked", False)), unbound[0][0])
         self.variables = stack([dict(variables) for _, variables in unbound])
         self.number = len(branches)
+        # Delta scales are settings and no parameters, so that they are stacked by hand.
         coders: list[Any] = [branch.coder for branch in branches if hasattr(branch, "coder")]
         self.stds = jnp.asarray([coder.stds for coder in coders], jnp.float32) if coders else None
 
-    def pick(self, index: jax.Array) -> Branch:
+    def pick(self, index: jax.Array) -> _Branch:
         """The branch of that number, which may be an array."""
         branch = self.template
         if self.stds is not None:
             branch = branch.clone(coder=dataclasses.replace(branch.coder, stds=self.stds[index]))
         # Where there is one for all stages, picking it by number would keep its weights for the gradient once a stage.
         place = 0 if self.number == 1 else index
-        picked: Branch = branch.bind(jax.tree.map(lambda leaf: leaf[place], self.variables))
+        picked: _Branch = branch.bind(jax.tree.map(lambda leaf: leaf[place], self.variables))
         return picked
 
 
 def stack(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Trees of variables as one, with a leading axis.  A link that a tree lacks is one of zeros, which is no link."""
     flat = [flax.traverse_util.flatten_dict(tree) for tree in trees]
-    stacked = {}
+    stacked = {}  # path -> [heads, *shape of the leaf]
     for path in sorted(set().union(*flat)):
         some = next(leaves[path] for leaves in flat if path in leaves)
         if "link" not in path and not all(path in leaves for leaves in flat):
@@ -210,6 +221,7 @@ def stack(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def why_not_rolled(heads: Sequence[nn.Module], stages: Sequence[Stage]) -> str | None:
     """What keeps these stages from being one program with other numbers; None if nothing does."""
+    # Modules and stages are frozen dataclasses: equal settings are equal values.
     alike = [_numberless(head.unbind()[0]) for head in heads]
     if any(head != alike[0] for head in alike):
         return "heads differ in more than delta scale and link"
@@ -228,6 +240,7 @@ def _numberless(branch: Any) -> Any:
 
 
 def _numbers(stage: Stage) -> dict[str, Any]:
+    # Floats, so that stages whose settings are ints stack with those whose are not.
     matcher = stage.matcher
     return {
         "head": stage.head,

@@ -53,11 +53,13 @@ def make_stages(
             f"make_stages needs an IoU and a weight for each stage, got {len(heads)} heads, {len(ious)} IoUs and "
             f"{len(weights)} weights"
         )
+    # Without linked heads there is nothing that a pass could hand on.
     ways = {"stage": range(len(heads)), "head": heads, "none": [0] * len(heads)}
     if mask_passes not in ways:
         raise ValueError(f"mask_passes: expected one of {list(ways)}, got {mask_passes!r}")
     passes = ways[mask_passes]
     return tuple(
+        # One number for positive, negative and least IoU, as in Cascade R-CNN: no sample is ignored.
         Stage(head, Matcher(iou, iou, iou, low_quality=low_quality), sampler, weight, interleaved, before)
         for head, iou, weight, before in zip(heads, ious, weights, passes, strict=True)
     )
@@ -99,21 +101,23 @@ def check_unshared(parts: Mapping[str, object]) -> None:
     """ValueError where two parts, or parts inside them, are one and the same instance, and so share their weights."""
     places: dict[int, str] = {}
 
-    def walk(part: object, place: str) -> None:
+    def visit(part: object, place: str) -> None:
         if isinstance(part, tuple):
             for i, member in enumerate(part):
-                walk(member, f"{place}[{i}]")
+                visit(member, f"{place}[{i}]")
             return
         if not isinstance(part, nn.Module):
             return
+        # By identity: equal instances are different modules with weights of their own.
         if places.setdefault(id(part), place) != place:
             raise ValueError(
                 f"the same {type(part).__name__} instance is listed twice, as {places[id(part)]} and {place}: make one "
                 "for each; to share weights name one head in several stages"
             )
         for field in dataclasses.fields(part):
+            # linen's own fields; the parent would lead back to where the search began.
             if field.name not in ("parent", "name"):
-                walk(getattr(part, field.name), f"{place}.{field.name}")
+                visit(getattr(part, field.name), f"{place}.{field.name}")
 
     for name, part in parts.items():
-        walk(part, name)
+        visit(part, name)

@@ -1,4 +1,8 @@
-"""Attention inside a crop: which pixels a pixel listens to."""
+"""Attention inside a crop: with which weights a pixel reads the others.
+
+Letters in shapes and products: N or n crops, h w or y x its rows and columns, k l rows and columns of keys, m heads,
+d channels of a head, C channels.
+"""
 
 import math
 
@@ -10,11 +14,12 @@ from jax.nn.initializers import Initializer
 
 from jaxdet.nn.blocks.layers import Conv
 
-kaiming_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+# mmcv's kaiming_init with a=1, which its attention calls: gain 1, fan in.
+_kaiming_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class Attention(nn.Module):
-    """Where a pixel looks depends on its own content and on the distance: crops ``[N, h, w, C]`` -> the same shape.
+    """Attention by a pixel's content and the distance to the key: crops ``[N, h, w, C]`` -> the same shape.
 
     The term epsilon 2, "query content and relative position", of generalised attention (Zhu et al. 2019, *An Empirical
     Study of Spatial Attention Mechanisms in Deep Networks*); mmdet calls it ``attention_type="0100"``.  Per head, pixel
@@ -38,18 +43,23 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         self._check(*x.shape[1:])
         channels = x.shape[-1]
-        inner = channels // self.heads * self.heads  # 252 of 256 with six heads
-        query = self._split(Conv(inner, 1, bias=False, kernel_init=kaiming_uniform, name="query")(x))
-        value = self._split(Conv(inner, 1, self.stride, bias=False, kernel_init=kaiming_uniform, name="value")(x))
+        # The reference rounds the channels of a head down: 252 of 256 are used with six heads.
+        inner = channels // self.heads * self.heads
+        query = self._split(Conv(inner, 1, bias=False, kernel_init=_kaiming_uniform, name="query")(x))
+        value = self._split(Conv(inner, 1, self.stride, bias=False, kernel_init=_kaiming_uniform, name="value")(x))
         p_y, p_x = (self._positions(x, axis, inner) for axis in ("y", "x"))
+        # exp(row term + column term) is a product, so each factor can be normalised by itself.
         rows = _softmax(jnp.einsum(("nxymd" if self.transposed else "nyxmd") + ",ykmd->nyxmk", query, p_y))
         columns = _softmax(jnp.einsum("nyxmd,xlmd->nyxml", query, p_x))
+        # [N, h, w, heads, rows of keys, columns of keys]; sums to 1 over both last axes.
         weights = rows[..., :, None] * columns[..., None, :]
-        heard = jnp.einsum("nyxmkl,nklmd->nyxmd", weights, value).reshape(*x.shape[:-1], inner)
+        read = jnp.einsum("nyxmkl,nklmd->nyxmd", weights, value).reshape(*x.shape[:-1], inner)
+        # One number, in an array of one as in mmcv's weights.
         gamma = self.param("gamma", nn.initializers.zeros, (1,)).astype(x.dtype)
-        return x + gamma * Conv(channels, 1, kernel_init=kaiming_uniform, name="out")(heard)
+        return x + gamma * Conv(channels, 1, kernel_init=_kaiming_uniform, name="out")(read)
 
     def _check(self, height: int, width: int, channels: int) -> None:
+        # A quarter of the channels are the sines of an axis, as many its cosines.
         if channels % 4 or channels < self.heads:
             expected = f"a multiple of 4 channels, at least one for each of its {self.heads} heads"
             raise ValueError(f"Attention needs {expected}; got {channels}: change heads, or the channels before it")
@@ -57,14 +67,15 @@ class Attention(nn.Module):
             raise ValueError(f"Attention(transposed=True) needs square crops, got {height}x{width}; set it to False")
 
     def _split(self, x: jax.Array) -> jax.Array:
+        # Head-major, as the reference lays its channels out: the first ``d`` are those of the first head.
         return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
 
     def _positions(self, x: jax.Array, axis: str, inner: int) -> jax.Array:
         """Learned vectors ``[pixels, keys, heads, depth]`` of the distances along an axis."""
         length = x.shape[1 if axis == "y" else 2]
         waves = position_embedding(length, self.stride, x.shape[-1], self.wavelength)
-        project = nn.Dense(inner, use_bias=False, dtype=x.dtype, kernel_init=kaiming_uniform, name=f"geometry_{axis}")
-        # The embeddings of both axes are added: the root keeps the variance.
+        project = nn.Dense(inner, use_bias=False, dtype=x.dtype, kernel_init=_kaiming_uniform, name=f"geometry_{axis}")
+        # The terms of both axes are added: divided by the root of 2 each, they have the variance of one.
         return self._split(project(jnp.asarray(waves, x.dtype)) / math.sqrt(2.0))
 
 
@@ -75,9 +86,11 @@ def position_embedding(length: int, stride: int, channels: int, wavelength: floa
     a pixel.
     """
     distance = np.arange(length)[:, None] - np.arange(0, length, stride)
+    # Made by NumPy in float64: a constant of the program, and the angles of long distances keep their digits.
     angle = distance[..., None] / wavelength ** (4.0 / channels * np.arange(channels // 4))
     return np.concatenate([np.sin(angle), np.cos(angle)], -1).astype(np.float32)
 
 
 def _softmax(energy: jax.Array) -> jax.Array:
+    # float32 whatever the dtype: weights of many keys, summed in bfloat16, would no longer sum to 1.
     return nn.softmax(energy.astype(jnp.float32)).astype(energy.dtype)

@@ -1,6 +1,8 @@
 """Layers with the reference's padding and initialisation.
 
 No layer has a dtype of its own: parameters are float32, computation follows the dtype of the input.
+
+Letters in shapes: B images, N crops, H W or h w rows and columns, C channels in, F channels out, kh kw a kernel.
 """
 
 import math
@@ -17,10 +19,13 @@ from jaxdet.ops.conv.overlap_save import fourier_conv, predicted_gain
 NormKind: TypeAlias = Literal["batch", "sync_batch", "group"]
 Method: TypeAlias = Literal["direct", "spectral"]
 
+# The reference's defaults: He et al. 2015 (*Delving Deep into Rectifiers*) for convolutions before a ReLU,
+# Glorot and Bengio 2010 for the pyramid and fully connected layers.
 kaiming_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 xavier_uniform: Initializer = nn.initializers.xavier_uniform()
 
-# Convolutions are spectral where that is predicted to be faster by at least this factor.
+# Convolutions are spectral where that is predicted to be faster by at least this factor: predictions are
+# rough, and a small gain is not worth the longer program.
 SPECTRAL_GAIN = 1.2
 
 
@@ -45,6 +50,7 @@ def convolve(
     # XLA:GPU aborts where it fuses a slice with a stride into a matrix product (jax 0.10.2, triton_tiling_propagation).
     if kernel.shape[:2] == (1, 1) and pads == (0, 0) and (stride == 1 or jax.default_backend() == "cpu"):
         return x[:, ::stride, ::stride] @ kernel[0, 0]
+    # On a torus every output is computed; a stride of 2 would throw three of four away.
     if (method or fastest_method(x, kernel, stride, pads)) == "spectral":
         if stride != 1:
             raise ValueError(f"the spectral method needs stride 1, got {stride}; use method None or 'direct'")
@@ -57,6 +63,7 @@ def fastest_method(x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int
 
     Predictions and measurements: ``benchmarks/ops/small_convs.py``.
     """
+    # Accelerators have hardware for direct convolutions, and in bfloat16 the transforms would round digits away.
     if jax.default_backend() != "cpu" or x.dtype != jnp.float32 or stride != 1:
         return "direct"
     (b, h, w, c), (kh, kw, _, features) = x.shape, kernel.shape
@@ -92,7 +99,7 @@ class Conv(nn.Module):
 
 
 class Linear(nn.Module):
-    """Affine map of the last axis."""
+    """Affine map of the last axis: ``[..., C] -> [..., features]``."""
 
     features: int
     kernel_init: Initializer = xavier_uniform
@@ -107,7 +114,7 @@ class Upsample(nn.Module):
     """Transposed convolution with a 2x2 kernel and stride 2, as blocks: ``[N, h, w, C] -> [N, h, w, 2, 2, features]``.
 
     Strides equal to the kernel never overlap, so each input pixel becomes its own 2x2 block: one matrix product.
-    :func:`interleave` makes a map of the blocks; what looks at each pixel alone is cheaper before that.
+    :func:`interleave` makes a map of the blocks; layers that treat each pixel alone are cheaper before that.
     """
 
     features: int
@@ -115,6 +122,7 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", kaiming_fan_out, (2, 2, x.shape[-1], self.features)).astype(x.dtype)
+        # i, j: the pixel; a, b: the place inside its 2x2 block.
         blocks = jnp.einsum("nijc,abcd->nijabd", x, kernel)
         return blocks + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
 
@@ -122,6 +130,7 @@ class Upsample(nn.Module):
 def interleave(blocks: jax.Array) -> jax.Array:
     """Blocks ``[N, h, w, 2, 2, ...]``, one for each pixel, as a map ``[N, 2h, 2w, ...]``."""
     n, h, w, *_ = blocks.shape
+    # [N, h, w, 2, 2, ..] -> [N, h, 2, w, 2, ..]: row of the pixel, row in its block, column of the pixel, column there.
     return blocks.swapaxes(2, 3).reshape(n, 2 * h, 2 * w, *blocks.shape[5:])
 
 
@@ -147,12 +156,15 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         mean, var = running_mean.value, running_var.value
+        # Initialisation sees a made-up input, whose statistics must not enter the running ones.
         if not self.frozen and self.is_mutable_collection("batch_stats") and not self.is_initializing():
             mean, var = moments(x)
             count = x.size // x.shape[-1]
             unbiased = var * count / max(count - 1, 1)  # what torch stores
+            # The running averages leave the step as state; the gradient flows through the normalisation alone.
             running_mean.value += self.momentum * (jax.lax.stop_gradient(mean) - running_mean.value)
             running_var.value += self.momentum * (jax.lax.stop_gradient(unbiased) - running_var.value)
+        # Both are folded in float32 for each channel, so that a large map costs one product and one sum.
         gain = self.param("scale", self.scale_init, shape) * jax.lax.rsqrt(var + self.epsilon)
         shift = self.param("bias", nn.initializers.zeros, shape) - mean * gain
         return x * gain.astype(x.dtype) + shift.astype(x.dtype)
@@ -166,7 +178,11 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu and He 2018), statistics in float32; needs no pretrained statistics."""
+    """Group normalisation (Wu and He 2018) of ``[B, H, W, C]``, in float32; needs no pretrained statistics.
+
+    Raises:
+        ValueError: channels that are no multiple of ``groups``.
+    """
 
     scale_init: Initializer = nn.initializers.ones
     groups: int = 16
@@ -177,6 +193,7 @@ class GroupNorm(nn.Module):
         b, h, w, c = x.shape
         if c % self.groups:
             raise ValueError(f"channels must be a multiple of groups={self.groups}, got {c}; change width or groups")
+        # [B, pixels, groups, channels of a group]: statistics over the second and the last axis.
         grouped = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
         mean = grouped.mean((1, 3), keepdims=True)
         var = jnp.square(grouped - mean).mean((1, 3), keepdims=True)

@@ -6,20 +6,21 @@ from typing import Any, TypeVar, cast
 
 import flax.linen as nn
 
-F = TypeVar("F", bound=Callable[..., Any])
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def rematerialized(method: F) -> F:
-    """A method of modules with a field ``remat``: where it is set, the backward pass keeps the arguments alone.
+def rematerialized(method: _F) -> _F:
+    """Decorates a method of modules with a field ``remat``: where it is set, only the arguments are kept in training.
 
-    What was computed from them is computed again.  Arguments that are ints are constants.
+    The backward pass computes everything else from them again.  Arguments that are ints are constants of the program.
     """
 
     @functools.wraps(method)
-    def chosen(module: Any, *args: Any) -> Any:
+    def maybe_rematerialized(module: Any, *args: Any) -> Any:
         if not module.remat:
             return method(module, *args)
+        # Place 0 is the module.  Sizes such as the number of classes decide shapes and cannot be traced.
         constants = tuple(place for place, arg in enumerate(args, 1) if isinstance(arg, int))
         return nn.remat(method, static_argnums=constants)(module, *args)
 
-    return cast(F, chosen)
+    return cast(_F, maybe_rematerialized)

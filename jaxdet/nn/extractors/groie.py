@@ -4,6 +4,8 @@
 
 ``pre`` and ``post`` are any module that keeps a crop's shape: :class:`ConvReLU`, :class:`RectangularReLU`,
 ``NonLocal``, ``Attention``, or None.  One ``pre`` serves all levels.
+
+Letters in shapes: B images, N boxes, C channels; crops are ``size`` pixels high and wide.
 """
 
 import functools
@@ -41,6 +43,8 @@ class RectangularReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        # One padding for both axes, as in the authors' code: 7x3 padded by 1 maps 7x7 to 3x7 (rows x columns), and 3x7
+        # padded by 3 maps that back to 7x7.
         tall, wide = (self.long, self.short), (self.short, self.long)
         x = nn.relu(Conv(x.shape[-1], tall, padding=self.short // 2, name="tall")(x))
         return nn.relu(Conv(x.shape[-1], wide, padding=self.long // 2, name="wide")(x))
@@ -74,6 +78,7 @@ class GRoIE(nn.Module):
         if self.combine not in ("sum", "concat", "random"):
             raise ValueError(f'combine is "sum", "concat" or "random", got {self.combine!r}')
         crops = [crops_as_batch(each) for each in self._pool(features, boxes, valid)]
+        # The same module for each level: one set of weights.
         if self.pre is not None:
             crops = [self.pre(each) for each in crops]
         if self.relu:
@@ -81,9 +86,10 @@ class GRoIE(nn.Module):
         if self.combine == "concat":
             x = nn.relu(Conv(crops[0].shape[-1], 1, name="reduce")(jnp.concatenate(crops, -1)))
         else:
+            # "random" has drawn the level before, so that there is a single crop to add up.
             x = functools.reduce(operator.add, crops)
         x = x if self.post is None else self.post(x)
-        # A crop of zeros does not stay one: convolutions have biases.
+        # A crop of zeros does not stay one, because convolutions have biases: what is invalid is cleared at the end.
         return jnp.where(valid[..., None, None, None], x.reshape(*valid.shape, *x.shape[1:]), 0)
 
     def _pool(self, features: Features, boxes: jax.Array, valid: jax.Array) -> list[jax.Array]:
@@ -105,6 +111,7 @@ def hashed(boxes: jax.Array, number: int) -> jax.Array:
     The bits of the four coordinates go through the finaliser of MurmurHash3 one after the other.
     """
     state = jnp.zeros(boxes.shape[:-1], jnp.uint32)
+    # A hash of the bits, not of rounded numbers: neighbouring boxes then draw independently.
     words = jax.lax.bitcast_convert_type(boxes.astype(jnp.float32), jnp.uint32)
     words = jnp.where(words == jnp.uint32(0x80000000), 0, words)  # -0.0 equals 0.0
     for word in jnp.moveaxis(words, -1, 0):

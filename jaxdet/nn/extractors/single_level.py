@@ -1,4 +1,7 @@
-"""RoI feature extractors: boxes and a pyramid in, one crop a box out."""
+"""RoI feature extractors: boxes and a pyramid in, one crop a box out.
+
+Letters in shapes: B images, N boxes in pixels of the resized image, h w and ``size`` rows and columns, C channels.
+"""
 
 import math
 
@@ -14,7 +17,8 @@ from jaxdet.structures import Features
 class SingleLevel(nn.Module):
     """Each box reads the level that suits its size (FPN, Lin et al. 2017, eq. 1); no parameters.
 
-    A box of area below ``(2 * finest) ** 2`` reads the first level, each doubling of its side the next one.
+    A box of area below ``(2 * finest) ** 2`` reads the first level, each doubling of its side the next one.  ``finest``
+    is the reference's 56 pixels: an object of ImageNet's 224 pixels reads P4, as its features came from C4.
     """
 
     size: int = 7
@@ -27,6 +31,7 @@ class SingleLevel(nn.Module):
         """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``; invalid ones are 0."""
         return roi_align(
             features.select(self.levels, "the extractor"),
+            # pixels of a map per image pixel
             [2.0**-level for level in self.levels],
             boxes,
             self.level_of(boxes),
@@ -42,6 +47,7 @@ class SingleLevel(nn.Module):
         It is ``floor(log2(sqrt(area) / finest + 1e-6))``, bounded by what levels there are; the 1e-6 is the
         reference's.  Areas are compared, because root and logarithm differ in their last bit between backends.
         """
+        # The squared sides from which on the second, third, .. level is read: the level is the number of those reached.
         least = [(self.finest * (2.0**level - 1e-6)) ** 2 for level in range(1, len(self.levels))]
         return (area(boxes)[..., None] >= jnp.asarray(least, jnp.float32)).sum(-1, dtype=jnp.int32)
 

@@ -1,4 +1,4 @@
-"""Box head: class and box of a crop."""
+"""Box head: class and box of a crop.  N crops, C channels, K classes."""
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ class BoxHead(nn.Module):
     @nn.compact
     def __call__(self, crops: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
         x = self.trunk(crops)
+        # Standard deviations of Fast R-CNN (Girshick 2015, section 2.3): at first all scores are alike and boxes stay.
         logits = Linear(num_classes + 1, gaussian(0.01), name="logits")(x)
         boxes = 1 if self.class_agnostic else num_classes
         deltas = Linear(4 * boxes, gaussian(0.001), name="deltas")(x)

@@ -1,4 +1,8 @@
-"""Heads of dense detectors, shared by all levels of the pyramid: class and box of every place of a map."""
+"""Heads of dense detectors, shared by all levels of the pyramid: class and box of every place of a map.
+
+Letters in shapes: B images, h w cells of a level, A places in a cell, K classes, C channels, c numbers of a code.
+Output channels are place-major (place 0's K logits, then those of place 1), as in the reference.
+"""
 
 from typing import Protocol
 
@@ -11,7 +15,7 @@ from jaxdet.nn.blocks.layers import Conv, gaussian, prior_bias
 
 @struct.dataclass
 class DenseMaps:
-    """What a head says about a level: A places in each cell, the channels of each place together."""
+    """What a head predicts for a level: A places in each cell, the channels of each place together."""
 
     logits: jax.Array  #: ``[B, h, w, A * K]``
     deltas: jax.Array  #: ``[B, h, w, A * 4]``
@@ -33,6 +37,7 @@ class RPNHead(nn.Module):
 
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int = 1) -> DenseMaps:
+        # All layers from N(0, 0.01), as Faster R-CNN's new layers (section 3.1.3).
         x = nn.relu(Conv(self.channels, 3, kernel_init=gaussian(0.01), name="conv")(level))
         logits = Conv(self.anchors * num_classes, 1, kernel_init=gaussian(0.01), name="objectness")(x)
         return DenseMaps(logits, Conv(4 * self.anchors, 1, kernel_init=gaussian(0.01), name="deltas")(x))
@@ -52,7 +57,9 @@ class RetinaHead(nn.Module):
 
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int) -> DenseMaps:
+        # Section 4.1 of the paper: N(0, 0.01) for all new layers, and the prior in the last bias of the classes.
         init = gaussian(0.01)
+        # Two towers without shared weights: classes and boxes read the level alone in common.
         classes = boxes = level
         for i in range(1, self.convs + 1):
             classes = nn.relu(Conv(self.channels, 3, kernel_init=init, name=f"class_conv{i}")(classes))

@@ -1,4 +1,4 @@
-"""Mask heads: a bitmap for each class of a crop."""
+"""Mask heads: a bitmap for each class of a crop.  N crops, h w their rows and columns, C channels, K classes."""
 
 import math
 
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxdet.nn.blocks.layers import Conv, Upsample, interleave, kaiming_fan_out
 
 
-class Link(nn.Module):
-    """Adds to crops what an earlier pass saw: ``crops + relu(1x1(previous))``.
+class _Link(nn.Module):
+    """Adds the features of an earlier pass to crops, both ``[N, h, w, C]``: ``crops + relu(1x1(previous))``.
 
     The mask information flow of HTC (Chen et al. 2019, eq. 5) and the inner loop of R3-CNN (Rossi et al. 2021).
     """
@@ -22,7 +22,7 @@ class Link(nn.Module):
         return crops + nn.relu(conv(previous))
 
 
-class ByClass(nn.Module):
+class _ByClass(nn.Module):
     """A logit for each of K classes and each pixel: ``[N, ..., C] -> [N, ..., K]``, a 1x1 convolution.
 
     With ``labels [N]``, that of one class alone, ``[N, ...]``: a Kth of the products, and no array of all classes.
@@ -36,6 +36,7 @@ class ByClass(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,)).astype(x.dtype)
         if labels is None:
             return x @ kernel + bias
+        # n crops, p pixels, c channels: each crop has a kernel of its own, that of its class.
         pixels = x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
         own = jnp.einsum("npc,nc->np", pixels, kernel.T[labels]) + bias[labels, None]
         return own.reshape(x.shape[:-1])
@@ -44,7 +45,7 @@ class ByClass(nn.Module):
 class FCN(nn.Module):
     """Convolutions, a 2x upsampling and a 1x1 classifier (Mask R-CNN, He et al. 2017, fig. 4 right).
 
-    A ``linked`` head also looks at the features of an earlier pass over the same crops.
+    A ``linked`` head also reads the features of an earlier pass over the same crops.
     """
 
     channels: int = 256
@@ -53,7 +54,8 @@ class FCN(nn.Module):
 
     def setup(self) -> None:
         if self.linked:
-            self.link = Link()
+            # Only linked heads own the parameters: trees without them are those of Mask R-CNN.
+            self.link = _Link()
         for i in range(1, self.convs + 1):
             setattr(self, f"conv{i}", Conv(self.channels, 3))
 
@@ -67,6 +69,7 @@ class FCN(nn.Module):
 
     def features(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
         """Features ``[N, 14, 14, channels]`` of crops ``[N, 14, 14, C]`` and of the features of the pass before."""
+        # In a first pass ``previous`` is 0, and the link adds relu(its bias), as in R3-CNN's code.
         x = self.link(crops, previous) if self.linked else crops
         for i in range(1, self.convs + 1):
             x = nn.relu(getattr(self, f"conv{i}")(x))
@@ -75,5 +78,6 @@ class FCN(nn.Module):
     @nn.compact
     def classify(self, features: jax.Array, num_classes: int, labels: jax.Array | None = None) -> jax.Array:
         """Logits of features ``[N, 14, 14, channels]``: ``[N, 28, 28, K]``, or of classes ``labels [N]`` alone."""
+        # As 2x2 blocks up to the logits: interleaving one number a pixel moves less than its 256 channels.
         x = nn.relu(Upsample(self.channels, name="upsample")(features))
-        return interleave(ByClass(num_classes, name="logits")(x, labels))
+        return interleave(_ByClass(num_classes, name="logits")(x, labels))

@@ -1,4 +1,4 @@
-"""Mask score head: how good a predicted mask is."""
+"""Mask score head: how good a predicted mask is.  N crops, h w their rows and columns, C channels, K classes."""
 
 import flax.linen as nn
 import jax
@@ -30,8 +30,11 @@ class MaskIoUHead(nn.Module):
             raise ValueError(
                 f"MaskIoUHead needs {expected}, got {logits.shape}; take those of the mask head's extractor"
             )
+        # Max pooling over 2x2 pixels, in float32 as the logits are.
         mask = jax.nn.sigmoid(logits).reshape(n, h, 2, w, 2).max((2, 4))
         x = jnp.concatenate([crops, mask[..., None].astype(crops.dtype)], axis=-1)
         for i in range(1, 5):
+            # The last one halves 14x14 to 7x7, which the trunk is made for.
             x = nn.relu(Conv(self.channels, 3, stride=2 if i == 4 else 1, name=f"conv{i}")(x))
+        # One IoU for each class and no activation, as in the authors' code; the class is picked by the caller.
         return Linear(num_classes, gaussian(0.01), name="iou")(self.trunk(x))

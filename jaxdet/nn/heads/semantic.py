@@ -1,4 +1,7 @@
-"""The semantic branch of Hybrid Task Cascade (Chen et al. 2019, section 3.3 and fig. 2): what each pixel shows."""
+"""The semantic branch of Hybrid Task Cascade (Chen et al. 2019, section 3.3 and fig. 2): the class of each pixel.
+
+Letters in shapes: B images, H W canvas, N boxes, C channels.
+"""
 
 import dataclasses
 
@@ -11,7 +14,7 @@ from jaxdet.nn.blocks.layers import Conv
 from jaxdet.ops.roi_align import roi_align
 from jaxdet.structures import Features
 
-LEVEL = 3
+_LEVEL = 3
 """Where the branch works: all levels are brought to the size of this one, and semantic targets have it."""
 
 _CROP = 14  # pixels; smaller crops are means of these
@@ -34,14 +37,17 @@ class SemanticHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features) -> Features:
-        maps = features.select((LEVEL, *self.levels), "the semantic branch")
+        maps = features.select((_LEVEL, *self.levels), "the semantic branch")
+        # ``like`` only gives the size; level 3 enters the sum as one of ``levels``.
         like, x = maps[0], jnp.zeros((), maps[0].dtype)
         for level, source in zip(self.levels, maps[1:], strict=True):
+            # Resized first, then convolved: the reference's order, and with a ReLU in between the other one differs.
             x += nn.relu(Conv(self.channels, 1, name=f"lateral{level}")(resize(source, like.shape[1:3])))
         for i in range(1, self.convs + 1):
             x = nn.relu(Conv(self.channels, 3, name=f"conv{i}")(x))
         logits = Conv(self.num_classes, 1, name="logits")(x)
         embedding = nn.relu(Conv(self.channels, 1, name="embedding")(x))
+        # Logits go to a loss, which is float32; the embedding joins the features in their dtype.
         return dataclasses.replace(features, semantic=embedding, semantic_logits=logits.astype(jnp.float32))
 
 
@@ -62,6 +68,8 @@ def resize(x: jax.Array, hw: tuple[int, ...]) -> jax.Array:
     """``[B, H, W, C]`` to ``[B, *hw, C]``, bilinear, the centres of corner pixels on each other (``align_corners``)."""
     for axis, after in zip((1, 2), hw, strict=True):
         if x.shape[axis] != after:
+            # Maps are small: a product with a matrix along each axis is cheaper than gathers.  "highest", because an
+            # accelerator would otherwise round the weights to bfloat16 or TF32.
             weights = jnp.asarray(_weights(x.shape[axis], after), x.dtype)
             x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision="highest"), 0, axis)
     return x
@@ -70,6 +78,7 @@ def resize(x: jax.Array, hw: tuple[int, ...]) -> jax.Array:
 def _weights(before: int, after: int) -> np.ndarray:
     """Linear interpolation as a matrix ``[after, before]``."""
     positions = np.linspace(0, before - 1, after)
+    # The hat function: 1 at a pixel, 0 from its neighbours on.
     return np.maximum(1 - np.abs(positions[:, None] - np.arange(before)), 0)
 
 
@@ -82,6 +91,7 @@ def semantic_crops(embedding: jax.Array, boxes: jax.Array, valid: jax.Array, siz
     if size < 1 or _CROP % size:
         raise ValueError(f"semantic crops: expected a size that divides {_CROP}, got {size}; change the extractor's")
     level = jnp.zeros(valid.shape, jnp.int32)
-    crops = roi_align([embedding], [2.0**-LEVEL], boxes, level, valid, size=(_CROP, _CROP))
+    crops = roi_align([embedding], [2.0**-_LEVEL], boxes, level, valid, size=(_CROP, _CROP))
     block = _CROP // size
+    # [B, N, size, block, size, block, C]: the mean over a block is adaptive average pooling from 14 to ``size``.
     return crops.reshape(*valid.shape, size, block, size, block, -1).mean((3, 5))

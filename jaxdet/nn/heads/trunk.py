@@ -1,4 +1,4 @@
-"""Trunks of box and mask-score heads: crop -> vector, before the last fully connected layers."""
+"""Trunks of box and mask-score heads: crop -> vector, before the last fully connected layers.  N crops, C channels."""
 
 import math
 from typing import Literal
@@ -54,9 +54,11 @@ class FCC(nn.Module):
         if self.kernel == "7x7":
             return nn.relu(Conv(channels, 7, name=name)(x))
         between = channels if self.reduce == "first" else x.shape[-1]
+        # The reference has one padding for both axes of a kernel, hence 7x7 -> 3x7 -> 7x7.
         x = nn.relu(Conv(between, (7, 3), padding=1, name=f"{name}a")(x))
         return nn.relu(Conv(channels, (3, 7), padding=3, name=f"{name}b")(x))
 
 
 def _flatten(x: jax.Array) -> jax.Array:
+    # In the order rows, columns, channels; torch flattens channels first (see `checkpoints.names.layouts`).
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))

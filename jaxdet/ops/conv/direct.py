@@ -4,6 +4,8 @@ The gradient of a kernel is itself a convolution, whose window is the whole map.
 the speed of the forward pass, and inside a loop tens of times slower still (jax 0.10.2).  As products, one for each
 place of the kernel, of the map moved there with the gradient of the output, it is nearly as fast as the forward pass,
 in a loop too (``benchmarks/ops/weight_gradients.py``).
+
+Letters in shapes: B images, H W and H' W' rows and columns of input and output, C and F channels, kh kw a kernel.
 """
 
 from functools import partial
@@ -16,32 +18,35 @@ Pads = tuple[int, int]
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
 # Below these XLA's own way is as fast.
-MIN_CHANNELS = 16
-MIN_FLOPS = 2e8
+_MIN_CHANNELS = 16
+_MIN_FLOPS = 2e8
 
 
 def direct_conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """Correlation of ``x [B, H, W, C]`` with ``kernel [kh, kw, C, F]``, ``pads`` zeros around (rows, columns)."""
+    # What is slow was measured on CPUs in float32; elsewhere XLA's own gradient stays.
     by_products = jax.default_backend() == "cpu" and x.dtype == jnp.float32 and _is_large(x, kernel, stride)
     return (conv_with_products if by_products else _conv)(x, kernel, stride, pads)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv_with_products(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """The same; its weight gradient is :func:`weight_gradient`."""
+    """As :func:`direct_conv`, always with :func:`weight_gradient` as the gradient of the kernel."""
     return _conv(x, kernel, stride, pads)
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array, size: tuple[int, ...], stride: int, pads: Pads) -> jax.Array:
     """Gradient ``[kh, kw, C, F]`` of a kernel of ``size``, from the input and the gradient ``dy [B, H', W', F]``."""
     (ph, pw), (_, height, width, _) = pads, dy.shape
+    # Padded here, so that every tap is a slice without a border of its own.
     x = jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+    # From the first pixel that a tap reads to its last one.
     rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
 
     def product(i: int, j: int) -> jax.Array:
-        seen = x[:, i : i + rows : stride, j : j + columns : stride]
+        read = x[:, i : i + rows : stride, j : j + columns : stride]
         # XLA:CPU transposes the first factor: that is the same one for all taps.
-        return jnp.tensordot(dy, seen, axes=((0, 1, 2), (0, 1, 2))).T
+        return jnp.tensordot(dy, read, axes=((0, 1, 2), (0, 1, 2))).T
 
     taps = [product(i, j) for i, j in np.ndindex(*size)]
     return jnp.stack(taps).reshape(*size, *taps[0].shape)
@@ -58,6 +63,7 @@ def _forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> tuple[
 
 def _backward(stride: int, pads: Pads, kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
+    # The convolution is linear in x, so its transpose is the gradient, without a forward pass for it.
     (dx,) = jax.linear_transpose(lambda x: _conv(x, kernel, stride, pads), x)(dy)
     return dx, weight_gradient(x, dy, kernel.shape[:2], stride, pads)
 
@@ -67,4 +73,4 @@ conv_with_products.defvjp(_forward, _backward)
 
 def _is_large(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     pixels = x.shape[0] * x.shape[1] * x.shape[2] / stride**2
-    return min(kernel.shape[2:]) >= MIN_CHANNELS and 2 * pixels * kernel.size >= MIN_FLOPS
+    return min(kernel.shape[2:]) >= _MIN_CHANNELS and 2 * pixels * kernel.size >= _MIN_FLOPS

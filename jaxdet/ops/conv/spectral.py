@@ -11,6 +11,9 @@ the wanted ones stay clean as soon as 0 + L > h + p - 1 and h + 2p - k - L < p -
 **Everything is a dense product.**  With three constant matrices, the transforms, in which the additions of the
 three-product rule are folded, an output is ``outputs @ ((maps @ x) * (kernels @ k))`` for one pair of channels; with
 all channels the product in the middle is a batch of matrix products, one for each of the 148.
+
+Letters in shapes: N or n crops, h w and h' w' rows and columns of maps and outputs, P positions (h * w or h' * w'),
+C and F channels, kh kw a kernel, R real products for each pair of channels.
 """
 
 import math
@@ -30,10 +33,11 @@ from jaxdet.ops.devices import devices_of_arrays
 # over chunks copies: on a CPU, SBR-CNN's prediction takes a seventh less time than with 48 MB (1000 crops are one chunk
 # now), and its training step a quarter less, with 6 GB of temporary arrays in place of 14.
 CHUNK_BYTES = 400 * 2**20
+# Fewer crops than these make thin matrix products, whatever the memory.
 MIN_CHUNK = 48
 
 
-class Transforms(NamedTuple):
+class _Transforms(NamedTuple):
     """The constant matrices, float64: ``maps [R, h*w]``, ``kernels [R, kh*kw]``, ``outputs [h'*w', R]``."""
 
     maps: NDArray[np.float64]
@@ -44,6 +48,7 @@ class Transforms(NamedTuple):
 def products(hw: tuple[int, int], padding: tuple[int, int]) -> int:
     """Real products for each pair of channels, R: one for a real frequency, three for a pair of conjugate ones."""
     lengths = [size + pad for size, pad in zip(hw, padding, strict=True)]
+    # A frequency is its own conjugate if it is 0 or half the length along both axes; odd lengths have no half.
     real = int(np.prod([2 - length % 2 for length in lengths]))
     return real + 3 * (int(np.prod(lengths)) - real) // 2
 
@@ -81,6 +86,7 @@ def spectral_conv(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> 
         ValueError: channels of map and kernel differ, or no output is left.
     """
     transforms, rows_columns = _transforms_for(x, kernel, padding)
+    # Outside the loop over chunks: the kernels are the same in all of them.
     weights = _weights(transforms, kernel, x.dtype)
 
     def convolved(chunk: jax.Array) -> jax.Array:
@@ -90,7 +96,7 @@ def spectral_conv(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> 
         size = _chunk(len(x), len(transforms.maps) * sum(kernel.shape[2:]))
         return _joined(jax.lax.map(convolved, _split(x, size)), len(x))
 
-    return _by_shares(share, x).reshape(len(x), *rows_columns, kernel.shape[3])
+    return _in_shares(share, x).reshape(len(x), *rows_columns, kernel.shape[3])
 
 
 def _forward(
@@ -105,6 +111,7 @@ def _backward(
     """Each product's gradient is a product; the gradients of the weights' spectra are summed over the chunks."""
     x, kernel = saved
     transforms, _ = _transforms_for(x, kernel, padding)
+    # [R, F, C]: errors of outputs go back to inputs.  The transforms are transposed in the same way below.
     weights = _weights(transforms, kernel, x.dtype).swapaxes(1, 2)
 
     def step(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -115,18 +122,20 @@ def _backward(
 
     def share(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
         size = _chunk(len(x), len(transforms.maps) * sum(kernel.shape[2:]))
+        # Summed in the Fourier domain, [R, C, F], and transformed back once.
         total = jnp.zeros((len(weights), *kernel.shape[2:]), jnp.float32)
         total, back = jax.lax.scan(step, total, (_split(x, size), _split(gradient, size)))
         return _joined(back, len(x)), _product(transforms.kernels.T, total.reshape(len(total), -1))
 
-    d_x, d_taps = _by_shares(share, x, gradient)
+    # Each share has a gradient of the kernel of its own; their sum is where devices talk to each other.
+    d_x, d_taps = _in_shares(share, x, gradient)
     return d_x.reshape(x.shape), d_taps.sum(0).reshape(kernel.shape).astype(kernel.dtype)
 
 
 spectral_conv.defvjp(_forward, _backward)
 
 
-def _transforms_for(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> tuple[Transforms, tuple[int, int]]:
+def _transforms_for(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> tuple[_Transforms, tuple[int, int]]:
     """The matrices, and the output's rows and columns."""
     rows_columns = checked_output_hw(x, kernel, padding)
     return _transforms(x.shape[1:3], kernel.shape[:2], rows_columns, padding), rows_columns
@@ -146,17 +155,20 @@ def checked_output_hw(x: jax.Array, kernel: jax.Array, padding: tuple[int, int])
 @lru_cache
 def _transforms(
     hw: tuple[int, int], kernel: tuple[int, int], output: tuple[int, int], padding: tuple[int, int]
-) -> Transforms:
+) -> _Transforms:
     """The three-product rule: (a + ib)(c + id) = m1 - m3 + i(m1 + m2), m1 = c(a + b), m2 = a(d - c), m3 = b(c + d)."""
     lengths = np.add(hw, padding)
     real, paired = _frequencies(lengths)
+    # Turns a pixel.  float64 up to the finished matrices: they are constants, and their rounding is all the error.
     frequencies = np.concatenate([real, paired]) / lengths
     # Correlation with taps j is convolution with a kernel that has tap j at p - j.
     x, k = _waves(frequencies, -_grid(hw)), _waves(frequencies, _grid(kernel) - np.array(padding))
     y = _waves(frequencies, _grid(output)).T / lengths.prod()
+    # Spectra a + ib of maps and c + id of kernels; the first s frequencies are real, and need m1 alone.
     a, b, c, d, s = x.real, x.imag, k.real, k.imag, len(real)
     p, q = 2 * y.real, -2 * y.imag  # each paired frequency stands for two conjugate ones
-    return Transforms(
+    # Rows in the order m0 (real frequencies), m1, m2, m3; outputs are p (m1 - m3) + q (m1 + m2).
+    return _Transforms(
         maps=np.concatenate([a[:s], (a + b)[s:], a[s:], b[s:]]),
         kernels=np.concatenate([c[:s], c[s:], (d - c)[s:], (c + d)[s:]]),
         outputs=np.concatenate([y.real[:, :s], (p + q)[:, s:], q[:, s:], -p[:, s:]], 1),
@@ -179,10 +191,11 @@ def _waves(frequencies: NDArray[np.float64], positions: NDArray[np.int64]) -> ND
 
 
 def _product(matrix: NDArray[np.float64], values: jax.Array) -> jax.Array:
+    # _Transforms are float32 in every dtype: they add and cancel, and cost little beside the products.
     return jnp.asarray(matrix, jnp.float32) @ values.astype(jnp.float32)
 
 
-def _weights(transforms: Transforms, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _weights(transforms: _Transforms, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Spectra of the kernels ``[R, C, F]``."""
     taps = kernel.reshape(-1, kernel.shape[2] * kernel.shape[3])
     return _product(transforms.kernels, taps).reshape(-1, *kernel.shape[2:]).astype(dtype)
@@ -206,8 +219,10 @@ def _contract(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, preferred_element_type=jnp.float32)
 
 
-def _by_shares(of_share: Callable[..., Any], *arrays: jax.Array) -> Any:
-    """``of_share`` of ``[N / D, ...]`` of each array ``[N, ...]``, stacked; D devices, or 1 where they do not divide N.
+def _in_shares(apply: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """Call ``apply`` with each of D shares ``[N / D, ...]`` of each array ``[N, ...]`` and stack the results.
+
+    D is the number of devices, or 1 where that does not divide N.
 
     The crops may be split over the devices.  A loop over chunks of all crops would bring each chunk to every device;
     loops over the chunks of each share, run side by side, leave the crops where they are.
@@ -216,8 +231,8 @@ def _by_shares(of_share: Callable[..., Any], *arrays: jax.Array) -> Any:
     devices = devices_of_arrays()
     shares = devices if n % devices == 0 else 1
     if shares == 1:  # an axis of one would cost the products nearly twice the time on a CPU
-        return jax.tree.map(lambda y: y[None], of_share(*arrays))
-    return jax.vmap(of_share)(*(x.reshape(shares, n // shares, *x.shape[1:]) for x in arrays))
+        return jax.tree.map(lambda y: y[None], apply(*arrays))
+    return jax.vmap(apply)(*(x.reshape(shares, n // shares, *x.shape[1:]) for x in arrays))
 
 
 def _chunk(n: int, values: int) -> int:
@@ -225,6 +240,7 @@ def _chunk(n: int, values: int) -> int:
     most = max(MIN_CHUNK, CHUNK_BYTES // (4 * values))
     if n <= most:
         return max(n, 1)
+    # A divisor leaves no crops of zeros in the last chunk; one below half the size would double the chunks.
     return next((size for size in range(most, most // 2, -1) if n % size == 0), most)
 
 

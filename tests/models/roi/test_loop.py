@@ -54,7 +54,7 @@ class TellsMasks:
     def empty_features(self, crops: jax.Array) -> jax.Array:
         return crops
 
-    def look(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
+    def features(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
         return previous + self.by if self.linked else crops + self.by
 
     def logits(self, features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
@@ -174,7 +174,7 @@ def test_a_real_mask_branch_returns_the_channel_of_the_label() -> None:
 
     def masks(branch: MaskBranch) -> jax.Array:
         crops = branch.crops(features, boxes, valid)
-        return branch.logits(branch.look(crops, branch.empty_features(crops)), labels, 3)
+        return branch.logits(branch.features(crops, branch.empty_features(crops)), labels, 3)
 
     variables = branch.init(KEY, method=masks)
     variables["params"]["head"]["logits"]["kernel"] *= 0

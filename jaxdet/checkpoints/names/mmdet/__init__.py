@@ -32,9 +32,10 @@ _PARTS: dict[str, Callable[[_Tree], Table]] = {
 """Pairs of names for the parts of a model, from its parameters, by their place; box heads are places in a row."""
 
 
-def table_for(variables: _Tree) -> Table:
+def _table_for(variables: _Tree) -> Table:
     """Pairs for the parts that a model's variables have: arrays or shapes, the whole tree or some parts of it."""
     model = variables.get("params", {})
+    # "heads_0", "heads_1" are one place; "mask_scores" is one as it stands.
     places = {re.sub(r"_\d+$", "", place) for place in model}
     return tuple(itertools.chain.from_iterable(pairs(model) for place, pairs in _PARTS.items() if place in places))
 
@@ -47,12 +48,12 @@ def from_mmdet(state: Mapping[str, Any], like: Mapping[str, Any]) -> Variables:
     composition has, parts that ``like`` is without, and what a checkpoint carries without use.  Errors as
     ``table.from_state``.
     """
-    return from_state(table_for(like), state)
+    return from_state(_table_for(like), state)
 
 
 def to_mmdet(variables: Mapping[str, Any]) -> dict[str, Array]:
     """The mmdetection state dict of variables: the inverse of ``from_mmdet``, errors as ``table.to_state``."""
-    return to_state(table_for(variables), variables)
+    return to_state(_table_for(variables), variables)
 
 
 def mmdet_names(variables: Mapping[str, Any]) -> dict[Path, str]:
@@ -60,6 +61,6 @@ def mmdet_names(variables: Mapping[str, Any]) -> dict[Path, str]:
 
     ``("rpn", "head", "conv", "kernel")`` is ``"rpn_head.rpn_conv.weight"``.  ValueError for a leaf without a pair.
     """
-    table = table_for(variables)
+    table = _table_for(variables)
     paths = [path[1:] for path in flatten(variables)]
     return {path: their_name(table, path) for path in paths}

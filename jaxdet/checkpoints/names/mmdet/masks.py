@@ -1,4 +1,4 @@
-"""Names of mask heads, and of what rates masks."""
+"""Names of mask heads, and of the head that scores masks."""
 
 from jaxdet.checkpoints.names.layouts import CONV, TRANSPOSED_CONV
 from jaxdet.checkpoints.names.mmdet.backbone import convs, numbers
@@ -22,6 +22,7 @@ def _mask_head(ours: str, theirs: str, tree: Tree) -> Table:
         *convs(ours, f"{theirs}.convs.{{}}.conv", tree),
         Pair(f"{ours}/upsample", f"{theirs}.upsample", TRANSPOSED_CONV),
         Pair(f"{ours}/logits", f"{theirs}.conv_logits", CONV),
+        # A pair for all heads: those without a link have no such leaf, and pairs without leaves do nothing.
         Pair(f"{ours}/link", f"{theirs}.conv_res.conv", CONV),
     )
 
@@ -30,6 +31,7 @@ def mask_scores(model: Tree) -> Table:
     """Pairs for the head that predicts the IoU of masks."""
     ours, theirs, tree = "mask_scores/head", "roi_head.mask_iou_head", model["mask_scores"].get("head", {})
     layers = tree.get("trunk", {})
+    # The forks' FCC variant wraps its convolutions in ConvModule; Mask Scoring R-CNN's original has bare ones.
     conv = "" if "fc1" in layers else ".conv"
     return (
         *convs(ours, f"{theirs}.convs.{{}}{conv}", tree),

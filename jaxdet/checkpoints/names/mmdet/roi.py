@@ -59,6 +59,7 @@ def semantic(tree: Tree) -> Table:
     ours, theirs = "semantic", "roi_head.semantic_head"
     laterals = numbers("lateral", tree)
     return (
+        # mmdetection counts levels from 0; ours are log2 of the stride, from 2.
         *(Pair(f"{ours}/lateral{n}", f"{theirs}.lateral_convs.{n - 2}.conv", CONV) for n in laterals),
         *convs(ours, f"{theirs}.convs.{{}}.conv", tree),
         Pair(f"{ours}/embedding", f"{theirs}.conv_embedding.conv", CONV),
@@ -66,6 +67,7 @@ def semantic(tree: Tree) -> Table:
     )
 
 
+# In the order of computation; a trunk has some of them.
 _FCC_ORDER = ("before", "conv1", "conv1a", "conv1b", "conv2", "conv2a", "conv2b", "after")
 
 

@@ -38,9 +38,10 @@ P6 is made from P5, with a ReLU between P6 and P7; box deltas are bounded above 
 docs/DIFFERENCES.md.
 """
 
-DETECTOR: Table = (*fpn(range(2, 6)), *RPN, *BOXES, *MASKS)
-RETINANET: Table = (*fpn(range(3, 6), top=(6, 7)), *RETINA)
+_DETECTOR: Table = (*fpn(range(2, 6)), *RPN, *BOXES, *MASKS)
+_RETINANET: Table = (*fpn(range(3, 6), top=(6, 7)), *RETINA)
 
+# 1 to 90 without the ten ids that the data set has no category for.
 COCO_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))
 """The ids of COCO's 80 categories, ascending: what ``keep`` is for its COCO weights in a model of 80 classes."""
 
@@ -59,6 +60,7 @@ def from_torchvision(
     state = shift_eps(plain_state(state), batch_norm_eps)
     outputs, table, settings = _family(state)
     classes = count_classes(state, outputs)
+    # Label 0 is the background, or in RetinaNet's case nothing: ours begin with 1.
     labels = tuple(range(1, classes)) if keep is None else tuple(int(label) for label in keep)
     unknown = sorted(set(labels) - set(range(1, classes)))
     if unknown or len(set(labels)) != len(labels):
@@ -75,7 +77,7 @@ def class_count(state: Mapping[str, Array]) -> int:
 def _family(state: Mapping[str, Array]) -> tuple[tuple[ClassOutputs, ...], Table, tuple[str, ...]]:
     """Layers with classes, names and settings of the family that the weights belong to."""
     if f"{CLASS_LOGITS}.weight" in state:
-        return OUTPUTS, DETECTOR, SETTINGS
+        return OUTPUTS, _DETECTOR, SETTINGS
     if f"{RETINA_LOGITS}.weight" in state:
-        return retina_outputs(state), RETINANET, RETINANET_SETTINGS
+        return retina_outputs(state), _RETINANET, RETINANET_SETTINGS
     raise ValueError(f"neither {CLASS_LOGITS}.weight nor {RETINA_LOGITS}.weight: not a torchvision detector")

@@ -10,10 +10,10 @@ from jaxdet.checkpoints.names.mmdet.backbone import resnet
 from jaxdet.checkpoints.names.table import Imported, Pair, Table, either, from_state, plain_state
 from jaxdet.checkpoints.tree import Array
 
-BATCH_NORM_EPS = 1e-5
+_BATCH_NORM_EPS = 1e-5
 """What the model's batch norms add to the variance (torch's default too)."""
 
-RESNET: Table = resnet("backbone", "")
+_RESNET: Table = resnet("backbone", "")
 
 
 def fpn(levels: range, top: Sequence[int] = ()) -> Table:
@@ -38,7 +38,7 @@ def from_torchvision_resnet(state: Mapping[str, Any]) -> Imported:
     state = plain_state(state)
     dropped = tuple(name for name in state if name.startswith("fc."))
     kept = {name: value for name, value in state.items() if name not in dropped}
-    return Imported(from_state(RESNET, kept), dropped=dropped, within="backbone")
+    return Imported(from_state(_RESNET, kept), dropped=dropped, within="backbone")
 
 
 def from_folded_resnet(state: Mapping[str, Any]) -> Imported:
@@ -54,14 +54,17 @@ def from_folded_resnet(state: Mapping[str, Any]) -> Imported:
         if kind != "bias" or module == "fc":
             unfolded[name] = value
             continue
+        # layer1.0.conv2 -> layer1.0.bn2; layer1.0.downsample.0 -> layer1.0.downsample.1
         norm = f"{module[:-1]}1" if module.endswith("downsample.0") else "bn".join(module.rsplit("conv", 1))
+        # scale / sqrt(variance + eps) is 1 then.
         ones = np.ones_like(value)
-        parts = {"weight": ones, "bias": value, "running_mean": 0 * ones, "running_var": ones - BATCH_NORM_EPS}
+        parts = {"weight": ones, "bias": value, "running_mean": 0 * ones, "running_var": ones - _BATCH_NORM_EPS}
         unfolded |= {f"{norm}.{part}": array for part, array in parts.items()}
     return from_torchvision_resnet(unfolded)
 
 
 def shift_eps(state: Mapping[str, Array], eps: float) -> dict[str, Array]:
     """Variances that give with our epsilon what they gave with ``eps``."""
-    shift = np.float32(eps - BATCH_NORM_EPS)
+    # Folded into the variance, because the epsilon of our layers is a setting of the model and not of its weights.
+    shift = np.float32(eps - _BATCH_NORM_EPS)
     return {name: value + shift if name.endswith("running_var") else value for name, value in state.items()}

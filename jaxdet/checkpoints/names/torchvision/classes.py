@@ -26,6 +26,7 @@ def count_classes(state: Mapping[str, Array], outputs: Sequence[ClassOutputs]) -
         for name in _names(layer)
         if name in state
     }
+    # Fractions are possible where a layer is not what it is taken for.
     found = set(counts.values())
     if len(found) != 1 or min(found) < 1 or min(found) % 1:
         raise ValueError(f"the outputs disagree on the number of classes: {counts}")
@@ -38,7 +39,9 @@ def select_classes(
     """The state with the rows of ``labels`` alone, in that order; ``classes`` is their number there."""
     selected = dict(state)
     for layer in outputs:
+        # Background moves from the first row to the last.
         order = np.array([*labels, 0] if layer.background else labels, int)
+        # The numbers of the rows in their own shape, so that a choice of classes is one index.
         rows = np.arange(layer.groups * classes * layer.size).reshape(layer.groups, classes, layer.size)
         for name in _names(layer):
             if name in state:
