@@ -17,13 +17,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jaxdet.mesh import data_mesh
-from jaxdet.train_lib.optimizer import update_direction
-from jaxdet.train_lib.start import start_state
-from jaxdet.train_lib.step import TrainState
 
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import load_config
+from jaxdet.runtime.mesh import data_mesh
+from jaxdet.training.optimizer import update_direction
+from jaxdet.training.state import TrainState, start_state
 from tests.devices import host_flags, outputs, start
 
 CONFIG = Path(__file__).parent / "tiny.py"
