@@ -53,10 +53,11 @@ def new_files() -> set[str]:
 
 
 def heading_anchors(document: Path) -> set[str]:
-    """The anchors that GitHub gives to headings."""
+    """The anchors that GitHub gives to headings, and those that a document sets by itself."""
     text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    own = set(re.findall(r'<a id="([^"]+)"></a>', text))
+    return own | {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("document", LINKING, ids=document_id)

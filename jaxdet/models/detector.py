@@ -9,9 +9,10 @@ from jaxdet.structures import Batch, Detections
 
 @runtime_checkable
 class Detector(Protocol):
-    """A model with one or two stages.  A linen module that has the last five members satisfies it.
+    """A model with one or two stages.  A linen module that has the last four members satisfies it.
 
-    ``losses`` and ``predict`` are called through ``init`` and ``apply``, by name.
+    ``losses`` and ``predict`` are called through ``init`` and ``apply``, by name.  The models of jaxdet also have
+    ``intermediates(batch)``, what is computed on the way to the detections, by name: for tests and comparisons.
     """
 
     def init(self, rngs: jax.Array, *args: Any, method: str) -> Any: ...
@@ -29,10 +30,6 @@ class Detector(Protocol):
 
     def predict(self, batch: Batch) -> Detections:
         """Detections in coordinates of the resized images."""
-        ...
-
-    def intermediates(self, batch: Batch) -> dict[str, Any]:
-        """What is computed on the way to the detections, by name; each model documents its names."""
         ...
 
     def is_frozen(self, path: tuple[str, ...]) -> bool:
