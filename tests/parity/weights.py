@@ -23,6 +23,8 @@ WEIGHT_GAIN = {
     "lateral_convs": 0.3,
     "fpn_convs": 0.6,
     "fc_mask_iou": 0.7,
+    "retina_cls": 0.8,
+    "retina_reg": 0.3,
     "theta.conv": 1.0,
     "phi.conv": 1.0,
     "g.conv": 1.0,
@@ -40,6 +42,10 @@ WEIGHT_GAIN = {
 """Standard deviation times sqrt(fan in), by a part of the name; sqrt(2) for all others."""
 
 
+BIAS_SHIFT = {"retina_cls.bias": -2.0}
+"""What is added to a bias, by a part of the name: else one class in two of every place would count as found."""
+
+
 def normal(tag: str, shape: tuple[int, ...], salt: str = "") -> np.ndarray:
     """Standard normal float64 array ``shape``, decided by salt and tag alone."""
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"{salt}{tag}".encode())))
@@ -55,7 +61,7 @@ def named_weight(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarra
     elif kind == "running_var":
         values = np.exp(0.1 * noise)
     elif kind == "bias":
-        values = 0.05 * noise
+        values = 0.05 * noise + next((shift for part, shift in BIAS_SHIFT.items() if part in name), 0.0)
     elif kind == "gamma":  # layers that start at zero get other values, so that they are tested
         values = np.full(shape, 0.5)
     elif len(shape) == 1 or (len(shape) == 3 and shape[1:] == (1, 1)):
