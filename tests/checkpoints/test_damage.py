@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +153,9 @@ def test_an_unfinished_one_is_named_and_removed(run, caplog):
     with caplog.at_level(logging.WARNING):
         assert newest(run) == 3
     assert f"{unfinished} was not written to its end" in caplog.text
+    deadline = time.monotonic() + 10  # orbax may remove it in a thread of its own
+    while unfinished.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not unfinished.exists()
 
 
