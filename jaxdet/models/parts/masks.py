@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxdet.models.features import Losses
 from jaxdet.models.parts.part import Found, Seen, Setting
 from jaxdet.models.roi.heads import MaskBranch
-from jaxdet.models.roi.loop import by_stage
+from jaxdet.models.roi.loop import by_stage, passes_at_test
 from jaxdet.models.roi.masks import MaskPass, check_masks
 from jaxdet.models.roi.scan import choose
 from jaxdet.ops import losses
@@ -60,16 +60,13 @@ class MaskPrediction(nn.Module):
     ) -> dict[str, Any]:
         """``masks/crops [B * N, s, s, C]`` of the last head; of each stage ``masks/stage{t}/features`` and ``logits``.
 
-        Passes read crops as they do at test (`loop.predict_masks`); logits ``[B * N, m, m, K]`` have all classes.
+        Passes are those of the test (`passes_at_test`); logits ``[B * N, m, m, K]`` have all classes.
         """
-        last, valid = self.heads[setting.stages[-1].head], jnp.ones(boxes.shape[:2], bool)
-        crops = last.crops(features, boxes, valid)
-        passed, named = last.empty_features(crops), {"masks/crops": crops}
-        for t, stage in enumerate(setting.stages):
-            branch = self.heads[stage.head]
-            own = crops if branch is last or last.linked else branch.crops(features, boxes, valid)
-            passed = branch.features(own, passed)
-            logits = branch.head.classify(passed, setting.num_classes)
+        valid = jnp.ones(boxes.shape[:2], bool)
+        crops, passes = passes_at_test(self.heads, setting.stages, features, boxes, valid)
+        named = {"masks/crops": crops}
+        for t, (stage, passed) in enumerate(zip(setting.stages, passes, strict=True)):
+            logits = self.heads[stage.head].head.classify(passed, setting.num_classes)
             named |= {f"masks/stage{t}/features": passed, f"masks/stage{t}/logits": logits}
         return named
 

@@ -92,20 +92,32 @@ def predict_masks(
     found: Detections,
     num_classes: int,
 ) -> PredictedMasks:
-    """Masks of detections: a pass of each stage's mask head.
+    """Masks of detections, from `passes_at_test`."""
+    crops, passes = passes_at_test(branches, stages, features, found.boxes, found.valid)
+    logits = [
+        branches[stage.head].logits(passed, found.labels, num_classes)
+        for stage, passed in zip(stages, passes, strict=True)
+    ]
+    return PredictedMasks(mean_probabilities(logits), MaskPass(crops, logits[-1]))
 
-    Linked heads read the crops of the last stage's branch one after the other, each with the features of the one
-    before; others read their own crops.
+
+def passes_at_test(
+    branches: Sequence[MaskBranch], stages: Sequence[Stage], features: Features, boxes: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Crops ``[B * N, s, s, C]`` of the last stage's branch, and the mask features of a pass of each stage's branch.
+
+    Linked branches read these crops one after the other, each with the features of the one before; others read their
+    own crops of ``boxes [B, N, 4]``.
     """
     last = branches[stages[-1].head]
-    crops = last.crops(features, found.boxes, found.valid)
-    passed, logits = last.empty_features(crops), []
+    crops = last.crops(features, boxes, valid)
+    before, passes = last.empty_features(crops), []
     for stage in stages:
         branch = branches[stage.head]
-        own = crops if branch is last or last.linked else branch.crops(features, found.boxes, found.valid)
-        passed = branch.features(own, passed)
-        logits.append(branch.logits(passed, found.labels, num_classes))
-    return PredictedMasks(mean_probabilities(logits), MaskPass(crops, logits[-1]))
+        own = crops if branch is last or last.linked else branch.crops(features, boxes, valid)
+        before = branch.features(own, before)
+        passes.append(before)
+    return crops, passes
 
 
 def slots_of(stages: Sequence[Stage]) -> int:
