@@ -70,11 +70,11 @@ def with_places(parts: Sequence[Any]) -> tuple[Any, ...]:
     is put before it.  A model that keeps parts sets ``preserve_adopted_names``, and linen keeps these names.  A name
     that a part brings does not count: a stored config knows none, and gives the places that its checkpoint has.
     """
-    # A name that is set already stays: clones and bound modules pass here again.
     count = Counter[str]()
     named = []
     for part in parts:
         count[part.place] += 1
         name = part.place if count[part.place] == 1 else f"{part.place}_{count[part.place]}"
+        # A part of the right name stays the object that it is: clones and bound modules pass here again.
         named.append(part if part.name == name else part.clone(name=name))
     return tuple(named)
