@@ -13,7 +13,9 @@ from jaxdet.data.settings import CocoFolder, Data
 from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
 from jaxdet.models.dense import DenseDetector, Selection, rpn
 from jaxdet.models.detector import Detector
+from jaxdet.models.features import Normalization
 from jaxdet.models.one_stage import OneStage
+from jaxdet.models.parts.instances import InstanceMasks, PixelClasses
 from jaxdet.models.parts.masks import MaskPrediction, MaskScoring
 from jaxdet.models.roi.heads import BoxBranch, MaskBranch
 from jaxdet.models.roi.schedule import Stage, make_stages
@@ -24,17 +26,20 @@ from jaxdet.nn.blocks.context import NonLocal
 from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.box import BoxHead
-from jaxdet.nn.heads.dense import RetinaHead
+from jaxdet.nn.heads.dense import DenseHead, FCOSHead, RetinaHead, YOLACTHead
 from jaxdet.nn.heads.mask import FCN
+from jaxdet.nn.heads.pixels import PixelBranch, PixelStream, Protonet
 from jaxdet.nn.heads.score import MaskIoUHead
 from jaxdet.nn.heads.semantic import PlusSemantic, SemanticHead
 from jaxdet.nn.heads.trunk import FC2, FCC
 from jaxdet.nn.necks import FPN, StridedConvs
-from jaxdet.ops.anchors import Anchors
-from jaxdet.ops.boxes import DeltaCoder
-from jaxdet.ops.losses import BoxLoss, Focal, SmoothL1
-from jaxdet.ops.matching import Matcher
-from jaxdet.ops.suppression import NMS
+from jaxdet.ops.anchors import Anchors, Points
+from jaxdet.ops.boxes import DeltaCoder, DistanceCoder
+from jaxdet.ops.instances import Correlation, CroppedEntropy, CutEntropy, Dice, DynamicConvs, Prototypes
+from jaxdet.ops.losses import BoxLoss, CrossEntropy, Focal, GIoU, SmoothL1
+from jaxdet.ops.matching import CentreSampling, Matcher
+from jaxdet.ops.sampling import HardNegatives
+from jaxdet.ops.suppression import NMS, FastNMS
 
 Trunk: TypeAlias = Callable[[], nn.Module]
 Extractor: TypeAlias = Callable[[int], nn.Module]
@@ -53,6 +58,9 @@ IOUS = {1: (0.5,), 2: (0.5, 0.6), 3: (0.5, 0.6, 0.7), 4: (0.5, 0.6, 0.7, 0.8), 5
 
 WEIGHTS = {1: (1.0,), 2: (1.0, 0.75), 3: (1.0, 0.75, 0.5), 4: (1.0, 0.75, 0.5, 0.3), 5: (1.0, 0.8, 0.6, 0.5, 0.4)}
 """Weights of the losses of each stage, by the number of stages: the authors' configs."""
+
+THIRDS = (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))
+"""Three scales of anchors an octave, from 4 times the stride on (RetinaNet, Lin et al. 2017, section 4)."""
 
 # Halved from stage to stage (HTC, Chen et al. 2019, section 3.4), as in the reference's Cascade R-CNN.
 HTC_WEIGHTS = (1.0, 0.5, 0.25)
@@ -203,23 +211,96 @@ def _interleaved(
 
 def retinanet(depth: int = 50) -> Experiment:
     """RetinaNet (Lin et al. 2017): class and box of nine anchors in every cell, by a focal loss over all of them."""
-    # Three scales an octave, from 4 times the stride (Lin et al. 2017, section 4).
-    thirds = (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))
     model = OneStage(
         num_classes=80,
         backbone=ResNet(depth=depth),
         neck=FPN(lowest=3, top=StridedConvs()),
-        dense=DenseDetector(
-            head=RetinaHead(),
-            places=Anchors(levels=(3, 4, 5, 6, 7), scales=thirds),
-            # Places between 0.4 and 0.5 are left out; every object gets its best place, however small the overlap.
-            matcher=Matcher(positive_iou=0.5, negative_iou=0.4, min_positive_iou=0.0),
-            class_loss=Focal(),
-            test=Selection(per_level=1000, suppression=NMS(score_threshold=0.05, iou_threshold=0.5)),
-        ),
+        dense=retina_detector(RetinaHead()),
     )
     # Half the rate of the two-stage models, as in the paper and the reference.
     return coco(model, Optimizer(lr=0.01), masks=False)
+
+
+def retina_detector(head: DenseHead, **changes: Any) -> DenseDetector:
+    """The detector of RetinaNet; ``changes`` are settings of `DenseDetector`."""
+    settings: dict[str, Any] = {
+        "places": Anchors(levels=(3, 4, 5, 6, 7), scales=THIRDS),
+        # Places between 0.4 and 0.5 are left out; every object gets its best place, however small the overlap.
+        "matcher": Matcher(positive_iou=0.5, negative_iou=0.4, min_positive_iou=0.0),
+        "class_loss": Focal(),
+        "test": Selection(per_level=1000, suppression=NMS(score_threshold=0.05, iou_threshold=0.5)),
+    }
+    return DenseDetector(head, **settings | changes)
+
+
+def rdsnet(depth: int = 50) -> Experiment:
+    """RDSNet (Wang et al. 2020): RetinaNet's places have codes, which the pixels of an image compare with their own."""
+    maker = Correlation()
+    model = OneStage(
+        num_classes=80,
+        backbone=ResNet(depth=depth),
+        neck=FPN(lowest=3, top=StridedConvs()),
+        # The authors' code counts pixels as mmdetection 1.x does, and has the smooth L1 loss of its RetinaNet.
+        dense=retina_detector(
+            RetinaHead(groups=32, code=maker.code),
+            places=Anchors(levels=(3, 4, 5, 6, 7), scales=THIRDS, legacy=True),
+            box_loss=SmoothL1(0.11),
+        ),
+        parts=(InstanceMasks(PixelStream(), maker, CroppedEntropy(), least_area=100.0),),
+    )
+    schedule = Schedule(warmup_ratio=1 / 3)
+    return coco(model, Optimizer(lr=0.005, clip_norm=35.0, schedule=schedule), whole_masks=True)
+
+
+def condinst(depth: int = 50) -> Experiment:
+    """CondInst (Tian et al. 2020): FCOS, whose places give the weights of small networks that draw their masks."""
+    maker = DynamicConvs()
+    model = OneStage(
+        num_classes=80,
+        backbone=ResNet(depth=depth),
+        neck=FPN(lowest=3, top=StridedConvs(source="pyramid", relu=True)),
+        dense=DenseDetector(
+            FCOSHead(code=maker.code),
+            places=Points(),
+            coder=DistanceCoder(),
+            matcher=CentreSampling(),
+            class_loss=Focal(),
+            box_loss=GIoU(),
+            least_positives=0,
+            test=Selection(1000, NMS(score_threshold=None, iou_threshold=0.6), pairs_above=0.05),
+        ),
+        parts=(InstanceMasks(PixelBranch(), maker, Dice(), limit=300),),
+    )
+    schedule = Schedule(length=90_000, drops=(60_000, 80_000), unit="steps", warmup_steps=1000)
+    return coco(model, Optimizer(lr=0.01, schedule=schedule), whole_masks=True)
+
+
+def yolact(depth: int = 50) -> Experiment:
+    """YOLACT (Bolya et al. 2019): masks are sums of prototypes of the image, each place says of how much of which."""
+    maker = Prototypes()
+    model = OneStage(
+        num_classes=80,
+        # Nothing is frozen, and batch normalisation learns.
+        backbone=ResNet(depth=depth, frozen_stages=-1, norm="sync_batch"),
+        neck=FPN(lowest=3, top=StridedConvs(), bilinear=True),
+        dense=DenseDetector(
+            YOLACTHead(code=maker.code),
+            # 24 pixels at stride 8, doubled from level to level, around the middle of each cell.
+            places=Anchors(levels=(3, 4, 5, 6, 7), scales=(3.0,), offset=0.5, even=True),
+            coder=DeltaCoder((0.1, 0.1, 0.2, 0.2)),
+            matcher=Matcher(positive_iou=0.5, negative_iou=0.4, min_positive_iou=0.0, ties=False),
+            mining=HardNegatives(3.0),
+            class_loss=CrossEntropy(),
+            box_loss=SmoothL1(1.0),
+            box_weight=1.5,
+            test=Selection(1000, FastNMS()),
+        ),
+        parts=(InstanceMasks(Protonet(), maker, CutEntropy()), PixelClasses()),
+        normalization=Normalization((123.68, 116.78, 103.94), (58.40, 57.12, 57.38)),
+    )
+    schedule = Schedule(length=55, drops=(20, 42, 49, 52), warmup_ratio=0.1)
+    optimizer = Optimizer(lr=1e-3, base_batch=8, weight_decay=5e-4, schedule=schedule)
+    return coco(model, optimizer, whole_masks=True, short_side=550, long_side=550, pad_multiple=1, batch_size=8)
 
 
 def fcc(

@@ -30,6 +30,16 @@ class Features:
     levels: Levels
     semantic: jax.Array | None = None  #: ``[B, H/8, W/8, C]``, the embedding of a semantic branch
     semantic_logits: jax.Array | None = None  #: ``[B, H/8, W/8, classes]`` float32, what that branch predicts
+    hw: tuple[int, int] | None = struct.field(pytree_node=False, default=None)  #: size of the canvas
+
+    @property
+    def canvas_hw(self) -> tuple[int, int]:
+        """Size of the canvas: where it is not given, the finest map times its stride."""
+        if self.hw is not None:
+            return self.hw
+        finest = min(self.levels)
+        height, width = self.levels[finest].shape[1:3]
+        return height << finest, width << finest
 
     def select(self, levels: Sequence[int], reader: str) -> list[jax.Array]:
         """The maps of ``levels``; ValueError, naming the reader, where the pyramid lacks one."""
@@ -51,10 +61,12 @@ class Masks:
     a mask head looked at (which stays the frame when the detection's own box moves on), or the whole canvas.
     """
 
-    values: Array  #: ``[B, N, h, w]``, of ground truth uint8, 0 or 1; of detections float32 probabilities
+    values: Array  #: ``[B, N, h, w]``, of ground truth uint8, 0 or 1; of detections float32 probabilities, or logits
     frames: Array  #: ``[B, N, 4]`` float32
     crop: Array | None = None  #: ``[B, N, 4]`` float32, boxes outside of which a mask is empty; None: nothing is cut
     threshold: float = struct.field(pytree_node=False, default=0.5)  #: the least probability that counts as inside
+    #: values are logits, whose sigmoid is the probability: they are interpolated as logits, and then it is taken
+    logits: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass

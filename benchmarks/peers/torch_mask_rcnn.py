@@ -111,11 +111,14 @@ def detect(twin: TorchMaskRCNN, image: Any, proposals: Any) -> list[Any]:
 def losses(twin: TorchMaskRCNN, image: Any, proposals: Any, truth: Any, labels: Any) -> dict[str, Any]:
     """The five terms by jaxdet's names; objects are full rectangles."""
     net, stage = twin.net, twin.net.stages[0]
+    matcher, coder = net.rpn.matcher, net.rpn.coder
     assert net.rpn.sampler is not None
+    assert isinstance(matcher, Matcher)
+    assert isinstance(coder, DeltaCoder)
     pyramid = twin.pyramid(image)
     anchors, objectness, deltas = (torch.cat(parts) for parts in zip(*twin.rpn(pyramid), strict=True))
-    chosen, positive, match = _sample(net.rpn.matcher, net.rpn.sampler, anchors, truth)
-    target = _encode(net.rpn.coder, anchors[chosen[:positive]], truth[match[:positive]])
+    chosen, positive, match = _sample(matcher, net.rpn.sampler, anchors, truth)
+    target = _encode(coder, anchors[chosen[:positive]], truth[match[:positive]])
     is_positive = (torch.arange(len(chosen)) < positive).float()
     terms = {
         "rpn_cls": functional.binary_cross_entropy_with_logits(objectness[chosen], is_positive),

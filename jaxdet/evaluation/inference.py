@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from jaxdet.data import Category, Data, Source, eval_batches
 from jaxdet.evaluation import image_results, match_categories
+from jaxdet.evaluation.paste import LOGIT_RANGE
 from jaxdet.evaluation.results import Result
 from jaxdet.models.detector import Detector
 from jaxdet.runtime.agreement import from_all
@@ -126,14 +127,15 @@ def for_host(found: Detections) -> Detections:
     """Detections as they travel from the device: masks of more pixels than a mask head's in 8 bits.
 
     A hundred float32 masks of a whole image at a stride of 4 pixels are 27 MB, in 8 bits a fourth of that; a pixel is
-    cut otherwise only where its probability is nearer to the threshold than 1/510.  The small masks of mask heads
-    (0.3 MB) stay as they are.
+    cut otherwise only where its probability is nearer to the threshold than 1/510, or its logit than 0.03.  The small
+    masks of mask heads (0.3 MB) stay as they are.
     """
     masks = found.masks
     if masks is None or masks.values.shape[-2] * masks.values.shape[-1] <= _SMALL_MASK:
         return found
-    # 255 stands for a probability of 1; `paste` divides again.
-    levels = jnp.round(jnp.clip(masks.values, 0.0, 1.0) * 255).astype(jnp.uint8)
+    # 0 and 255 stand for the ends of the range; `paste` divides again.
+    shares = (masks.values / LOGIT_RANGE + 1) / 2 if masks.logits else masks.values
+    levels = jnp.round(jnp.clip(shares, 0.0, 1.0) * 255).astype(jnp.uint8)
     return dataclasses.replace(found, masks=dataclasses.replace(masks, values=levels))
 
 

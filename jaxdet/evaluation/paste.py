@@ -20,6 +20,9 @@ from pycocotools import mask as coco_mask
 if TYPE_CHECKING:  # `structures` imports jax, which scoring a file of results does without
     from jaxdet.structures import Masks
 
+LOGIT_RANGE = 8.0
+"""Logits that travel in 8 bits are cut to this range on both sides of 0; its ends are probabilities of 0.0003."""
+
 _Floats: TypeAlias = NDArray[np.float32]
 
 
@@ -36,15 +39,17 @@ def paste_mask(
     hw: tuple[int, int],
     threshold: float = 0.5,
     crop: NDArray[np.floating] | None = None,
+    logits: bool = False,
 ) -> NDArray[np.bool_]:
     """Paint one instance.
 
     Args:
-        values: ``[m, n]`` probabilities, 0..1, or uint8, 255 for one.
+        values: ``[m, n]`` probabilities, 0..1, or uint8, as `inference.for_host` makes them.
         frame: ``[4]`` x1, y1, x2, y2 of what the values cover, in pixels of the image to paint; may reach outside.
         hw: height and width of the image.
         threshold: the least probability that counts as inside.
         crop: ``[4]`` box; a pixel whose centre is not inside stays empty.  None: nothing is cut.
+        logits: values are logits; the threshold stays a probability.
 
     Returns:
         ``[h, w]``; all False for a frame or crop without extent or with a coordinate that is not finite.
@@ -52,7 +57,7 @@ def paste_mask(
     Raises:
         ValueError: shapes other than these, or a size below 1.
     """
-    top, left, inside = _window(values, frame, hw, threshold, crop)
+    top, left, inside = _window(values, frame, hw, threshold, crop, logits)
     mask = np.zeros(hw, bool)
     mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return mask
@@ -64,9 +69,10 @@ def paste_rle(
     hw: tuple[int, int],
     threshold: float = 0.5,
     crop: NDArray[np.floating] | None = None,
+    logits: bool = False,
 ) -> Rle:
     """``paste_mask`` as run lengths, at a cost (time and memory) that goes with the mask and not with the image."""
-    top, left, inside = _window(values, frame, hw, threshold, crop)
+    top, left, inside = _window(values, frame, hw, threshold, crop, logits)
     return _encode(inside, top, left, hw)
 
 
@@ -77,7 +83,7 @@ def paste_masks(masks: "Masks", hw: tuple[int, int]) -> list[Rle]:
         raise ValueError(f"paste_masks: expected a frame for each mask, got {given}")
     crops = [None] * len(masks.values) if masks.crop is None else masks.crop
     return [
-        paste_rle(values, frame, hw, masks.threshold, crop)
+        paste_rle(values, frame, hw, masks.threshold, crop, masks.logits)
         for values, frame, crop in zip(masks.values, masks.frames, crops, strict=True)
     ]
 
@@ -88,6 +94,7 @@ def _window(
     hw: tuple[int, int],
     threshold: float,
     crop: NDArray[np.floating] | None,
+    logits: bool,
 ) -> tuple[int, int, NDArray[np.bool_]]:
     """The part of the image that the mask can reach: its top, its left, and which of its pixels are inside."""
     if values.ndim != 2 or min(values.shape) < 1:
@@ -105,6 +112,10 @@ def _window(
     top, row_taps, row_weights = _taps(values.shape[0], low[1], high[1], hw[0], cut[1])
     if values.dtype == np.uint8:
         values = values / np.float32(255)
+        values = (values * 2 - 1) * np.float32(LOGIT_RANGE) if logits else values
+    if logits:
+        # The sigmoid is monotone: the logit of the threshold says the same.
+        threshold = float(np.log(threshold / (1 - threshold)))
     # The ring of one cell is what lies outside the frame: zeros, or with a crop the nearest value.
     framed = np.pad(values.astype(np.float32), 1, mode="constant" if crop is None else "edge")
     # Rows first: [p, n + 2], then its transpose for columns, so that both blends copy whole rows.

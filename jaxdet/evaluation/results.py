@@ -66,7 +66,9 @@ def image_results(
         result |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(scores[i])}
         if masks is not None:
             crop = None if masks.crop is None else masks.crop[i] / factors
-            result["segmentation"] = paste_rle(masks.values[i], masks.frames[i] / factors, hw, masks.threshold, crop)
+            result["segmentation"] = paste_rle(
+                masks.values[i], masks.frames[i] / factors, hw, masks.threshold, crop, masks.logits
+            )
             # COCO has no such key: it is written only where it says something new.
             if mask_scores[i] != scores[i]:
                 result["mask_score"] = float(mask_scores[i])

@@ -1,8 +1,8 @@
 """The dense detector: it scores and moves every place of every level, and the best places become detections.
 
 With one class and a sampler it is the region proposal network (Ren et al. 2015); with K classes, a focal loss and no
-sampler it is RetinaNet (Lin et al. 2017).  What they share is here once: places and which of them exist, matching,
-losses, the best of each level, decoding, suppression.
+sampler RetinaNet (Lin et al. 2017); with points in place of anchors FCOS (Tian et al. 2019).  What they share is here
+once: places and which of them exist, matching, losses, the best of each level, decoding, suppression.
 
 Letters in shapes: B images, n places of a level, N of all levels, A places in a cell, S samples, K classes, c numbers
 of a code.  Boxes are in pixels of the resized image.
@@ -19,14 +19,30 @@ from flax import struct
 from jaxdet.models.features import Losses
 from jaxdet.nn.heads.dense import DenseHead, RPNHead
 from jaxdet.ops.anchors import Anchors, Places, inside, on_image
-from jaxdet.ops.boxes import DeltaCoder, clip, safe
+from jaxdet.ops.boxes import BoxCoder, DeltaCoder, area, clip, safe
 from jaxdet.ops.devices import top_k
-from jaxdet.ops.losses import BinaryCrossEntropy, BoxLoss, ClassLoss, SmoothL1, masked_sum
-from jaxdet.ops.matching import Matcher
+from jaxdet.ops.losses import (
+    BinaryCrossEntropy,
+    BoxLoss,
+    ClassLoss,
+    SmoothL1,
+    binary_cross_entropy,
+    centerness,
+    masked_sum,
+)
+from jaxdet.ops.matching import Assigner, Matcher
 from jaxdet.ops.rounding import whole_parts
-from jaxdet.ops.sampling import Choice, Sampler
+from jaxdet.ops.sampling import Choice, HardNegatives, Sampler
 from jaxdet.ops.suppression import NMS, Suppression
 from jaxdet.structures import Detections, Features, Proposals, Targets
+
+
+@struct.dataclass
+class Origins:
+    """The places that detections, or what is trained on, come from, and what the head said there."""
+
+    places: jax.Array  #: ``[B, M, 4]``
+    codes: jax.Array | None  #: ``[B, M, c]``
 
 
 @struct.dataclass
@@ -38,32 +54,73 @@ class DenseOutputs:
     logits: list[jax.Array]  #: ``[B, n, K]`` float32
     deltas: list[jax.Array]  #: ``[B, n, 4]`` float32
     codes: list[jax.Array] | None  #: ``[B, n, c]``, what else the head predicts; None where it has no codes
+    quality: list[jax.Array] | None  #: ``[B, n]`` float32, logits of how well a place fits; None where it has none
+    num_classes: int = struct.field(pytree_node=False)  #: K; logits may have a column more, background
+
+    def origins(self, index: jax.Array) -> Origins:
+        """Where what has the places ``index [B, M]``, counted over all levels, comes from."""
+        if self.codes is None:
+            return Origins(jnp.concatenate(self.places)[index], None)
+        codes = jnp.take_along_axis(jnp.concatenate(self.codes, 1), index[..., None], axis=1)
+        return Origins(jnp.concatenate(self.places)[index], codes)
+
+
+@struct.dataclass
+class Assigned:
+    """The places of a batch that were trained on, and what they should have predicted."""
+
+    index: jax.Array  #: ``[B, S]`` int32, counted over all levels
+    positive: jax.Array  #: ``[B, S]`` bool
+    gt_index: jax.Array  #: ``[B, S]`` int32, the ground truth; 0 where not positive
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which places go on: the ``per_level`` best of each level, of which ``suppression`` leaves a few."""
+    """Which places go on: the ``per_level`` best of each level, of which ``suppression`` leaves a few.
+
+    A place is ranked by its likeliest class, and all its classes go on.  With ``pairs_above`` pairs of a place and a
+    class are ranked, those with a higher score, and boxes without area are dropped (FCOS).
+    """
 
     per_level: int = 1000
     suppression: Suppression = NMS()
+    pairs_above: float | None = None
+
+
+@struct.dataclass
+class _Candidates:
+    """What suppression gets of a level."""
+
+    boxes: jax.Array  #: ``[M, 4]``
+    scores: jax.Array  #: ``[M, K]``, or ``[M, 1]`` of one class
+    valid: jax.Array  #: ``[M]``
+    index: jax.Array  #: ``[M]``, the place in the level
+    labels: jax.Array  #: ``[M]``, the class, where there is the score of one
 
 
 class DenseDetector(nn.Module):
     """Places are scored and moved by ``head``; the best become detections, or proposals of a second stage.
 
     ``sampler`` chooses the places to train on; None: all of them, and the losses are divided by the number of
-    positives.  ``border`` admits places that far outside the image to training, negative: all.  ``train`` and ``test``
+    positives, of which every image counts ``least_positives`` at least.  ``mining`` weighs the class losses of what was
+    chosen.  Where the head predicts how well a place fits (its centerness), scores are times that, box losses are
+    weighted by the true value, and there is a ``loss_centerness``.  ``box_weight`` is that of the box loss.
+
+    ``border`` admits places that far outside the image to training, negative: all.  ``train`` and ``test``
     select what goes on.  Places in the padding beyond ``true_hw`` rounded up to ``pad_multiple`` do not exist, so that
     what is found does not depend on the canvas.
     """
 
     head: DenseHead
     places: Places = Anchors()
-    coder: DeltaCoder = DeltaCoder()
-    matcher: Matcher = Matcher()
+    coder: BoxCoder = DeltaCoder()
+    matcher: Assigner = Matcher()
     sampler: Sampler | None = None
+    mining: HardNegatives | None = None
     class_loss: ClassLoss = BinaryCrossEntropy()
     box_loss: BoxLoss = SmoothL1()
+    box_weight: float = 1.0
+    least_positives: int = 1
     border: float = -1.0
     train: Selection = Selection()
     test: Selection = Selection()
@@ -74,10 +131,11 @@ class DenseDetector(nn.Module):
         levels = self.places.levels
         # The reference pads each image to that multiple and keeps the anchors on this padding.
         padded = whole_parts(true_hw, self.pad_multiple) * self.pad_multiple
-        outputs = DenseOutputs([], [], [], [], None)
-        codes = []
-        for level, features_of_level in zip(levels, features.select(levels, "the dense head"), strict=True):
-            maps = self.head(features_of_level, num_classes)
+        outputs = DenseOutputs([], [], [], [], None, None, num_classes)
+        codes, quality = [], []
+        columns = self.class_loss.columns(num_classes)
+        for i, (level, x) in enumerate(zip(levels, features.select(levels, "the dense head"), strict=True)):
+            maps = self.head(x, columns, i)
             batch, height, width, channels = maps.deltas.shape
             if channels != 4 * self.places.per_cell:
                 raise ValueError(
@@ -85,32 +143,39 @@ class DenseDetector(nn.Module):
                     "(scales times ratios): set anchors of the head to that"
                 )
             # NumPy until here: places depend on shapes alone and become constants of the program.
-            outputs.places.append(jnp.asarray(self.places.grid(level, height, width)))
+            outputs.places.append(jnp.asarray(self.places.grid(level, height, width, features.canvas_hw)))
             outputs.exists.append(on_image(padded / 2**level, height, width, self.places.per_cell))
             # [B, h, w, A * K] -> [B, h * w * A, K]: the order of ``places``.  Scores, boxes and losses are float32.
-            outputs.logits.append(maps.logits.reshape(batch, -1, num_classes).astype(jnp.float32))
+            outputs.logits.append(maps.logits.reshape(batch, -1, columns).astype(jnp.float32))
             outputs.deltas.append(maps.deltas.reshape(batch, -1, 4).astype(jnp.float32))
             if maps.codes is not None:
                 codes.append(maps.codes.reshape(batch, outputs.deltas[-1].shape[1], -1))
-        return dataclasses.replace(outputs, codes=codes or None)
+            if maps.quality is not None:
+                quality.append(maps.quality.reshape(batch, -1).astype(jnp.float32))
+        return dataclasses.replace(outputs, codes=codes or None, quality=quality or None)
 
     def intermediates(self, outputs: DenseOutputs, name: str) -> dict[str, Any]:
-        """``{name}/{level}/logits [B, n, K]`` and ``deltas [B, n, 4]``, and ``codes [B, n, c]`` if there are any."""
+        """``{name}/{level}/logits [B, n, K]``, ``deltas [B, n, 4]``, and ``codes`` and ``quality`` if there are any."""
         named: dict[str, Any] = {}
         for i, level in enumerate(self.places.levels):
             named |= {f"{name}/{level}/logits": outputs.logits[i], f"{name}/{level}/deltas": outputs.deltas[i]}
             if outputs.codes is not None:
                 named[f"{name}/{level}/codes"] = outputs.codes[i]
+            if outputs.quality is not None:
+                named[f"{name}/{level}/quality"] = outputs.quality[i]
         return named
 
-    def losses(self, outputs: DenseOutputs, true_hw: jax.Array, targets: Targets, key: jax.Array) -> Losses:
-        """``loss_cls`` and ``loss_bbox``; ``key`` drives the sampler."""
+    def losses(
+        self, outputs: DenseOutputs, true_hw: jax.Array, targets: Targets, key: jax.Array
+    ) -> tuple[Losses, Assigned]:
+        """``loss_cls`` and ``loss_bbox``, of a head with quality ``loss_centerness``; ``key`` drives the sampler."""
         # [N, 4] and [B, N, ..]: losses know no levels.
         places, exists = jnp.concatenate(outputs.places), jnp.concatenate(outputs.exists, 1)
         logits, deltas = jnp.concatenate(outputs.logits, 1), jnp.concatenate(outputs.deltas, 1)
+        quality = None if outputs.quality is None else jnp.concatenate(outputs.quality, 1)
         keys = jax.random.split(key, true_hw.shape[0])
         # Decisions are made for one image at a time; head outputs are only gathered by them.
-        chosen, labels, boxes = jax.vmap(lambda *image: self._targets(places, logits.shape[-1], *image))(
+        chosen, gt_index, labels, boxes = jax.vmap(lambda *image: self._targets(places, outputs.num_classes, *image))(
             exists, true_hw, targets, keys
         )
         references = places
@@ -118,20 +183,30 @@ class DenseDetector(nn.Module):
         if self.sampler is not None:
             logits = jnp.take_along_axis(logits, chosen.index[..., None], axis=1)
             deltas = jnp.take_along_axis(deltas, chosen.index[..., None], axis=1)
+            quality = None if quality is None else jnp.take_along_axis(quality, chosen.index, axis=1)
             references = places[chosen.index]
+        positive, valid = chosen.positive, chosen.valid
         # Both sides get a unit box where there is no object: the logarithm of an empty one would make NaN of gradients.
-        references = safe(jnp.broadcast_to(references, boxes.shape), chosen.positive)
+        references = safe(jnp.broadcast_to(references, boxes.shape), positive)
         # The reference counts at least one positive, and where it samples one negative, in each image; a slot of the
         # batch without an image has no places.
-        counts = [chosen.positive.sum(1)]
+        counts = [jnp.maximum(positive.sum(1), self.least_positives)]
         if self.sampler is not None:
-            counts.append((chosen.valid & ~chosen.positive).sum(1))
-        number = jnp.maximum(jnp.where(exists.any(1), jnp.maximum(jnp.stack(counts), 1), 0).sum(), 1)
-        distance = self.box_loss(self.coder, references, deltas, boxes)
-        return {
-            "loss_cls": masked_sum(self.class_loss(logits, labels), chosen.valid) / number,
-            "loss_bbox": masked_sum(distance, chosen.positive) / number,
-        }
+            counts.append(jnp.maximum((valid & ~positive).sum(1), 1))
+        number = jnp.maximum(jnp.where(exists.any(1), sum(counts), 0).sum(), 1)
+        class_loss = self.class_loss(logits, labels)
+        if self.mining is not None:
+            class_loss = class_loss * self.mining(class_loss, positive, valid & ~positive)
+        distance = self.box_weight * self.box_loss(self.coder, references, deltas, boxes)
+        terms = {"loss_cls": masked_sum(class_loss, valid) / number}
+        if quality is None:
+            terms["loss_bbox"] = masked_sum(distance, positive) / number
+        else:
+            # FCOS: boxes of cells near the centre weigh more, as much as their detections will.
+            centred = jnp.where(positive, centerness(references, boxes), 0.0)
+            terms["loss_bbox"] = masked_sum(distance * centred, positive) / jnp.maximum(centred.sum(), 1e-6)
+            terms["loss_centerness"] = masked_sum(binary_cross_entropy(quality, centred), positive) / number
+        return terms, Assigned(chosen.index, positive, gt_index)
 
     def detections(self, outputs: DenseOutputs, true_hw: jax.Array, selection: Selection) -> Detections:
         """The best places of each level, moved, cut to the image and thinned out; no gradient.
@@ -143,20 +218,22 @@ class DenseDetector(nn.Module):
         # Where each level begins in the list of all places.
         sizes = [len(places) for places in outputs.places]
         first = [sum(sizes[:i]) for i in range(len(sizes))]
+        quality: list[Any] = outputs.quality or [None] * len(sizes)
 
-        def one_image(exists: Any, logits: Any, deltas: Any, hw: jax.Array) -> Detections:
+        def one_image(exists: Any, logits: Any, deltas: Any, quality: Any, hw: jax.Array) -> Detections:
             best = [
-                self._best(*level, hw, selection.per_level)
-                for level in zip(outputs.places, exists, logits, deltas, strict=True)
+                self._best(*level, hw, selection)
+                for level in zip(outputs.places, exists, logits, deltas, quality, strict=True)
             ]
-            level = jnp.concatenate([jnp.full(len(b[1]), i, jnp.int32) for i, b in enumerate(best)])
-            boxes, scores, valid = (jnp.concatenate([b[part] for b in best]) for part in (0, 1, 2))
+            level = jnp.concatenate([jnp.full(len(b.index), i, jnp.int32) for i, b in enumerate(best)])
+            found = jax.tree.map(lambda *parts: jnp.concatenate(parts), *best)
             # One suppression over all levels, which knows from which level each candidate came.
-            detections = selection.suppression(boxes[:, None], scores, valid, level)
-            place = jnp.concatenate([index + start for (_, _, _, index), start in zip(best, first, strict=True)])
+            labels = None if selection.pairs_above is None else found.labels
+            detections = selection.suppression(found.boxes[:, None], found.scores, found.valid, level, labels)
+            place = jnp.concatenate([b.index + start for b, start in zip(best, first, strict=True)])
             return dataclasses.replace(detections, index=jnp.where(detections.valid, place[detections.index], 0))
 
-        return jax.vmap(one_image)(outputs.exists, outputs.logits, outputs.deltas, true_hw)
+        return jax.vmap(one_image)(outputs.exists, outputs.logits, outputs.deltas, quality, true_hw)
 
     def proposals(self, outputs: DenseOutputs, true_hw: jax.Array, selection: Selection) -> Proposals:
         """`detections` as proposals, whatever their class."""
@@ -171,14 +248,14 @@ class DenseDetector(nn.Module):
         true_hw: jax.Array,
         targets: Targets,
         key: jax.Array,
-    ) -> tuple[Choice, jax.Array, jax.Array]:
-        """The places of one image to train on, their labels ``[S]``, and the boxes ``[S, 4]`` that they should give.
+    ) -> tuple[Choice, jax.Array, jax.Array, jax.Array]:
+        """The places of one image to train on, their ground truths and labels ``[S]``, the boxes ``[S, 4]`` to give.
 
         Where there is one class, an object is of that class whatever it is.
         """
         # Places that are not usable are neither positive nor negative, and so have no loss.
         usable = exists & inside(places, true_hw, self.border)
-        match = self.matcher(places, usable, targets.boxes, targets.valid, targets.crowd)
+        match = self.matcher(places, usable, targets.boxes, targets.valid, targets.crowd, targets.masks)
         if self.sampler is None:
             # No draw: the ignored band between the thresholds is the only thing that is left out.
             chosen = Choice(jnp.arange(len(places)), match.positive, match.positive | match.negative)
@@ -187,21 +264,42 @@ class DenseDetector(nn.Module):
             chosen = self.sampler(match, key)
             gt_index = match.gt_index[chosen.index]
         # An RPN has one class, 0, whatever the label says.
-        own = jnp.minimum(targets.labels[gt_index], num_classes - 1)
+        own = targets.labels[gt_index] if num_classes > 1 else 0
         labels = jnp.where(chosen.positive, own, num_classes)
-        return chosen, labels, safe(targets.boxes[gt_index], chosen.positive)
+        return chosen, gt_index, labels, safe(targets.boxes[gt_index], chosen.positive)
 
     def _best(
-        self, places: jax.Array, exists: jax.Array, logits: jax.Array, deltas: jax.Array, hw: jax.Array, limit: int
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Boxes, scores ``[n, K]``, validity and index of the ``limit`` places of a level with the highest score."""
-        scores = jax.nn.sigmoid(logits)
+        self,
+        places: jax.Array,
+        exists: jax.Array,
+        logits: jax.Array,
+        deltas: jax.Array,
+        quality: jax.Array | None,
+        hw: jax.Array,
+        selection: Selection,
+    ) -> _Candidates:
+        """The best places of a level, or the best pairs of a place and a class."""
+        scores = self.class_loss.scores(logits)
         usable = exists & jnp.isfinite(logits).all(-1)
-        # Ranked by the best class; -1 is below every probability, so that unusable places come last and are told apart.
-        best, index = top_k(jnp.where(usable, scores.max(-1), -1.0), min(limit, len(scores)))
+        if selection.pairs_above is None:
+            # -1 is below every probability, so that unusable places come last and are told apart.
+            ranked = jnp.where(usable, scores.max(-1), -1.0)
+        else:
+            ranked = jnp.where(usable[:, None] & (scores > selection.pairs_above), scores, -1.0).reshape(-1)
+        best, index = top_k(ranked, min(selection.per_level, len(ranked)))
+        labels = jnp.zeros_like(index)
+        if selection.pairs_above is not None:
+            index, labels = index // scores.shape[1], index % scores.shape[1]
         # Decoded after the choice: a thousand boxes in place of a few hundred thousand.
-        boxes = clip(self.coder.decode(places[index], deltas[index]), hw)
-        return boxes, scores[index], best >= 0.0, index
+        boxes = clip(self.coder.decode(places[index], deltas[index]), hw, self.places.least_side)
+        valid = best >= 0.0
+        if selection.pairs_above is None:
+            chosen = scores[index]
+        else:
+            chosen, valid = best[:, None], valid & (area(boxes) > 0)
+        if quality is not None:
+            chosen = chosen * jax.nn.sigmoid(quality[index])[:, None]
+        return _Candidates(boxes, chosen, valid, index, labels)
 
 
 def rpn(

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxdet.models.dense import DenseDetector
 from jaxdet.models.features import (
@@ -16,7 +17,7 @@ from jaxdet.models.features import (
     targets_of,
     without_fillers,
 )
-from jaxdet.models.parts.part import Found, Part, Seen, Setting, with_places
+from jaxdet.models.parts.part import Found, Part, Seen, Setting, TrainedPlaces, with_places
 from jaxdet.models.roi.schedule import check_unshared
 from jaxdet.structures import Batch, Detections, Features
 
@@ -53,10 +54,11 @@ class OneStage(nn.Module):
         batch = without_fillers(batch)
         targets = targets_of(batch)
         outputs = self.dense(features, batch.true_hw, self.num_classes)
-        terms = self.dense.losses(outputs, batch.true_hw, targets, key)
-        seen = Seen([])
-        for part in self.parts:
-            more, seen = part.losses(features, seen, targets, Setting(self.num_classes, ()))
+        dense_key, *part_keys = jax.random.split(key, 1 + len(self.parts))
+        terms, assigned = self.dense.losses(outputs, batch.true_hw, targets, dense_key)
+        seen = Seen([], TrainedPlaces(outputs, assigned))
+        for part, part_key in zip(self.parts, part_keys, strict=True):
+            more, seen = part.losses(features, seen, targets, Setting(self.num_classes, ()), part_key)
             terms |= more
         return terms, {}
 
@@ -64,22 +66,39 @@ class OneStage(nn.Module):
         """Detections of a batch, in coordinates of the resized images."""
         features = self.features(batch)
         outputs = self.dense(features, batch.true_hw, self.num_classes)
-        found = Found(self.dense.detections(outputs, batch.true_hw, self.dense.test))
+        detections = self.dense.detections(outputs, batch.true_hw, self.dense.test)
+        found = Found(detections, outputs.origins(detections.index))
         for part in self.parts:
             found = part(features, found, Setting(self.num_classes, ()))
         return found.detections
 
-    def intermediates(self, batch: Batch) -> dict[str, Any]:
+    def intermediates(self, batch: Batch, index: jax.Array | None = None) -> dict[str, Any]:
         """What is computed on the way to the detections, by name.
 
-        ``backbone/{level}`` and ``pyramid/{level}`` (`feature_intermediates`); ``dense/{level}/logits`` and ``deltas``
-        (`DenseDetector.intermediates`).
+        Args:
+            batch: images.
+            index: ``[B, N]`` int32, places counted over all levels; None: those of the model's own detections.
+
+        Returns:
+            ``backbone/{level}`` and ``pyramid/{level}`` (`feature_intermediates`); ``dense/{level}/logits`` and
+            ``deltas`` (`DenseDetector.intermediates`); and what the parts compute for the places
+            (`InstanceMasks.intermediates`).
         """
         named = feature_intermediates(
             batch, self.backbone, self.neck, normalization=self.normalization, dtype=self.dtype
         )
-        outputs = self.dense(self.features(batch), batch.true_hw, self.num_classes)
-        return named | self.dense.intermediates(outputs, "dense")
+        features = self.features(batch)
+        outputs = self.dense(features, batch.true_hw, self.num_classes)
+        named |= self.dense.intermediates(outputs, "dense")
+        found = self.dense.detections(outputs, batch.true_hw, self.dense.test)
+        if index is not None:
+            # A place as it stands: its box is not moved, and its class is the first.
+            boxes, zeros = outputs.origins(index).places, jnp.zeros_like(index)
+            found = Detections(boxes, jnp.ones(index.shape), zeros, jnp.ones(index.shape, bool), index)
+        for part in self.parts:
+            given = Found(found, outputs.origins(found.index))
+            named |= part.intermediates(features, given, Setting(self.num_classes, ()), named)
+        return named
 
     def features(self, batch: Batch) -> Features:
         """The pyramid of a batch of images."""

@@ -83,10 +83,8 @@ class TwoStage(nn.Module):
         targets = targets_of(batch)
         outputs = self.rpn(features, batch.true_hw)
         # The RPN names its losses as any dense detector; here they share a dictionary with those of the stages.
-        terms = {
-            f"loss_rpn_{name.removeprefix('loss_')}": value
-            for name, value in self.rpn.losses(outputs, batch.true_hw, targets, rpn_key).items()
-        }
+        own, _ = self.rpn.losses(outputs, batch.true_hw, targets, rpn_key)
+        terms = {f"loss_rpn_{name.removeprefix('loss_')}": value for name, value in own.items()}
         if proposals is None:
             proposals = self.rpn.proposals(outputs, batch.true_hw, self.rpn.train)
         more, metrics = self.stage_losses(features, proposals, targets, batch.true_hw, stage_key)
@@ -103,11 +101,14 @@ class TwoStage(nn.Module):
         if self.is_initializing():
             self._make_parameters(features)
         loop = choose(self.heads, self.stages, self.unroll)
-        stages = loop.train_boxes(self.heads, self.stages, features, proposals, targets, true_hw, self.num_classes, key)
+        box_key, *part_keys = jax.random.split(key, 1 + len(self.parts))
+        stages = loop.train_boxes(
+            self.heads, self.stages, features, proposals, targets, true_hw, self.num_classes, box_key
+        )
         terms = by_stage([stage.losses for stage in stages])
         seen = Seen([stage.samples for stage in stages])
-        for part in self.parts:
-            more, seen = part.losses(features, seen, targets, self._setting(self.stages))
+        for part, part_key in zip(self.parts, part_keys, strict=True):
+            more, seen = part.losses(features, seen, targets, self._setting(self.stages), part_key)
             terms |= more
         return terms, by_stage([stage.metrics for stage in stages])
 
@@ -185,8 +186,9 @@ class TwoStage(nn.Module):
             # Parts get the boxes that were given, not these.
             boxes = move(head, boxes, logits, deltas, true_hw)
         labels = logits[..., :-1].argmax(-1) if labels is None else labels
+        found = Found(Detections(first, jnp.ones_like(first[..., 0]), labels, valid, jnp.zeros_like(labels)))
         for part in self.parts:
-            named |= part.intermediates(features, first, labels, self._setting(self._test_stages()), named)
+            named |= part.intermediates(features, found, self._setting(self._test_stages()), named)
         return named
 
     def features(self, batch: Batch) -> Features:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv, xavier_uniform
+from jaxdet.ops.bilinear import resize
 from jaxdet.structures import Levels
 
 
@@ -51,13 +52,16 @@ class StridedConvs(nn.Module):
 class FPN(nn.Module):
     """Feature Pyramid Network (Lin et al. 2017): maps ``{2..5}`` -> pyramid ``{2..6}`` of ``channels`` channels.
 
-    ``lowest`` is the first level: 3 leaves the finest out (RetinaNet).  ``top`` makes the levels above the last map of
-    the backbone.  A backbone of three stages, ``{2..4}``, makes a pyramid ``{2..5}`` in the same way.
+    ``lowest`` is the first level: 3 leaves the finest out (RetinaNet).  A coarser level is brought to the size of the
+    next finer one by repeating its pixels, or with ``bilinear`` by values between them (YOLACT).  ``top`` makes the
+    levels above the last map of the backbone.  A backbone of three stages, ``{2..4}``, makes a pyramid ``{2..5}`` in
+    the same way.
     """
 
     channels: int = 256
     lowest: int = 2
     top: Subsample | StridedConvs = Subsample()
+    bilinear: bool = False
 
     @nn.compact
     def __call__(self, features: Levels) -> Levels:
@@ -70,7 +74,9 @@ class FPN(nn.Module):
         }
         # Top-down: a level is complete before the next finer one takes it over.
         for level in reversed(levels[:-1]):
-            merged[level] += upsample_to(merged[level + 1], merged[level])
+            coarse, fine = merged[level + 1], merged[level]
+            hw = fine.shape[1], fine.shape[2]
+            merged[level] = fine + (resize(coarse, hw, "cells") if self.bilinear else upsample_to(coarse, fine))
         # The convolutions behind the sums counter the aliasing of upsampling (FPN, section 3); the sums that are handed
         # down stay without.
         pyramid = {

@@ -21,46 +21,107 @@ class Places(Protocol):
     @property
     def per_cell(self) -> int: ...
 
-    def grid(self, level: int, height: int, width: int) -> np.ndarray:
-        """Places ``[height * width * per_cell, 4]`` of a level of that many cells, in the order y, x, place."""
+    @property
+    def least_side(self) -> float:
+        """Pixels that a box of these places keeps, at least, when it is cut to the image."""
+        ...
+
+    def grid(self, level: int, height: int, width: int, canvas_hw: tuple[int, int] | None = None) -> np.ndarray:
+        """Places ``[height * width * per_cell, 4]``, boxes, of a level of that many cells, in the order y, x, place.
+
+        ``canvas_hw`` is the size of the images; None: the level's cells times its stride.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Anchors:
     """One set of anchors for each cell of each level.
 
-    The anchors of the cell ``(y, x)`` at stride ``s`` are centred at ``(x * s, y * s)``, the reference's choice
-    (no half-stride offset), and have area ``(scale * s) ** 2``.  ``ratios`` are height over width.  The order
-    inside a cell is ratio-major.  ``levels`` are log2 strides.
+    The anchors of the cell ``(y, x)`` at stride ``s`` are centred at ``((x + offset) * s, (y + offset) * s)`` and have
+    area ``(scale * s) ** 2``.  ``offset`` 0 is the reference's choice for R-CNN and RetinaNet, 0.5 the middle of the
+    cell.  ``ratios`` are height over width.  The order inside a cell is ratio-major.  ``levels`` are log2 strides.
+
+    ``even`` spreads the centres evenly over the canvas, where its sides are no multiples of the stride (YOLACT's
+    550 pixels have 69 cells at stride 8); sizes stay those of the stride.
+
+    ``legacy`` is the convention of mmdetection 1.x, for models that were published with it (RDSNet): a box ends at its
+    last pixel and not behind it, so that its width is x2 - x1 + 1.  Anchors are rounded to whole pixels in that
+    convention, around the middle of the pixels of a cell, and a box that is cut to the image keeps a pixel.  Given
+    here are boxes of jaxdet's convention, x2 = x1 + width, as everywhere; all else (coding, IoU, suppression) is then
+    the same in both.
     """
 
     levels: tuple[int, ...] = (2, 3, 4, 5, 6)
     scales: tuple[float, ...] = (8.0,)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    offset: float = 0.0
+    even: bool = False
+    legacy: bool = False
 
     @property
     def per_cell(self) -> int:
         """Number of anchors in each cell."""
         return len(self.scales) * len(self.ratios)
 
+    @property
+    def least_side(self) -> float:
+        return 1.0 if self.legacy else 0.0
+
     def cell(self, level: int) -> np.ndarray:
-        """Anchors ``[A, 4]`` of the cell at the origin."""
+        """Anchors ``[A, 4]`` of a cell whose place in the image is the origin."""
         stride = 2**level
         # Sides of area (scale * s)^2 whose ratio, height over width, is ``ratio``.
-        sides = [
-            (stride * scale / math.sqrt(ratio), stride * scale * math.sqrt(ratio))
-            for ratio in self.ratios
-            for scale in self.scales
-        ]
-        return np.array([(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides], np.float32)
+        sides = np.array(
+            [
+                (stride * scale / math.sqrt(ratio), stride * scale * math.sqrt(ratio))
+                for ratio in self.ratios
+                for scale in self.scales
+            ]
+        )
+        if self.legacy:
+            # From the first pixel to the last one, each rounded; the box ends behind the last one.
+            centre = (stride - 1) / 2
+            first, last = np.round(centre - (sides - 1) / 2), np.round(centre + (sides - 1) / 2)
+            return np.concatenate([first, last + 1], 1).astype(np.float32)
+        return np.concatenate([-sides / 2, sides / 2], 1).astype(np.float32)
 
-    def grid(self, level: int, height: int, width: int) -> np.ndarray:
+    def grid(self, level: int, height: int, width: int, canvas_hw: tuple[int, int] | None = None) -> np.ndarray:
         """Anchors ``[height * width * A, 4]`` of a level of that many cells, in the order y, x, anchor."""
-        y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-        # [height, width, 4]: the corner of each cell, once for either corner of a box.
-        shift = np.stack([x, y, x, y], -1).astype(np.float32) * 2**level
-        anchors: np.ndarray = shift[:, :, None] + self.cell(level)
+        stride = 2**level
+        step: tuple[float, float] = (stride, stride)
+        if self.even and canvas_hw is not None:
+            step = (canvas_hw[0] / height, canvas_hw[1] / width)
+        anchors: np.ndarray = _corners(height, width, step, self.offset)[:, :, None] + self.cell(level)
         return anchors.reshape(-1, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """One place in each cell: the cell itself, its centre the point, its side the stride (FCOS, Tian et al. 2019)."""
+
+    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
+
+    @property
+    def per_cell(self) -> int:
+        return 1
+
+    @property
+    def least_side(self) -> float:
+        return 0.0
+
+    def grid(self, level: int, height: int, width: int, canvas_hw: tuple[int, int] | None = None) -> np.ndarray:
+        """Cells ``[height * width, 4]`` of a level, in the order y, x."""
+        stride = 2**level
+        low = _corners(height, width, (stride, stride), 0.0)
+        return (low + np.array([0, 0, stride, stride], np.float32)).reshape(-1, 4)
+
+
+def _corners(height: int, width: int, step: tuple[float, float], offset: float) -> np.ndarray:
+    """``[height, width, 4]`` float32: the place of each cell, once for either corner of a box."""
+    rows, columns = (np.arange(height) + offset) * step[0], (np.arange(width) + offset) * step[1]
+    y, x = np.meshgrid(rows, columns, indexing="ij")
+    return np.stack([x, y, x, y], -1).astype(np.float32)
 
 
 def inside(anchors: jax.Array, hw: jax.Array, border: float) -> jax.Array:

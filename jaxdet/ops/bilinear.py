@@ -5,9 +5,15 @@ The one home of it on the device: RoIAlign, mask targets and masks on a grid sam
 of the first pixel, ``extent - 1`` that of the last.
 """
 
+from typing import Literal, TypeAlias
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+
+Grid: TypeAlias = Literal["cells", "corners", "strided"]
+"""How the pixels of two sizes of a map lie on each other (`positions`)."""
 
 _MARGIN = 1.0
 """How many pixels outside of a map a sample may lie to count: there it has the value of the nearest pixel, farther out
@@ -60,3 +66,38 @@ def as_matrix(position: jax.Array, pixels: int) -> jax.Array:
     """
     position = jnp.clip(position, 0.0, pixels - 1.0)
     return jnp.maximum(1.0 - jnp.abs(position[..., None] - jnp.arange(pixels)), 0.0)
+
+
+def positions(before: int, after: int, grid: Grid) -> np.ndarray:
+    """Where ``after`` pixels along an axis lie among ``before`` pixels: float64 ``[after]``.
+
+    ``"cells"``: both divide the same extent into cells (torch's ``align_corners=False``).  ``"corners"``: the centres
+    of the first and of the last pixel are the same (``align_corners=True``).  ``"strided"``: pixel i of a map stands
+    for place ``(i + 0.5) * stride`` rounded down to a whole pixel, as CondInst's ``aligned_bilinear`` has it; ``after``
+    is a multiple of ``before``.
+    """
+    if grid == "cells":
+        return (np.arange(after) + 0.5) * (before / after) - 0.5
+    if grid == "corners":
+        return np.linspace(0, before - 1, after)
+    if after % before:
+        raise ValueError(f'resizing on a "strided" grid needs a whole factor, got {before} -> {after} pixels')
+    factor = after // before
+    return (np.arange(after) - factor // 2) / factor
+
+
+def resize(x: jax.Array, hw: tuple[int, int], grid: Grid) -> jax.Array:
+    """``[..., H, W, C]`` to ``[..., *hw, C]``, bilinear and without smoothing; outside the nearest pixel counts.
+
+    Maps are small: a product with a matrix along each axis is cheaper than gathers.
+    """
+    for axis, after in zip((-3, -2), hw, strict=True):
+        before = x.shape[axis]
+        if before != after:
+            # The hat function: 1 at a pixel, 0 from its neighbours on.
+            places = np.clip(positions(before, after, grid), 0, before - 1)
+            weights = np.maximum(1 - np.abs(places[:, None] - np.arange(before)), 0)
+            # "highest", because an accelerator would otherwise round the weights to bfloat16 or TF32.
+            matrix = jnp.asarray(weights, x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis % x.ndim), precision="highest"), 0, axis)
+    return x

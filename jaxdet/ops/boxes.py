@@ -8,6 +8,7 @@ Letters in shapes: N boxes, A and B the two sets of boxes that are compared.  Co
 
 import dataclasses
 import math
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -47,10 +48,22 @@ def coverage(a: jax.Array, b: jax.Array) -> jax.Array:
     return quotient(shared, jnp.maximum(jnp.maximum(area(a)[:, None], shared), 1e-6))
 
 
-def clip(boxes: jax.Array, hw: jax.Array) -> jax.Array:
-    """Boxes ``[..., 4]`` cut to the image ``[0, w] x [0, h]``; ``hw`` is ``[2]``."""
+def clip(boxes: jax.Array, hw: jax.Array, least: float = 0.0) -> jax.Array:
+    """Boxes ``[..., 4]`` cut to the image ``[0, w] x [0, h]``; ``hw`` is ``[2]``.
+
+    A box keeps ``least`` pixels along each axis, also where all of it lies outside, if it had that many.
+    """
     limit = jnp.stack([hw[1], hw[0], hw[1], hw[0]]).astype(boxes.dtype)
-    return jnp.clip(boxes, 0.0, limit)
+    room = jnp.asarray([-least, -least, 0.0, 0.0], boxes.dtype)
+    return jnp.clip(boxes, room + least, limit + room)
+
+
+class BoxCoder(Protocol):
+    """Boxes as numbers that a head predicts, relative to reference boxes; both ``[..., 4]``, in float32."""
+
+    def encode(self, references: jax.Array, boxes: jax.Array) -> jax.Array: ...
+
+    def decode(self, references: jax.Array, deltas: jax.Array) -> jax.Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +101,26 @@ class DeltaCoder:
         centre = (references[..., :2] + references[..., 2:]) * 0.5 + size * deltas[..., :2]
         half = size * jnp.exp(growth) * 0.5
         return jnp.concatenate([centre - half, centre + half], -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceCoder:
+    """Boxes as distances (left, top, right, bottom) from the centre of the reference, in units of its side.
+
+    FCOS (Tian et al. 2019, eq. 1), whose references are the cells of a level (`anchors.Points`): their side is the
+    stride, so that heads see numbers of the same size on all levels.
+    """
+
+    def encode(self, references: jax.Array, boxes: jax.Array) -> jax.Array:
+        """Distances ``[..., 4]``; negative where the centre is outside of the box."""
+        centre, size = (references[..., :2] + references[..., 2:]) * 0.5, references[..., 2:] - references[..., :2]
+        return jnp.concatenate([(centre - boxes[..., :2]) / size, (boxes[..., 2:] - centre) / size], -1)
+
+    def decode(self, references: jax.Array, deltas: jax.Array) -> jax.Array:
+        """Boxes ``[..., 4]``; not cut to an image."""
+        deltas = deltas.astype(jnp.float32)
+        centre, size = (references[..., :2] + references[..., 2:]) * 0.5, references[..., 2:] - references[..., :2]
+        return jnp.concatenate([centre - deltas[..., :2] * size, centre + deltas[..., 2:] * size], -1)
 
 
 _UNIT_BOX = (0.0, 0.0, 1.0, 1.0)

@@ -2,7 +2,8 @@
 
 The loss of a model is a value in its config: ``class_loss=Focal()``, ``box_loss=SmoothL1(beta=1 / 9)``.
 
-Class losses take logits ``[..., K]`` and labels ``[...]`` int32, where K stands for background, and give ``[...]``.
+Class losses take logits ``[..., K]``, with a column more where background has one, and labels ``[...]`` int32, where K
+stands for background, and give ``[...]``.
 Box losses take the coder, reference boxes ``[..., 4]``, predicted deltas ``[..., 4]`` and true boxes ``[..., 4]``, and
 give ``[...]``; references and true boxes need positive sides, so callers replace those of invalid slots before
 (`boxes.safe`), or gradients are NaN.
@@ -17,23 +18,34 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdet.ops.boxes import DeltaCoder, area
+from jaxdet.ops.boxes import BoxCoder, DistanceCoder, area
 
 
 class ClassLoss(Protocol):
-    """A loss of class logits ``[..., K]``, given labels ``[...]``."""
+    """A loss of class logits, given labels ``[...]``, and what such logits mean.
+
+    Unless it says otherwise each class is a sigmoid of its own, so that there are K logits and background is none.
+    """
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array: ...
+
+    def columns(self, num_classes: int) -> int:
+        """How many logits a place has."""
+        return num_classes
+
+    def scores(self, logits: jax.Array) -> jax.Array:
+        """The probability of each class, background left out: ``[..., K]``."""
+        return jax.nn.sigmoid(logits)
 
 
 class BoxLoss(Protocol):
     """A loss of box deltas, given reference and true boxes."""
 
-    def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array: ...
+    def __call__(self, coder: BoxCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class BinaryCrossEntropy:
+class BinaryCrossEntropy(ClassLoss):
     """Sigmoid cross entropy of each class by itself, summed over classes; background is 0 in all of them."""
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -42,7 +54,7 @@ class BinaryCrossEntropy:
 
 
 @dataclasses.dataclass(frozen=True)
-class Focal:
+class Focal(ClassLoss):
     """Focal loss (Lin et al. 2017, eq. 5), summed over classes.
 
     Each class is a sigmoid of its own.  ``gamma`` plays down what is classified well already, so that the many places
@@ -59,6 +71,20 @@ class Focal:
 
 
 @dataclasses.dataclass(frozen=True)
+class CrossEntropy(ClassLoss):
+    """Softmax cross entropy over the classes and, behind them, background."""
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return cross_entropy(logits, labels)
+
+    def columns(self, num_classes: int) -> int:
+        return num_classes + 1
+
+    def scores(self, logits: jax.Array) -> jax.Array:
+        return jax.nn.softmax(logits)[..., :-1]
+
+
+@dataclasses.dataclass(frozen=True)
 class SmoothL1:
     """``d^2 / (2 beta)`` where a delta differs by d < beta, ``d - beta / 2`` above, summed over the deltas of a box.
 
@@ -72,7 +98,7 @@ class SmoothL1:
         if self.beta < 0:
             raise ValueError(f"SmoothL1.beta: expected 0 (L1) or a positive number, got {self.beta}")
 
-    def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
+    def __call__(self, coder: BoxCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
         target, deltas = coder.encode(references, boxes), deltas.astype(jnp.float32)
         if self.beta == 0:
             return jnp.abs(deltas - target).sum(-1)
@@ -88,7 +114,7 @@ class GIoU:
     box around both that neither of them covers.
     """
 
-    def __call__(self, coder: DeltaCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
+    def __call__(self, coder: BoxCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
         predicted = coder.decode(references, deltas)
         low = jnp.maximum(predicted[..., :2], boxes[..., :2])
         high = jnp.minimum(predicted[..., 2:], boxes[..., 2:])
@@ -98,6 +124,17 @@ class GIoU:
         # The reference's bound of both denominators.
         hull = jnp.maximum(jnp.prod(around, -1), 1e-6)
         return 1.0 - (shared / jnp.maximum(union, 1e-6) - (hull - union) / hull)
+
+
+def centerness(references: jax.Array, boxes: jax.Array) -> jax.Array:
+    """How near the centre of each reference is to that of its box, 1 in the middle, 0 at the border (FCOS, eq. 3).
+
+    Both ``[..., 4]``; 0 where the centre of the reference is outside of the box.
+    """
+    sides = DistanceCoder().encode(references, boxes)
+    low, high = sides[..., :2], sides[..., 2:]
+    ratio = jnp.minimum(low, high) / jnp.maximum(jnp.maximum(low, high), 1e-6)
+    return jnp.sqrt(jnp.prod(jnp.maximum(ratio, 0.0), -1))
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -43,31 +43,49 @@ def mask_targets(masks: Masks, boxes: jax.Array, gt_index: jax.Array, valid: jax
     return (share >= _HALF).astype(jnp.float32)
 
 
-def masks_on_grid(masks: Masks, stride: int, grid_hw: tuple[int, int]) -> jax.Array:
-    """Masks ``[B, G, h, w]`` on a grid of one cell for each ``stride x stride`` pixels: ``[B, G, *grid_hw]`` float32.
+def masks_on_grid(masks: Masks, canvas_hw: tuple[int, int], grid_hw: tuple[int, int], shift: float = 0.0) -> jax.Array:
+    """Masks ``[B, G, h, w]`` on a grid of ``grid_hw`` cells, which cover the canvas: ``[B, G, *grid_hw]`` float32.
 
-    A cell has the bilinear value of its mask at the cell's centre, ``((x + 0.5) * stride, (y + 0.5) * stride)`` in
-    pixels of the image, 0 outside the frame; cut it at one half for a bitmap.  With frames that are the whole canvas
-    at its resolution and an even stride that is the mean of the four pixels around the centre.  Frames without extent
-    or with a coordinate that is not finite give 0.
+    A cell has the bilinear value of its mask at the cell's centre, moved by ``shift`` pixels along both axes, and 0
+    outside the frame; cut it at one half for a bitmap.  With frames that are the whole canvas at its resolution and
+    cells of an even number of pixels that is the mean of the four pixels around the centre, and with a shift of 0.5
+    the lower right one of them.  Frames without extent or with a coordinate that is not finite give 0.
     """
     height, width = masks.values.shape[2:]
     frames = masks.frames
     fine = jnp.isfinite(frames).all(-1) & (frames[..., 2:] > frames[..., :2]).all(-1)
     frames = jnp.where(fine[..., None], frames, jnp.asarray([0.0, 0.0, 1.0, 1.0]))
     # A bilinear sample on a lattice is a product with a matrix for rows and one for columns.
-    weights = [
-        _taps(frames[..., 1 - axis], frames[..., 3 - axis], cells, (height, width)[axis], stride)
-        for axis, cells in enumerate(grid_hw)
-    ]
+    weights = []
+    for axis, cells in enumerate(grid_hw):
+        # The centres of the cells, in pixels of the image.
+        centre = (jnp.arange(cells) + 0.5) * (canvas_hw[axis] / cells) + shift
+        weights.append(_taps(frames[..., 1 - axis], frames[..., 3 - axis], centre, (height, width)[axis]))
     # Whole masks are set to 0, since 0 times a NaN would stay NaN.
     values = jnp.where(fine[..., None, None], masks.values.astype(jnp.float32), 0.0)
     return jnp.einsum("bgyh,bghw,bgxw->bgyx", weights[0], values, weights[1], precision="highest")
 
 
-def _taps(low: jax.Array, high: jax.Array, cells: int, pixels: int, stride: int) -> jax.Array:
-    """Weights ``[B, G, cells, pixels]`` of linear interpolation along one axis of frames from ``low`` to ``high``."""
-    centre = (jnp.arange(cells) + 0.5) * stride
+def centroids(masks: Masks) -> jax.Array:
+    """Mean place ``[..., 2]``, (x, y), of the pixels of masks ``[..., h, w]``; of an empty one the centre of its frame.
+
+    A pixel stands at its lower corner and not at its centre: the mean of pixel indices, as CondInst's code takes it.
+    """
+    height, width = masks.values.shape[-2:]
+    low, high = masks.frames[..., :2], masks.frames[..., 2:]
+    if not height * width:
+        return (low + high) / 2
+    values = masks.values.astype(jnp.float32)
+    # The mean index along an axis needs only how much there is in each column, or row.
+    amounts = (values.sum(-2), values.sum(-1))
+    area = amounts[0].sum(-1)
+    mean = jnp.stack([(a * jnp.arange(a.shape[-1])).sum(-1) for a in amounts], -1) / jnp.maximum(area, 1e-6)[..., None]
+    side = (high - low) / jnp.asarray([width, height], jnp.float32)
+    return jnp.where((area > 0)[..., None], low + (mean + 0.5) * side - 0.5, (low + high) / 2)
+
+
+def _taps(low: jax.Array, high: jax.Array, centre: jax.Array, pixels: int) -> jax.Array:
+    """Weights ``[B, G, cells, pixels]`` of interpolation at ``centre [cells]`` in frames from ``low`` to ``high``."""
     inside = (centre >= low[..., None]) & (centre < high[..., None])
     # Values sit at the centres of bitmap pixels, half a pixel behind the frame's edge.
     position = (centre - low[..., None]) * (pixels / (high - low))[..., None] - 0.5

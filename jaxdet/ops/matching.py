@@ -1,12 +1,15 @@
 """Which ground truth, if any, each box is assigned to.  N boxes, G ground-truth slots, boxes in pixels."""
 
 import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxdet.ops.boxes import coverage, iou
+from jaxdet.ops.boxes import area, coverage, iou
+from jaxdet.ops.masks import centroids
+from jaxdet.structures import Masks
 
 
 @struct.dataclass
@@ -19,6 +22,20 @@ class Match:
     max_iou: jax.Array  #: ``[N]`` float32, best overlap with a valid ground truth
 
 
+class Assigner(Protocol):
+    """Assigns places ``[N, 4]`` of one image to ground truths ``[G, 4]``; a value in a config."""
+
+    def __call__(
+        self,
+        boxes: jax.Array,
+        valid: jax.Array,
+        gt_boxes: jax.Array,
+        gt_valid: jax.Array,
+        crowd: jax.Array,
+        masks: Masks | None = None,
+    ) -> Match: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Matcher:
     """The max-IoU rule of Faster R-CNN (Ren et al. 2015, section 3.1.2).
@@ -26,20 +43,27 @@ class Matcher:
     A box is positive from ``positive_iou`` on, else negative below ``negative_iou``.  With ``low_quality`` each
     ground truth whose best overlap is at least ``min_positive_iou`` also takes every box that reaches exactly
     that overlap, overriding what those boxes were; among several such ground truths the last one takes it.
-    ``ignore_cover`` drops boxes that lie in a crowd region by more than that share, as if they were invalid (None:
-    crowds have no effect, the reference's setting).
+    With ``ties`` False it takes the first of them alone (YOLACT).  ``ignore_cover`` drops boxes that lie in a crowd
+    region by more than that share, as if they were invalid (None: crowds have no effect, the reference's setting).
     """
 
     positive_iou: float = 0.5
     negative_iou: float = 0.5
     min_positive_iou: float = 0.5
     low_quality: bool = True
+    ties: bool = True
     ignore_cover: float | None = None
 
     def __call__(
-        self, boxes: jax.Array, valid: jax.Array, gt_boxes: jax.Array, gt_valid: jax.Array, crowd: jax.Array
+        self,
+        boxes: jax.Array,
+        valid: jax.Array,
+        gt_boxes: jax.Array,
+        gt_valid: jax.Array,
+        crowd: jax.Array,
+        masks: Masks | None = None,
     ) -> Match:
-        """Match ``boxes [N, 4]`` with ``gt_boxes [G, 4]``.
+        """Match ``boxes [N, 4]`` with ``gt_boxes [G, 4]``; the ``masks`` of these do not matter here.
 
         ``valid [N]`` and ``gt_valid [G]`` mark real slots, ``crowd [G]`` those ground truths that are crowd regions
         and match nothing.  An invalid slot may hold anything; an invalid box is neither positive nor negative.
@@ -72,6 +96,49 @@ class Matcher:
         best = overlap.max(1, keepdims=True, initial=-1.0)
         # Exact equality, as in the reference: all anchors that tie count, and `iou` is reproducible to the bit.
         takes = (overlap == best) & (best >= jnp.maximum(self.min_positive_iou, 0.0)) & (overlap >= 0.0)
+        if not self.ties:
+            takes &= jnp.arange(overlap.shape[1]) == overlap.argmax(1)[:, None]
         # The reference walks the ground truths in order and overwrites, so that the last one stays.
         last = overlap.shape[0] - 1 - takes[::-1].argmax(0)
         return takes.any(0), last.astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreSampling:
+    """FCOS's rule (Tian et al. 2019, section 3.2): a cell is positive near the centre of an object of its level's size.
+
+    Near is within ``radius`` sides of the cell, along both axes, and inside the object's box.  The centre is that of
+    mass of the object's mask where there is one, as in CondInst, else that of its box.  The size of an object is its
+    largest distance from the cell's centre to a side of the box; a level of cells of side s takes sizes from ``4 s`` to
+    ``8 s``, the finest everything below, the coarsest everything above.  Of several objects the smallest box counts,
+    and of equal ones the first.  All other cells are negative.
+    """
+
+    radius: float = 1.5
+
+    def __call__(
+        self,
+        boxes: jax.Array,
+        valid: jax.Array,
+        gt_boxes: jax.Array,
+        gt_valid: jax.Array,
+        crowd: jax.Array,
+        masks: Masks | None = None,
+    ) -> Match:
+        """Match cells ``boxes [N, 4]`` (`anchors.Points`); other arguments and the result as `Matcher`."""
+        if gt_boxes.shape[0] == 0:
+            raise ValueError("matching needs at least one ground-truth slot, got 0: pad with an invalid one")
+        centre = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2 if masks is None else centroids(masks)
+        points, side = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2] - boxes[:, 0]
+        reach = self.radius * side[:, None, None]
+        # [N, G, 2]: the square around the centre, cut to the box of the object.
+        low = jnp.maximum(centre - reach, gt_boxes[:, :2])
+        high = jnp.minimum(centre + reach, gt_boxes[:, 2:])
+        near = ((points[:, None] > low) & (points[:, None] < high)).all(-1)
+        size = jnp.maximum(points[:, None] - gt_boxes[:, :2], gt_boxes[:, 2:] - points[:, None]).max(-1)
+        finest, coarsest = (side == side.min())[:, None], (side == side.max())[:, None]
+        fits = ((size >= 4 * side[:, None]) | finest) & ((size <= 8 * side[:, None]) | coarsest)
+        takes = near & fits & valid[:, None] & (gt_valid & ~crowd)
+        gt_index = jnp.where(takes, area(gt_boxes), jnp.inf).argmin(1).astype(jnp.int32)
+        positive = takes.any(1)
+        return Match(jnp.where(positive, gt_index, 0), positive, valid & ~positive, positive.astype(jnp.float32))

@@ -74,3 +74,46 @@ class Sampler:
         valid = valid[front]
         # The first max_positive candidates were positives, wherever they stand now.
         return Choice(jnp.where(valid, index[front], 0), valid & (front < self.max_positive), valid)
+
+
+def hardest(values: jax.Array, candidate: jax.Array, number: jax.Array) -> jax.Array:
+    """Weights ``[..., N]``, 0 to 1, of the ``number [...]`` largest ``values [..., N]`` among the candidates.
+
+    Values are not negative; those of others, NaN included, have no effect.  Values that tie for the last places share
+    them, so that the weighted sum is that of the largest ``number`` whatever their order.  No gradient flows.
+
+    There is no sort: the smallest value that still counts is found bit by bit, in 31 passes of counting.
+    """
+    values = jax.lax.stop_gradient(jnp.where(candidate, values.astype(jnp.float32), -1.0))
+    number = jnp.minimum(number, candidate.sum(-1)).astype(jnp.int32)
+    # The bits of floats that are not negative, read as whole numbers, are in the order of the floats; -1.0 is below.
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+
+    def add_bit(i: jax.Array, limit: jax.Array) -> jax.Array:
+        higher = limit | (jnp.int32(1) << (30 - i))
+        return jnp.where((bits >= higher[..., None]).sum(-1) >= number, higher, limit)
+
+    limit = jax.lax.fori_loop(0, 31, add_bit, jnp.zeros_like(number))[..., None]
+    above, tied = bits > limit, (bits == limit) & candidate
+    share = (number - above.sum(-1)) / jnp.maximum(tied.sum(-1), 1)
+    return above + tied * share[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class HardNegatives:
+    """Keeps, beside all positives of an image, ``ratio`` times as many negatives, those with the largest loss.
+
+    SSD (Liu et al. 2016, section 2.2) and YOLACT.  In an image without positives all negatives count, as in the
+    reference.
+    """
+
+    ratio: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.ratio <= 0:
+            raise ValueError(f"HardNegatives.ratio: expected more than 0 negatives for each positive, got {self.ratio}")
+
+    def __call__(self, loss: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+        """Weights ``[..., N]`` of the losses ``[..., N]`` of positives and negatives, 0 to 1."""
+        number = jnp.where(positive.any(-1), (self.ratio * positive.sum(-1)).astype(jnp.int32), negative.sum(-1))
+        return positive + hardest(loss, negative, number)

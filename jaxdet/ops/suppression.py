@@ -36,7 +36,12 @@ class Suppression(Protocol):
     def max_detections(self) -> int: ...
 
     def __call__(
-        self, boxes: jax.Array, scores: jax.Array, valid: jax.Array, level: jax.Array | None = None
+        self,
+        boxes: jax.Array,
+        scores: jax.Array,
+        valid: jax.Array,
+        level: jax.Array | None = None,
+        labels: jax.Array | None = None,
     ) -> Detections:
         """Detections ``[D]``, best first, without masks; ``index`` is the row of the candidate.
 
@@ -45,6 +50,7 @@ class Suppression(Protocol):
             scores: ``[N, K]``.
             valid: ``[N]``.
             level: ``[N]`` int32, the pyramid level of each candidate, where there is one.
+            labels: ``[N]`` int32, the class of each candidate where it has the score of one class only, ``[N, 1]``.
         """
 
 
@@ -63,11 +69,16 @@ class NMS:
     within: Literal["class", "level"] = "class"
 
     def __call__(
-        self, boxes: jax.Array, scores: jax.Array, valid: jax.Array, level: jax.Array | None = None
+        self,
+        boxes: jax.Array,
+        scores: jax.Array,
+        valid: jax.Array,
+        level: jax.Array | None = None,
+        labels: jax.Array | None = None,
     ) -> Detections:
         if not len(scores):
             boxes, scores, valid = _one_invalid(scores.shape[1])
-            level = jnp.zeros(1, jnp.int32)
+            level = labels = jnp.zeros(1, jnp.int32)
         if level is None and self.within == "level":
             raise ValueError(
                 'NMS(within="level") needs the level of each candidate; there are none, set within="class"'
@@ -75,7 +86,7 @@ class NMS:
         n, classes = scores.shape
         # N * K boxes, candidate-major: row r is class r % K of candidate r // K.
         boxes = jnp.broadcast_to(boxes, (n, classes, 4)).reshape(-1, 4)
-        labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), n)
+        labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), n) if labels is None else labels
         groups = labels if level is None or self.within == "class" else jnp.repeat(level, classes)
         scores = scores.reshape(-1)
         candidate = jnp.repeat(valid, classes) & jnp.isfinite(boxes).all(-1)
@@ -102,8 +113,15 @@ class FastNMS:
     max_detections: int = 100
 
     def __call__(
-        self, boxes: jax.Array, scores: jax.Array, valid: jax.Array, level: jax.Array | None = None
+        self,
+        boxes: jax.Array,
+        scores: jax.Array,
+        valid: jax.Array,
+        level: jax.Array | None = None,
+        labels: jax.Array | None = None,
     ) -> Detections:
+        if labels is not None:
+            raise ValueError("FastNMS needs the scores of all classes of a candidate: set Selection.pairs_above=None")
         if not len(scores):
             boxes, scores, valid = _one_invalid(scores.shape[1])
         n, classes = scores.shape

@@ -30,7 +30,7 @@ class Reads(nn.Module):
     """The first channels are logits, four more deltas, the rest codes."""
 
     @nn.compact
-    def __call__(self, level: jax.Array, num_classes: int) -> DenseMaps:
+    def __call__(self, level: jax.Array, num_classes: int, number: int = 0) -> DenseMaps:
         logits, deltas, codes = jnp.split(level, [num_classes, num_classes + 4], axis=-1)
         return DenseMaps(logits, deltas, codes if codes.shape[-1] else None)
 
@@ -130,7 +130,7 @@ def terms_of(
     detector: DenseDetector, features: dict[int, np.ndarray], targets: Targets, hw: np.ndarray = HW, classes: int = 1
 ) -> dict[str, float]:
     def run(features: Any, hw: Any, targets: Any) -> dict[str, jax.Array]:
-        return detector.losses(detector.apply({}, Features(features), hw, classes), hw, targets, KEY)
+        return detector.losses(detector.apply({}, Features(features), hw, classes), hw, targets, KEY)[0]
 
     return {name: float(value) for name, value in jax.jit(run)(features, hw, targets).items()}
 
@@ -266,7 +266,7 @@ def test_places_between_the_thresholds_teach_nothing() -> None:
 
     def total(features: Any) -> jax.Array:
         outputs = detector.apply({}, Features(features), HW, CLASSES)
-        return sum(detector.losses(outputs, HW, targets, KEY).values(), jnp.float32(0))
+        return sum(detector.losses(outputs, HW, targets, KEY)[0].values(), jnp.float32(0))
 
     gradients = jax.jit(jax.grad(total))(features)
     flat = np.concatenate([np.asarray(gradients[level]).reshape(-1, CLASSES + 4) for level in CELLS])
@@ -431,6 +431,6 @@ def test_the_prior_makes_first_losses_small() -> None:
     outputs, _ = jax.jit(lambda: detector.init_with_output(KEY, features, np.float32([[64, 64]]), 3))()
     for logits in outputs.logits:
         np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.01, rtol=1e-5)
-    terms = detector.losses(outputs, np.float32([[64, 64]]), truth_of([]), KEY)
+    terms, _ = detector.losses(outputs, np.float32([[64, 64]]), truth_of([]), KEY)
     number = sum(logits.size for logits in outputs.logits)
     np.testing.assert_allclose(terms["loss_cls"], -number * 0.75 * 0.01**2 * np.log(0.99), rtol=1e-3)

@@ -21,7 +21,7 @@ KEY = jax.random.key(0)
 
 def test_rpn_head_shapes() -> None:
     head = RPNHead(anchors=3, channels=8)
-    maps, variables = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((2, 4, 6, 16))))
+    maps, variables = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((2, 4, 6, 16)), 1))
     assert (maps.logits.shape, maps.deltas.shape, maps.codes) == ((2, 4, 6, 3), (2, 4, 6, 12), None)
     assert set(variables["params"]) == {"conv", "objectness", "deltas"}
 

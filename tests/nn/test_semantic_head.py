@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jaxdet.nn.extractors.single_level import SingleLevel
-from jaxdet.nn.heads.semantic import PlusSemantic, SemanticHead, resize, semantic_crops
+from jaxdet.nn.heads.semantic import PlusSemantic, SemanticHead, semantic_crops
 from jaxdet.ops.roi_align import roi_align
 from jaxdet.structures import Features
+from tests.ops.oracles import resize as slow_resize
 
 KEY = jax.random.key(0)
 
@@ -20,33 +21,6 @@ def pyramid(channels: int = 4, side: int = 64) -> Features:
     shapes = {level: (2, side >> level, (side + side // 2) >> level, channels) for level in range(2, 7)}
     levels = zip(keys, shapes.items(), strict=True)
     return Features({level: jax.random.normal(key, shape) for key, (level, shape) in levels})
-
-
-def slow_resize(x: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """Pixel by pixel; the corners of both grids lie on each other."""
-    before = x.shape[1:3]
-    out = np.zeros((x.shape[0], *hw, x.shape[3]))
-    for i in range(hw[0]):
-        for j in range(hw[1]):
-            y, u = (k * (b - 1) / (a - 1) if a > 1 else 0.0 for k, b, a in zip((i, j), before, hw, strict=True))
-            y0, u0 = int(y), int(u)
-            y1, u1 = min(y0 + 1, before[0] - 1), min(u0 + 1, before[1] - 1)
-            upper = x[:, y0, u0] * (1 - (u - u0)) + x[:, y0, u1] * (u - u0)
-            lower = x[:, y1, u0] * (1 - (u - u0)) + x[:, y1, u1] * (u - u0)
-            out[:, i, j] = upper * (1 - (y - y0)) + lower * (y - y0)
-    return out
-
-
-@pytest.mark.parametrize("before", [(8, 12), (3, 5), (1, 2), (1, 1), (4, 6)])
-@pytest.mark.parametrize("after", [(4, 6), (7, 3), (1, 1)])
-def test_resize_aligns_corners(before: tuple[int, int], after: tuple[int, int]) -> None:
-    x = jax.random.normal(KEY, (2, *before, 3))
-    np.testing.assert_allclose(resize(x, after), slow_resize(np.asarray(x), after), atol=1e-5)
-
-
-def test_resize_by_hand() -> None:
-    np.testing.assert_allclose(resize(jnp.asarray([[[[0.0], [6.0]]]]), (1, 4))[0, 0, :, 0], [0, 2, 4, 6], atol=1e-6)
-    assert resize(jnp.ones((1, 3, 3, 1), jnp.bfloat16), (5, 5)).dtype == jnp.bfloat16
 
 
 def test_parameters_and_shapes() -> None:
@@ -74,7 +48,7 @@ def slow_head(params: Any, features: dict[int, np.ndarray], convs: int) -> tuple
         return np.asarray(out + bias)
 
     hw = features[3].shape[1:3]
-    x = sum(np.maximum(conv(slow_resize(f, hw), f"lateral{level}"), 0) for level, f in features.items())
+    x = sum(np.maximum(conv(slow_resize(f, hw, "corners"), f"lateral{level}"), 0) for level, f in features.items())
     for i in range(1, convs + 1):
         x = np.maximum(conv(np.asarray(x), f"conv{i}"), 0)
     return conv(np.asarray(x), "logits"), np.maximum(conv(np.asarray(x), "embedding"), 0)

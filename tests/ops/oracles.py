@@ -91,3 +91,30 @@ def roi_align(image: Array, box: Array, scale: float, size: tuple[int, int], rat
                     x = x1 + j * bin_w + (m + 0.5) * bin_w / columns
                     out[i, j] += bilinear(image, y, x) / (rows * columns)
     return out
+
+
+def _place_of_pixel(i: int, before: int, after: int, grid: str) -> float:
+    """Where pixel ``i`` of ``after`` lies among ``before`` pixels."""
+    if grid == "cells":
+        return (i + 0.5) * before / after - 0.5
+    if grid == "corners":
+        return i * (before - 1) / (after - 1) if after > 1 else 0.0
+    factor = after // before
+    return (i - factor // 2) / factor
+
+
+def resize(x: np.ndarray, hw: tuple[int, int], grid: str) -> np.ndarray:
+    """Bilinear resizing of ``[B, H, W, C]`` on one of the grids of `jaxdet.ops.bilinear`, pixel by pixel."""
+    before = x.shape[1:3]
+    out = np.zeros((x.shape[0], *hw, x.shape[3]))
+    for i in range(hw[0]):
+        for j in range(hw[1]):
+            y, u = (
+                min(max(_place_of_pixel(k, b, a, grid), 0), b - 1) for k, b, a in zip((i, j), before, hw, strict=True)
+            )
+            y0, u0 = int(y), int(u)
+            y1, u1 = min(y0 + 1, before[0] - 1), min(u0 + 1, before[1] - 1)
+            upper = x[:, y0, u0] * (1 - (u - u0)) + x[:, y0, u1] * (u - u0)
+            lower = x[:, y1, u0] * (1 - (u - u0)) + x[:, y1, u1] * (u - u0)
+            out[:, i, j] = upper * (1 - (y - y0)) + lower * (y - y0)
+    return out

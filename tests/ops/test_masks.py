@@ -15,7 +15,13 @@ from tests.ops.golden import INPUTS, OPS, normal
 targets_of = jax.jit(mask_targets, static_argnames="size")
 share_of = jax.jit(instance_share)
 ious_of = jax.jit(mask_iou_targets)
-on_grid = jax.jit(masks_on_grid, static_argnums=(1, 2))
+_on_grid = jax.jit(masks_on_grid, static_argnums=(1, 2, 3))
+
+
+def on_grid(masks: Masks, stride: int, hw: tuple[int, int], shift: float = 0.0) -> jax.Array:
+    """Masks on a grid of cells of ``stride`` pixels."""
+    found: jax.Array = _on_grid(masks, (stride * hw[0], stride * hw[1]), hw, shift)
+    return found
 
 
 def whole(masks: np.ndarray) -> np.ndarray:

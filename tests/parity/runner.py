@@ -19,18 +19,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from pycocotools import mask as coco_mask
 
 from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.names.mmdet import from_mmdet, mmdet_names
 from jaxdet.checkpoints.tree import flatten, unflatten
 from jaxdet.config import load_config
-from jaxdet.evaluation.paste import paste_mask
+from jaxdet.evaluation.paste import paste_masks
 from jaxdet.models.dense import DenseDetector
 from jaxdet.models.features import Normalization, extract_features, feature_intermediates, semantic_losses
 from jaxdet.models.one_stage import OneStage
+from jaxdet.models.parts.instances import InstanceMasks
 from jaxdet.models.roi.boxes import pad
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.heads.semantic import semantic_crops
+from jaxdet.ops.boxes import DistanceCoder
+from jaxdet.ops.instances import Correlation, DynamicConvs, Prototypes
 from jaxdet.ops.losses import SmoothL1
 from jaxdet.structures import Batch, Detections, Features, Masks, Proposals, Targets
 
@@ -61,6 +65,9 @@ CONFIGS = {
     "sbr_cnn": "sbr_cnn.py",
     "retinanet_r50": "retinanet_r50_fpn.py",
     "htc_semantic_r50": "htc_semantic_r50_fpn.py",
+    "rdsnet_r50": "rdsnet_r50_fpn.py",
+    "condinst_r50": "condinst_r50_fpn.py",
+    "yolact_r50": "yolact_r50_fpn.py",
 }
 """Reference model -> config of the project."""
 
@@ -76,7 +83,9 @@ def load_model(name: str, roi_samples: int = 128) -> Any:
 
     model = model.clone(normalization=Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     if isinstance(model, OneStage):
-        return model
+        return model.clone(
+            parts=tuple(p.clone(order="first") if isinstance(p, InstanceMasks) else p for p in model.parts)
+        )
     stages = tuple(dataclasses.replace(s, sampler=first(s.sampler, number=roi_samples)) for s in model.stages)
     return model.clone(rpn=model.rpn.clone(sampler=first(model.rpn.sampler)), stages=stages)
 
@@ -162,7 +171,7 @@ class Body(nn.Module):
         """
         features = self.features(batch)
         outputs = self.rpn(features, batch.true_hw)
-        own = self.rpn.losses(outputs, batch.true_hw, batch.targets, jax.random.key(0))
+        own, _ = self.rpn.losses(outputs, batch.true_hw, batch.targets, jax.random.key(0))
         terms = {f"loss_rpn_{name.removeprefix('loss_')}": value for name, value in own.items()}
         if self.semantic is not None:
             terms |= semantic_losses(features.semantic_logits, batch.targets, self.semantic.weight)
@@ -188,14 +197,63 @@ def run(model: str, state_dict: Arrays, inputs: Arrays, groups: set[str]) -> Arr
 def _one_stage(
     net: OneStage, variables: Arrays, state_dict: Arrays, batch: Batch, inputs: Arrays, groups: set[str]
 ) -> Arrays:
-    named = _apply(net, variables, batch, method="intermediates")
-    out = _features(named, net.dense, "dense", "head")
+    batch = _with_legacy_boxes(net, batch)
+    index = _fixed_places(net, batch, inputs)
+    named = _apply(net, variables, batch, index, method="intermediates")
+    out = _features(named, net.dense, "dense", "head") | _codes(net, named)
+    if index is not None:
+        out["mask/logits"] = named["masks/logits"][0]
     if "test" in groups:
-        out |= _detections("test", _apply(net, variables, batch, method="predict"), batch)
+        found = _apply(net, variables, batch, method="predict")
+        out |= _detections("test", found, batch)
+        out["test/boxes"][:, 2:4] -= net.dense.places.least_side / np.asarray(batch.scale[0])[::-1]
     if "train" in groups:
         (total, (terms, _)), grads = _loss_and_grads(net, variables, batch, jax.random.key(0), method="losses")
         out |= {f"train/{name}": value for name, value in terms.items()} | {"train/total_loss": total}
         out["train/grad_norms"] = _norms(net, grads, trained_only=True)
+    return out
+
+
+def _with_legacy_boxes(net: OneStage, batch: Batch) -> Batch:
+    """Ground truth as this project has it: boxes of mmdetection 1.x end at their last pixel, ours behind it."""
+    if not net.dense.places.least_side:
+        return batch
+    behind = np.array([0, 0, 1, 1], np.float32)
+    return batch.replace(targets=batch.targets.replace(boxes=batch.targets.boxes + behind))
+
+
+def _fixed_places(net: OneStage, batch: Batch, inputs: Arrays) -> Any:
+    """The numbers of the given points (level, y, x) or anchors (level, y, x, anchor) among all places."""
+    given = inputs.get("fixed_points", inputs.get("fixed_anchors"))
+    if given is None:
+        return None
+    sides = [[-(-side // 2**level) for side in batch.image.shape[1:3]] for level in net.dense.places.levels]
+    per_cell = net.dense.places.per_cell
+    first = np.cumsum([0] + [height * width * per_cell for height, width in sides])
+    index = [
+        first[level] + (y * sides[level][1] + x) * per_cell + (anchor[0] if anchor else 0)
+        for level, y, x, *anchor in np.asarray(given).tolist()
+    ]
+    return np.asarray(index, np.int32)[None]
+
+
+def _codes(net: OneStage, named: Arrays) -> Arrays:
+    """What the dense head says beside class and box, the map of all pixels, and the classes of these."""
+    out: Arrays = {}
+    masks = next((part for part in net.parts if isinstance(part, InstanceMasks)), None)
+    kind = {Correlation: "rep", Prototypes: "coeff", DynamicConvs: "params"}[type(masks.maker)] if masks else ""
+    for i, level in enumerate(net.dense.places.levels):
+        _, height, width, _ = named[f"pyramid/{level}"].shape
+        for ours, theirs in (("codes", kind), ("quality", "centerness")):
+            if f"dense/{level}/{ours}" in named:
+                out[f"head/{theirs}{i}"] = _nchw(named[f"dense/{level}/{ours}"].reshape(1, height, width, -1))
+        if isinstance(net.dense.coder, DistanceCoder):
+            distances = named[f"dense/{level}/deltas"].reshape(1, height, width, -1)
+            out[f"head/reg{i}"] = _nchw(distances * 2**level)  # in pixels
+    if "masks/pixels" in named:
+        out[{"coeff": "proto/maps", "params": "mask/branch", "rep": "pixels"}[kind]] = _nchw(named["masks/pixels"])
+    if "pixel_classes/logits" in named:
+        out["semantic/logits"] = _nchw(named["pixel_classes/logits"])
     return out
 
 
@@ -267,7 +325,8 @@ def _loss_and_grads(net: Any, variables: Arrays, *args: Any, method: str) -> Any
     """Value and gradient of the sum of the terms that a method returns first."""
 
     def total(params: Any) -> Any:
-        found = net.apply({**variables, "params": params}, *args, method=method)
+        # Where normalisation learns, it takes the statistics of the batch; elsewhere nothing changes.
+        found, _ = net.apply({**variables, "params": params}, *args, method=method, mutable=["batch_stats"])
         return sum(found[0].values()), found
 
     return jax.value_and_grad(total, has_aux=True)(variables["params"])
@@ -408,9 +467,10 @@ def _detections(prefix: str, found: Detections, batch: Batch) -> Arrays:
     if found.masks is not None:
         hw = tuple(int(v) for v in batch.original_hw[0])
         frames = np.asarray(found.masks.frames[0])[valid] / factors
-        values = np.asarray(found.masks.values[0])[valid]
-        masks = [paste_mask(m, f, hw, found.masks.threshold) for m, f in zip(values, frames, strict=True)]
-        out[f"{prefix}/masks"] = np.array(masks).reshape(-1, *hw)
+        crop = None if found.masks.crop is None else np.asarray(found.masks.crop[0])[valid] / factors
+        masks = found.masks.replace(values=np.asarray(found.masks.values[0])[valid], frames=frames, crop=crop)
+        pasted = [coco_mask.decode(rle) for rle in paste_masks(masks, hw)]
+        out[f"{prefix}/masks"] = np.array(pasted, bool).reshape(-1, *hw)
     return out
 
 

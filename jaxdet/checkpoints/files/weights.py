@@ -50,7 +50,7 @@ def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, Array]) 
     """Write named arrays, such as ``to_mmdet`` returns, for torch's or any other reader of safetensors."""
     with replacing(path) as scratch:
         # safetensors wants contiguous memory, and names from other tools are often transposed views.
-        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, scratch)
+        save_file({name: np.asarray(array, order="C") for name, array in state.items()}, scratch)
 
 
 def _read(path: Path) -> dict[str, Array]:

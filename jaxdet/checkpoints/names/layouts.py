@@ -71,9 +71,15 @@ LINEAR = _weighted(axes(1, 0))
 LINEAR_OVER_7X7 = _weighted(_flattened_map(7))
 # (in, out, kh, kw) to [kh, kw, in, out]: `Upsample` multiplies pixels with it, where torch slides it; no flip.
 TRANSPOSED_CONV = _weighted(axes(2, 3, 0, 1))
+GROUP_NORM = (Leaf("params", "scale", "weight", VECTOR), _BIAS)
 BATCH_NORM = (
     Leaf("params", "scale", "weight", VECTOR),
     _BIAS,
     Leaf("batch_stats", "mean", "running_mean", VECTOR),
     Leaf("batch_stats", "var", "running_var", VECTOR),
 )
+
+
+def scalar(ours: str, theirs: str) -> Leaf:
+    """A parameter that is a single number."""
+    return Leaf("params", ours, theirs, axes())

@@ -67,7 +67,7 @@ def from_state(table: Table, state: Mapping[str, Any]) -> Variables:
         # Two spellings of one name, say of two versions: which of them is right nobody knows.
         if path in flat:
             raise ValueError(f"{name} is a second value for {'/'.join(path)}: the state dict holds two spellings of it")
-        flat[path] = np.ascontiguousarray(array, dtype=np.float32)
+        flat[path] = np.asarray(array, np.float32, order="C")
     return unflatten(flat) if flat else {"params": {}}
 
 
@@ -84,7 +84,7 @@ def to_state(table: Table, variables: Mapping[str, Any]) -> dict[str, Array]:
             unknown.append("/".join((collection, *path)))
             continue
         array = found[1].layout.to_torch(np.asarray(value, dtype=np.float32))
-        state[found[0]] = np.ascontiguousarray(array)
+        state[found[0]] = np.asarray(array, order="C")
     if unknown:
         raise ValueError(f"no torch name for {', '.join(unknown)}: add a pair to the table")
     return state

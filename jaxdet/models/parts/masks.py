@@ -41,9 +41,12 @@ class MaskPrediction(nn.Module):
         # At test only the heads of the stages matter; masks are predicted in the final boxes, not in those of a stage.
         predicted = loop.predict_masks(self.heads, setting.stages, features, boxes, setting.num_classes)
         masks = Masks(predicted.probabilities, frames=boxes.boxes)
-        return Found(dataclasses.replace(boxes, masks=masks), predicted.view)
+        detections = dataclasses.replace(boxes, masks=masks)
+        return dataclasses.replace(found, detections=detections, view=predicted.view)
 
-    def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
+    def losses(
+        self, features: Features, seen: Seen, targets: Targets, setting: Setting, key: jax.Array
+    ) -> tuple[Losses, Seen]:
         """``loss_mask`` of each stage, on the positives among its samples."""
         self._check(setting)
         if len(self.heads) > len({stage.head for stage in setting.stages}):
@@ -56,12 +59,13 @@ class MaskPrediction(nn.Module):
         return by_stage([stage.losses for stage in trained]), dataclasses.replace(seen, masks=trained[-1])
 
     def intermediates(
-        self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
+        self, features: Features, found: Found, setting: Setting, before: dict[str, Any]
     ) -> dict[str, Any]:
         """``masks/crops [B * N, s, s, C]`` of the last head; of each stage ``masks/stage{t}/features`` and ``logits``.
 
         Passes are those of the test (`passes_at_test`); logits ``[B * N, m, m, K]`` have all classes.
         """
+        boxes = found.detections.boxes
         valid = jnp.ones(boxes.shape[:2], bool)
         crops, passes = passes_at_test(self.heads, setting.stages, features, boxes, valid)
         named = {"masks/crops": crops}
@@ -114,7 +118,9 @@ class MaskScoring(nn.Module):
         rated = self.rate(found.view, boxes.labels, setting.num_classes)
         return dataclasses.replace(found, detections=dataclasses.replace(boxes, mask_scores=boxes.scores * rated))
 
-    def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
+    def losses(
+        self, features: Features, seen: Seen, targets: Targets, setting: Setting, key: jax.Array
+    ) -> tuple[Losses, Seen]:
         """``loss_mask_iou``: how far the predicted IoU of each positive's mask is from the true one."""
         if seen.masks is None:
             raise ValueError(_NO_MASKS)
@@ -128,11 +134,11 @@ class MaskScoring(nn.Module):
         }, seen
 
     def intermediates(
-        self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
+        self, features: Features, found: Found, setting: Setting, before: dict[str, Any]
     ) -> dict[str, Any]:
-        """``mask_scores/rated [B * N, K]``, of the last stage's masks of class ``labels``."""
+        """``mask_scores/rated [B * N, K]``, of the last stage's masks of the given labels."""
         logits = before[f"masks/stage{len(setting.stages) - 1}/logits"]
-        own = jnp.take_along_axis(logits, labels.reshape(-1, 1, 1, 1), axis=3)[..., 0]
+        own = jnp.take_along_axis(logits, found.detections.labels.reshape(-1, 1, 1, 1), axis=3)[..., 0]
         return {"mask_scores/rated": self.head(before["masks/crops"], own, setting.num_classes)}
 
     def rate(self, view: MaskPass, labels: jax.Array, num_classes: int) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 from flax import struct
 
+from jaxdet.models.dense import Assigned, DenseOutputs, Origins
 from jaxdet.models.features import Losses
 from jaxdet.models.roi.masks import MaskPass, TrainedMasks
 from jaxdet.models.roi.schedule import Stage
@@ -25,10 +26,22 @@ class Setting:
 
 @struct.dataclass
 class Found:
-    """At test: the detections, and the last pass of the mask branch, for parts that read it."""
+    """At test: the detections, and what parts may read about them.
+
+    ``origins``: the places of a one-stage model that they come from.  ``view``: the last pass of the mask branch.
+    """
 
     detections: Detections
+    origins: Origins | None = None
     view: MaskPass | None = None
+
+
+@struct.dataclass
+class TrainedPlaces:
+    """What a dense detector predicted in training, and to which of its places it assigned an object."""
+
+    outputs: DenseOutputs
+    assigned: Assigned
 
 
 @struct.dataclass
@@ -36,6 +49,7 @@ class Seen:
     """In training: what the parts before this one have trained on."""
 
     samples: list[Samples]  #: the samples of each stage; empty in a one-stage model
+    dense: TrainedPlaces | None = None  #: of a one-stage model, its places
     masks: TrainedMasks | None = None  #: the masks of the last stage
 
 
@@ -51,15 +65,17 @@ class Part(Protocol):
     def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
         """The detections with more known about them; their number, order and validity may change, shapes may not."""
 
-    def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
-        """Loss terms of this part, and what the parts after it may read."""
+    def losses(
+        self, features: Features, seen: Seen, targets: Targets, setting: Setting, key: jax.Array
+    ) -> tuple[Losses, Seen]:
+        """Loss terms of this part, and what the parts after it may read; ``key`` drives what it draws."""
 
     def intermediates(
-        self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
+        self, features: Features, found: Found, setting: Setting, before: dict[str, Any]
     ) -> dict[str, Any]:
-        """What this part computes for ``boxes [B, N, 4]`` of ``labels [B, N]``, by name; ``before``: of earlier parts.
+        """What this part computes for given boxes and labels, by name; ``before``: of earlier parts.
 
-        For tests and comparisons; training and prediction do not call it.
+        All detections that are given count.  For tests and comparisons; training and prediction do not call it.
         """
 
 

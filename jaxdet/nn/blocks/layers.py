@@ -23,6 +23,8 @@ Method: TypeAlias = Literal["direct", "spectral"]
 # Glorot and Bengio 2010 for the pyramid and fully connected layers.
 kaiming_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 xavier_uniform: Initializer = nn.initializers.xavier_uniform()
+# torch's kaiming_uniform with a = 1, which fits layers without a ReLU behind them.
+kaiming_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 # Convolutions are spectral where that is predicted to be faster by at least this factor: predictions are
 # rough, and a small gain is not worth the longer program.

@@ -8,9 +8,9 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxdet.nn.blocks.layers import Conv
+from jaxdet.ops.bilinear import resize
 from jaxdet.ops.roi_align import roi_align
 from jaxdet.structures import Features
 
@@ -38,11 +38,11 @@ class SemanticHead(nn.Module):
     @nn.compact
     def __call__(self, features: Features) -> Features:
         maps = features.select((_LEVEL, *self.levels), "the semantic branch")
-        # ``like`` only gives the size; level 3 enters the sum as one of ``levels``.
-        like, x = maps[0], jnp.zeros((), maps[0].dtype)
+        # Level 3 gives the size; it enters the sum as one of ``levels``.
+        hw, x = (maps[0].shape[1], maps[0].shape[2]), jnp.zeros((), maps[0].dtype)
         for level, source in zip(self.levels, maps[1:], strict=True):
             # Resized first, then convolved: the reference's order, and with a ReLU in between the other one differs.
-            x += nn.relu(Conv(self.channels, 1, name=f"lateral{level}")(resize(source, like.shape[1:3])))
+            x += nn.relu(Conv(self.channels, 1, name=f"lateral{level}")(resize(source, hw, "corners")))
         for i in range(1, self.convs + 1):
             x = nn.relu(Conv(self.channels, 3, name=f"conv{i}")(x))
         logits = Conv(self.num_classes, 1, name="logits")(x)
@@ -62,24 +62,6 @@ class PlusSemantic(nn.Module):
             raise ValueError("PlusSemantic needs the semantic branch: set semantic=SemanticHead() in the model")
         crops = self.extractor(features, boxes, valid)
         return crops + semantic_crops(features.semantic, boxes, valid, crops.shape[2])
-
-
-def resize(x: jax.Array, hw: tuple[int, ...]) -> jax.Array:
-    """``[B, H, W, C]`` to ``[B, *hw, C]``, bilinear, the centres of corner pixels on each other (``align_corners``)."""
-    for axis, after in zip((1, 2), hw, strict=True):
-        if x.shape[axis] != after:
-            # Maps are small: a product with a matrix along each axis is cheaper than gathers.  "highest", because an
-            # accelerator would otherwise round the weights to bfloat16 or TF32.
-            weights = jnp.asarray(_weights(x.shape[axis], after), x.dtype)
-            x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision="highest"), 0, axis)
-    return x
-
-
-def _weights(before: int, after: int) -> np.ndarray:
-    """Linear interpolation as a matrix ``[after, before]``."""
-    positions = np.linspace(0, before - 1, after)
-    # The hat function: 1 at a pixel, 0 from its neighbours on.
-    return np.maximum(1 - np.abs(positions[:, None] - np.arange(before)), 0)
 
 
 def semantic_crops(embedding: jax.Array, boxes: jax.Array, valid: jax.Array, size: int) -> jax.Array:

@@ -91,7 +91,7 @@ def test_intermediates_of_branches_that_are_not_linked() -> None:
     shapes = jax.eval_shape(lambda: part.init(jax.random.key(0), features, found, setting))
     weights = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
     masks = part.apply(weights, features, found, setting).detections.masks
-    named = part.apply(weights, features, boxes, labels, setting, {}, method="intermediates")
+    named = part.apply(weights, features, found, setting, {}, method="intermediates")
     said = [named[f"masks/stage{t}/logits"][jnp.arange(2), :, :, labels[0]] for t in (0, 1)]
     assert np.abs(said[0] - said[1]).max() > 0.1
     np.testing.assert_allclose(masks.values[0], jax.nn.sigmoid(jnp.stack(said)).mean(0), rtol=1e-4, atol=1e-5)

@@ -49,12 +49,14 @@ class Calibrate(nn.Module):
         valid = boxes.valid & (scores > self.least)
         return dataclasses.replace(found, detections=boxes.replace(scores=scores, valid=valid))
 
-    def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
+    def losses(
+        self, features: Features, seen: Seen, targets: Targets, setting: Setting, key: jax.Array
+    ) -> tuple[Losses, Seen]:
         wanted = targets.valid.sum() / setting.num_classes
         return {"loss_calibrate": (self.factor - wanted) ** 2 + 0.0 * len(seen.samples)}, seen
 
     def intermediates(
-        self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
+        self, features: Features, found: Found, setting: Setting, before: dict[str, Any]
     ) -> dict[str, Any]:
         return {"calibrate/factor": self.factor, "calibrate/before": jnp.zeros(sum("mask" in name for name in before))}
 

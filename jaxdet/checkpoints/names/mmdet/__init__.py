@@ -23,10 +23,11 @@ _PARTS: dict[str, Callable[[_Tree], Table]] = {
     "backbone": lambda model: backbone.resnet("backbone", "backbone."),
     "neck": lambda model: backbone.fpn(model["neck"]),
     "rpn": lambda model: dense.RPN,
-    "dense": lambda model: dense.retina(model["dense"]),
+    "dense": dense.dense_head,
     "heads": roi.box_branches,
     "masks": masks.mask_branches,
     "mask_scores": masks.mask_scores,
+    "pixel_classes": masks.pixel_classes,
     "semantic": lambda model: roi.semantic(model["semantic"]),
 }
 """Pairs of names for the parts of a model, from its parameters, by their place; box heads are places in a row."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdet.checkpoints.names.layouts import BATCH_NORM, CONV
+from jaxdet.checkpoints.names.layouts import BATCH_NORM, CONV, Leaf
 from jaxdet.checkpoints.names.table import Pair, Table
 
 
@@ -31,9 +31,11 @@ def fpn(tree: Mapping[str, Any]) -> Table:
     )
 
 
-def convs(ours: str, theirs: str, tree: Mapping[str, Any], prefix: str = "conv") -> Table:
+def convs(
+    ours: str, theirs: str, tree: Mapping[str, Any], prefix: str = "conv", leaves: tuple[Leaf, ...] = CONV
+) -> Table:
     """Pairs for ``conv1``, ``conv2``, .., which mmdetection counts from 0, at ``{}`` in ``theirs``."""
-    return tuple(Pair(f"{ours}/{prefix}{n}", theirs.format(n - 1), CONV) for n in numbers(prefix, tree))
+    return tuple(Pair(f"{ours}/{prefix}{n}", theirs.format(n - 1), leaves) for n in numbers(prefix, tree))
 
 
 def numbers(prefix: str, tree: Mapping[str, Any]) -> list[int]:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdet.checkpoints.names.layouts import CONV
-from jaxdet.checkpoints.names.mmdet.backbone import convs
+from jaxdet.checkpoints.names.layouts import CONV, GROUP_NORM, scalar
+from jaxdet.checkpoints.names.mmdet.backbone import convs, numbers
 from jaxdet.checkpoints.names.table import Pair, Table
 
 RPN: Table = (
@@ -14,12 +14,28 @@ RPN: Table = (
 )
 
 
-def retina(tree: Mapping[str, Any]) -> Table:
-    """Pairs for the head of RetinaNet."""
-    head = tree.get("head", {})
+def dense_head(model: Mapping[str, Any]) -> Table:
+    """Pairs for the head of a one-stage model: RetinaNet's and RDSNet's, FCOS's as CondInst has it, or YOLACT's."""
+    head = model["dense"].get("head", {})
+    if "centerness" in head:
+        outputs = ("conv_cls", "conv_reg", "controller")
+    elif "conv" in head:
+        outputs = ("conv_cls", "conv_reg", "conv_coeff")
+    else:
+        outputs = ("retina_cls", "retina_reg", "retina_rep")
+    ours = "dense/head"
+    towers: list[Pair] = []
+    for name, theirs in (("class", "cls"), ("box", "reg"), ("code", "rep")):
+        towers += convs(ours, f"bbox_head.{theirs}_convs.{{}}.conv", head, f"{name}_conv")
+        towers += convs(ours, f"bbox_head.{theirs}_convs.{{}}.gn", head, f"{name}_norm", GROUP_NORM)
     return (
-        *convs("dense/head", "bbox_head.cls_convs.{}.conv", head, "class_conv"),
-        *convs("dense/head", "bbox_head.reg_convs.{}.conv", head, "box_conv"),
-        Pair("dense/head/logits", "bbox_head.retina_cls", CONV),
-        Pair("dense/head/deltas", "bbox_head.retina_reg", CONV),
+        *towers,
+        *(Pair(f"{ours}/{name}", f"bbox_head.{o}", CONV) for name, o in zip(_OUTPUTS, outputs, strict=True)),
+        # Pairs without leaves do nothing.
+        Pair(f"{ours}/conv", "bbox_head.head_convs.0.conv", CONV),
+        Pair(f"{ours}/centerness", "bbox_head.conv_centerness", CONV),
+        *(Pair(ours, f"bbox_head.scales.{n}", (scalar(f"factor{n}", "scale"),)) for n in numbers("factor", head)),
     )
+
+
+_OUTPUTS = ("logits", "deltas", "codes")
