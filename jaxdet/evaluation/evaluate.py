@@ -54,7 +54,7 @@ def evaluate_checkpoint(
         checkpoint: a run folder, the folder of one checkpoint, or what ``jaxdet.load`` returns.
         images: folder of the images to use instead, together with ``annotations``.
         annotations: instances json.
-        overrides: dotted settings to change, as ``data.short_side=600``.
+        overrides: dotted settings to change, as ``data.short_side=600`` ``data.long_side=1000``.
         fast: score by faster-coco-eval (the same numbers sooner).
         mesh, progress: as for ``detect``.
 

@@ -99,8 +99,11 @@ def open_file(path: str | os.PathLike[str], what: str, most: int | None = None) 
         most: largest size in bytes; None for any.
 
     Raises:
-        ValueError: there is no such file, it cannot be read, it is not a regular file, or it is too large.
+        ValueError: there is no such file, it cannot be read, it is not a regular file, or it is too large; ``path`` is
+            no path.
     """
+    if not isinstance(path, str | os.PathLike):  # Python takes a number for an open descriptor, and would close it
+        raise ValueError(f"{what}: expected a path, got {type(path).__name__}")
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
