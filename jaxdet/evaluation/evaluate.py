@@ -16,6 +16,7 @@ from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
 from jaxdet.models.detector import Detector
 from jaxdet.runtime.agreement import alike
+from jaxdet.runtime.main_guard import refuse_in_workers
 from jaxdet.trained import Checkpoint, Trained, load
 
 # Scenes of at most so many pixels in all (a gigapixel) are made for a checkpoint.
@@ -61,6 +62,7 @@ def evaluate_checkpoint(
     Returns:
         As ``evaluate``.
     """
+    refuse_in_workers()
     trained, source = open_checkpoint(checkpoint, images, annotations, overrides=overrides)
     results = detect_all(trained, source, mesh, progress)
     return score(source.ground_truth(), results, masks=trained.experiment.data.masks, fast=fast).metrics

@@ -18,6 +18,7 @@ from jaxdet.data.sources.open import fingerprint
 from jaxdet.evaluation.categories import match_categories
 from jaxdet.experiment import Experiment, as_experiment
 from jaxdet.runtime.agreement import alike
+from jaxdet.runtime.main_guard import refuse_in_workers
 from jaxdet.runtime.mesh import check_batch_size, data_mesh, device_kinds, replicated_key
 from jaxdet.training.log import RunLog
 from jaxdet.training.loop import METER, Hooks, Intervals, run_steps
@@ -49,8 +50,9 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     Raises:
         ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``.
         FloatingPointError: a loss or the gradient is not finite (see `metrics.FiniteCheck`).
-        SystemExit: a signal asked to stop; the state is saved.
+        SystemExit: a signal asked to stop; the state is saved.  Or a data worker came here (`main_guard`).
     """
+    refuse_in_workers()
     check(as_experiment(experiment))  # a config from Python code has not been checked yet
     job = _prepare(experiment, Path(workdir), accept_changes)
     run = experiment.run
