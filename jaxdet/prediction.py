@@ -44,7 +44,8 @@ def predict(
         upright: turn pictures from files and bytes as their EXIF orientation says, which is how viewers show them;
             False: take the pixels as stored, which is how COCO's annotations count them.  PIL images and arrays are
             pixels in hand and never turned (``PIL.ImageOps.exif_transpose`` does so).
-        overrides: settings to change, by dotted keys, such as ``data.short_side=600`` ``data.long_side=1000``.
+        overrides: settings to change, by dotted keys, such as ``data.short_side=600`` ``data.long_side=1000``; for
+            several calls ``jaxdet.load`` takes them once.
 
     Returns:
         For each image its detections as COCO results, best first, ``bbox`` and ``segmentation`` in pixels of the

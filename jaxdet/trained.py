@@ -69,6 +69,8 @@ def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides:
         raise ValueError(f"overrides: expected a list of KEY=VALUE, got a text; write [{overrides!r}]")
     if config is not None:
         as_experiment(config)
+    elif isinstance(checkpoint, Trained) and not overrides:
+        return checkpoint  # to check all settings again would take 10 ms of every prediction
     if isinstance(checkpoint, Trained):
         trained = checkpoint
     elif config is not None and Path(checkpoint).is_file():

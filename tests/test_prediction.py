@@ -333,6 +333,11 @@ class TestCheckpoint:
         assert predict_script.main([*arguments, str(tmp_path / "b.png")]) == 1
         assert "is not there" in capsys.readouterr().err
 
+    def test_what_was_loaded_is_taken_as_it_is(self, run: Path) -> None:
+        model = load(run)
+        assert load(model) is model
+        assert load(model, overrides=["model.suppression.max_detections=5"]) is not model
+
     def test_a_changed_setting_takes_no_weights_to_the_device_again(self, run: Path) -> None:
         model, image = load(run), np.zeros((64, 64, 3), np.uint8)
         jaxdet.predict(model, image)
