@@ -2,7 +2,7 @@
 
     python eval.py --checkpoint runs/demo
     python eval.py --checkpoint runs/demo --images DIR --annotations instances.json --per-class --out results.json
-    python eval.py --checkpoint w.pth --config configs/mask_rcnn_r50_fpn.py data.short_side=600 data.long_side=1000
+    python eval.py --checkpoint weights.pth --config configs/mask_rcnn_r50_fpn.py data.short_side=600
     python eval.py --results results.json --annotations instances.json
 
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.

@@ -24,16 +24,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVI
 
 _LARGEST_FILE = 8 * MAX_PIXELS + (1 << 20)  #: bytes: four channels of 16 bits, not compressed, and a header
 _ORIENTATION = 0x112  #: EXIF tag; 1 means upright
-#: Orientation -> what makes the picture upright: whether rows become columns, and then the step through rows, columns.
-_UPRIGHT = {
-    2: (False, 1, -1),
-    3: (False, -1, -1),
-    4: (False, -1, 1),
-    5: (True, 1, 1),
-    6: (True, 1, -1),
-    7: (True, -1, -1),
-    8: (True, -1, 1),
-}
 
 # Pillow warns of images above half its own limit.  Here `check_sides` is the limit, so Pillow's is raised beyond it.
 if Image.MAX_IMAGE_PIXELS is not None:
@@ -111,6 +101,18 @@ def rgb_of(image: Image.Image) -> NDArray[np.uint8]:
     except Exception as error:  # of a lazy image the decoders' errors, see `_opened`
         name = getattr(image, "filename", None) or "from PIL"
         raise ValueError(f"image {name}: expected a whole image, got {_reason(error)}") from error
+
+
+#: Orientation -> what makes the picture upright: whether rows become columns, and then the step through rows, columns.
+_UPRIGHT = {
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
+}
 
 
 def _turned(pixels: NDArray[np.uint8], image: Image.Image) -> NDArray[np.uint8]:
