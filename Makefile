@@ -18,10 +18,11 @@ help: ## this list
 
 venv: $(INSTALLED) ## the virtual environment alone
 
-$(INSTALLED): $(LOCK)
+$(INSTALLED): $(LOCK) pyproject.toml
 	test -x $(RUN) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxdet needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement $(LOCK)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 

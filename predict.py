@@ -1,9 +1,10 @@
 """Detect what is in images: pictures with boxes, masks, names and scores, and a COCO results json.
 
     python predict.py --checkpoint runs/demo photo.jpg folder/ --out predictions
-    python predict.py --checkpoint runs/demo folder/ data.short_side=600
+    python predict.py --checkpoint runs/demo folder/ data.short_side=600 data.long_side=1000
 
-KEY=VALUE changes a setting of the checkpoint's config by its dotted name.  A file of such a name is an image.
+KEY=VALUE changes a setting of the checkpoint's config by its dotted name.  A file of such a name is an image.  Pictures
+are turned upright as their EXIF orientation says, and results count the pixels of the upright picture.
 """
 
 import argparse
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config) if options.config else None
         trained = load(options.checkpoint, config=config, overrides=overrides)
-        report = predict_files(trained, images, options.out, score_threshold=options.score_threshold)
+        threshold, upright = options.score_threshold, not options.as_stored
+        report = predict_files(trained, images, options.out, score_threshold=threshold, upright=upright)
     except (ValueError, OSError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 1
@@ -49,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="config file (or FILE.py:ROW) to use instead of the checkpoint's own")
     parser.add_argument("--out", default="predictions", help="folder to write to")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score of a detection to show")
+    parser.add_argument(
+        "--as-stored", action="store_true", help="turn nothing by EXIF: for a COCO data set, which counts stored pixels"
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE | KEY=VALUE", help="image files and folders, and settings")
     return parser
 

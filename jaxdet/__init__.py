@@ -31,6 +31,11 @@ _HOME = {
 __all__ = ["__version__", "evaluate", "load", "predict", "train"]
 
 
+def __dir__() -> list[str]:
+    """The verbs too, which are no attributes before their first use: completion and ``dir`` ask here."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'jaxdet' has no attribute {name!r}; it has {', '.join(__all__)}")

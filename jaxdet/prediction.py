@@ -1,10 +1,9 @@
 """Prediction: a checkpoint applied to images from files, folders or memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -12,17 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jaxdet.data import Category, load_image, single_batch
+from jaxdet.data.given import ImageLike, each_image, pixels_of
 from jaxdet.data.images import suffixes
 from jaxdet.evaluation import write_results
 from jaxdet.evaluation.inference import image_of, predict_batch, results_of
 from jaxdet.evaluation.results import Result
 from jaxdet.runtime.files import replacing
-from jaxdet.runtime.mesh import data_mesh, replicate, split_batch
+from jaxdet.runtime.mesh import data_mesh, split_batch
 from jaxdet.trained import Checkpoint, Trained, load
 from jaxdet.visualize import overlay
-
-_ImageLike: TypeAlias = str | PathLike[str] | NDArray[np.uint8]
-"""An image file, or ``[H, W, 3]`` uint8 RGB."""
 
 RESULTS = "results.json"
 _READABLE = 480  #: long side, in pixels, up to which a picture is enlarged before names are written on it
@@ -30,31 +27,37 @@ _READABLE = 480  #: long side, in pixels, up to which a picture is enlarged befo
 
 def predict(
     checkpoint: Checkpoint,
-    images: Sequence[_ImageLike] | _ImageLike,
+    images: Iterable[ImageLike] | ImageLike,
     *,
     score_threshold: float = 0.5,
+    upright: bool = True,
     overrides: Sequence[str] = (),
 ) -> list[list[Result]]:
     """Detect objects in images (``jaxdet.predict``).
 
     Args:
         checkpoint: a run folder, the folder of one checkpoint, or what ``jaxdet.load`` returned, which saves reading
-            the weights again in each call.
-        images: one or several image files or ``[H, W, 3]`` uint8 RGB arrays.
+            the weights again in each call, and all calls but the first taking them to the device.
+        images: one or several of: paths of image files, bytes of such files, open files, PIL images, ``[H, W, 3]``
+            uint8 RGB arrays of NumPy, jax, torch and the like.
         score_threshold: detections below it are left out.
-        overrides: settings to change, by dotted keys, such as ``data.short_side=600``.
+        upright: turn pictures from files and bytes as their EXIF orientation says, which is how viewers show them;
+            False: take the pixels as stored, which is how COCO's annotations count them.  PIL images and arrays are
+            pixels in hand and never turned (``PIL.ImageOps.exif_transpose`` does so).
+        overrides: settings to change, by dotted keys, such as ``data.short_side=600`` ``data.long_side=1000``; for
+            several calls ``jaxdet.load`` takes them once.
 
     Returns:
         For each image its detections as COCO results, best first, ``bbox`` and ``segmentation`` in pixels of the
-        image; ``image_id`` is the image's position.
+        image, after turning; ``image_id`` is the image's position.
 
     Raises:
         FileNotFoundError: there is no checkpoint, as in ``jaxdet.load``.
-        ValueError: an image cannot be read, or as in ``jaxdet.load``.
+        ValueError: an image cannot be read or is of another kind, or as in ``jaxdet.load``.
     """
-    chosen: Sequence[_ImageLike] = [images] if isinstance(images, str | PathLike | np.ndarray) else images
+    chosen = each_image(images)  # what is no image is refused before anything is loaded
     predictor = Predictor(load(checkpoint, overrides=overrides), score_threshold)
-    return [predictor(image, i) for i, image in enumerate(chosen)]
+    return [predictor(pixels_of(image, upright=upright), i) for i, image in enumerate(chosen)]
 
 
 class Predictor:
@@ -71,17 +74,16 @@ class Predictor:
         self._model, self._data = trained.experiment.model, trained.experiment.data
         # One device: a batch of one image cannot be split.
         self._mesh = data_mesh(jax.local_devices()[:1])
-        self._variables = replicate(trained.variables, self._mesh)
+        self._variables = trained.copies.of(trained.variables, self._mesh)
         self._score_threshold = score_threshold
         self.categories = trained.categories or _numbered(self._model.num_classes)
         if len(self.categories) != self._model.num_classes:
             given = f"{len(self.categories)} in the checkpoint, num_classes={self._model.num_classes}"
             raise ValueError(f"categories: expected one for each class of the model, got {given}")
 
-    def __call__(self, image: _ImageLike, image_id: int) -> list[Result]:
-        """Detect objects in an image; returns COCO results with ``image_id``, best first."""
-        pixels = image if isinstance(image, np.ndarray) else load_image(image)
-        batch = single_batch(pixels, self._data)
+    def __call__(self, image: NDArray[np.uint8], image_id: int) -> list[Result]:
+        """Detect objects in ``[H, W, 3]`` uint8 RGB; returns COCO results with ``image_id``, best first."""
+        batch = single_batch(image, self._data)
         found = predict_batch(self._model, self._mesh, self._variables, split_batch(batch, self._mesh))
         one = image_of(jax.tree.map(np.asarray, found), 0)
         ids = [category.id for category in self.categories]
@@ -92,13 +94,19 @@ class Predictor:
 class Report:
     """What `predict_files` has done."""
 
-    results: list[Result]  #: all detections; ``image_id`` is the image's position, ``file_name`` its path
+    #: all detections; ``image_id`` is the image's position, ``file_name`` its path
+    results: list[Result] = field(repr=False)
     pictures: dict[Path, Path]  #: image -> its overlay
     failed: dict[Path, str]  #: image -> what is wrong with it
 
 
 def predict_files(
-    trained: Trained, paths: Iterable[str | PathLike[str]], out: str | PathLike[str], *, score_threshold: float = 0.5
+    trained: Trained,
+    paths: Iterable[str | PathLike[str]] | str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    score_threshold: float = 0.5,
+    upright: bool = True,
 ) -> Report:
     """Predict image files, and write pictures and results.
 
@@ -107,9 +115,10 @@ def predict_files(
 
     Args:
         trained: what `jaxdet.load` returned.
-        paths: files, and folders with images.
+        paths: files, and folders with images, or one of them.
         out: folder for an overlay of each image and ``results.json`` with all detections; it is made if it is missing.
         score_threshold: detections below it are left out.
+        upright: turn images as their EXIF orientation says, and draw and count pixels there; see `predict`.
 
     Raises:
         ValueError: a path does not exist, or a folder has no images.
@@ -122,7 +131,7 @@ def predict_files(
     pictures = dict(_with_names(files, folder))
     for image_id, file in enumerate(files):
         try:
-            image = load_image(file)
+            image = load_image(file, upright=upright)
         except ValueError as error:
             failed[file] = str(error)  # a folder of photographs often has a broken one
             del pictures[file]
@@ -136,7 +145,7 @@ def predict_files(
     return Report(results, pictures, failed)
 
 
-def find_images(paths: Iterable[str | PathLike[str]]) -> list[Path]:
+def find_images(paths: Iterable[str | PathLike[str]] | str | PathLike[str]) -> list[Path]:
     """List image files: named files whatever their suffix, and of folders all images, in order of their names.
 
     Folders inside folders are not searched.
@@ -146,7 +155,7 @@ def find_images(paths: Iterable[str | PathLike[str]]) -> list[Path]:
     """
     found: list[Path] = []
     known = suffixes()
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, str | PathLike) else paths):
         if not path.exists():
             raise ValueError(f"images: expected files or folders, {path} is not there")
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in known) if path.is_dir() else [path]

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,11 +19,12 @@ from jaxdet.config import from_data, override, to_data
 from jaxdet.data import Category, Data, single_batch
 from jaxdet.data.validation.entries import category_of, each, short, whole
 from jaxdet.experiment import Experiment, as_experiment
+from jaxdet.runtime.mesh import Copies, all_devices
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """What it takes to predict."""
 
@@ -31,6 +32,15 @@ class Trained:
     variables: Any  #: ``{"params": ..., "batch_stats": ...}``
     categories: tuple[Category, ...]  #: the classes that the labels 0..K-1 stand for; empty where weights do not say
     step: int  #: number of training steps; 0 where the weights do not say
+    #: What of the variables lies on devices already, so that only the first of several predictions takes them there.
+    copies: Copies = field(default_factory=Copies, compare=False)
+
+    def __repr__(self) -> str:
+        values = sum(np.size(leaf) for leaf in jax.tree.leaves(self.variables))
+        names = [category.name for category in self.categories]
+        named = f" ({', '.join([*names[:3], *(['...'] if len(names) > 3 else [])])})" if names else ""
+        model = type(self.experiment.model).__name__
+        return f"<Trained: {model} of {values:,} values, {len(names)} categories{named}, step {self.step}>"
 
 
 Checkpoint: TypeAlias = str | PathLike[str] | Trained
@@ -43,14 +53,24 @@ def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides:
     Args:
         checkpoint: where it is.  With a ``config`` also a weight file of mmdetection or torchvision.
         config: takes the place of the config that the checkpoint has.
-        overrides: settings to change in either, by dotted keys, such as ``data.short_side=600``.
+        overrides: settings to change in either, by dotted keys, such as ``data.short_side=600``
+            ``data.long_side=1000``.
 
     Raises:
         FileNotFoundError: there is nothing at that path.
-        ValueError: it is no checkpoint, an override is wrong, or the weights do not fit the changed model.
+        ValueError: it is no checkpoint, an override is wrong, the weights do not fit the changed model, or there are
+            no devices of the kind that was asked for (`runtime.mesh.all_devices`).
     """
+    all_devices()
+    if not isinstance(checkpoint, str | PathLike | Trained):
+        what = type(checkpoint).__name__
+        raise ValueError(f"checkpoint: expected the path of a run folder, or what jaxdet.load returned, got {what}")
+    if isinstance(overrides, str):
+        raise ValueError(f"overrides: expected a list of KEY=VALUE, got a text; write [{overrides!r}]")
     if config is not None:
         as_experiment(config)
+    elif isinstance(checkpoint, Trained) and not overrides:
+        return checkpoint  # to check all settings again would take 10 ms of every prediction
     if isinstance(checkpoint, Trained):
         trained = checkpoint
     elif config is not None and Path(checkpoint).is_file():

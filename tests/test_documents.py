@@ -4,9 +4,9 @@ import ast
 import fnmatch
 import functools
 import importlib
+import inspect
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import jaxdet
 from jaxdet.config import load_config, override
 from jaxdet.config.tree import walk
 
@@ -138,45 +139,6 @@ def test_modules_and_objects_that_are_named_exist(document: Path) -> None:
     assert not [name for name in names if not name.endswith((".py", ".md")) and names_missing_object(name)]
 
 
-def commands(document: Path) -> list[list[str]]:
-    """The words of each command that starts python, in blocks and between backticks."""
-    texts = [block["text"] for block in blocks(document) if not block["language"]]
-    lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
-    lines += [span for span in spans(document) if span.startswith("python ")]
-    split = [shlex.split(line, comments=True) for line in lines if "python " in line]
-    return [words[words.index("python") :] for words in split if "python" in words]
-
-
-def fault_of(command: list[str]) -> str | None:
-    """What is wrong with a command, as far as can be said without running it."""
-    program, *arguments = command[1:]
-    if program == "-m":
-        module = arguments[0]
-        own = module.split(".")[0] in ("jaxdet", "benchmarks", "tools", "tests")
-        path = ROOT.joinpath(*module.split("."))
-        known = path.with_suffix(".py").exists() or (path / "__main__.py").exists()
-        return f"no module {module}" if own and not known else None
-    if program not in ("train.py", "eval.py", "predict.py"):
-        return f"no script {program}"
-    config = arguments[arguments.index("--config") + 1] if "--config" in arguments else None
-    settings = [word for word in arguments if re.match(r"[\w*]+(\.[\w*]+)+=", word)]
-    if config is None:
-        return None if not settings or accepted(settings) else f"no config takes {settings}"
-    if config in new_files() or not config.startswith("configs/"):
-        return None
-    try:
-        override(load(config), settings)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-@each_document
-def test_commands_name_what_exists(document: Path) -> None:
-    faults = {shlex.join(command): fault_of(command) for command in commands(document)}
-    assert not {command: fault for command, fault in faults.items() if fault}
-
-
 @functools.cache
 def load(config: str) -> Any:
     file, colon, row = str(ROOT / config).partition(":")
@@ -230,6 +192,23 @@ def test_python_in_documents_imports_what_exists(document: Path) -> None:
             if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "jaxdet":
                 module = importlib.import_module(str(node.module))
                 assert not [alias.name for alias in node.names if not hasattr(module, alias.name)]
+
+
+@each_document
+def test_calls_of_the_verbs_in_documents_fit_them(document: Path) -> None:
+    for block in blocks(document):
+        for node in ast.walk(ast.parse(block["text"])) if block["language"] == "python" else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"jaxdet.{verb}" for verb in jaxdet.__all__}:
+                verb = getattr(jaxdet, ast.unparse(node.func).partition(".")[2])
+                inspect.signature(verb).bind(*node.args, **{str(word.arg): word.value for word in node.keywords})
+
+
+@each_document
+def test_targets_of_make_that_are_named_exist(document: Path) -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    lines = [line for block in blocks(document) if not block["language"] for line in block["text"].splitlines()]
+    named = {found[1] for line in [*lines, *spans(document)] if (found := re.match(r"make (\w+)", line))}
+    assert named <= targets
 
 
 def patched(text: str, diff: str) -> str:

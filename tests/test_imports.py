@@ -22,7 +22,7 @@ ALLOWED = {
     "visualize": {"data", "runtime"},
     "experiment": {"models", "data"},
 }
-ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "experiment"}  # what a checkpoint holds
+ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "runtime", "experiment"}  # what a checkpoint holds
 ALLOWED["evaluation"] = {*ALLOWED} - {"visualize", "nn"}  # a model over data, and its numbers
 BELOW = set(ALLOWED)
 ALLOWED |= {"training": BELOW, "prediction": BELOW}  # neither knows the other

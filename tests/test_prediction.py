@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 import eval as eval_script
 import jaxdet
 import predict as predict_script
+from jaxdet import prediction
 from jaxdet.checkpoints.names.mmdet import to_mmdet
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import to_data
@@ -61,7 +63,7 @@ def trained(
 ) -> Trained:
     data = Data(short_side=32, long_side=64, workers=0)
     experiment: Any = SimpleNamespace(model=Half(), data=data)
-    return Trained(experiment, {"confidence": np.float32(confidence)}, categories, 1)
+    return Trained(experiment, {"confidence": np.array(confidence, np.float32)}, categories, 1)
 
 
 def write(path: Path, hw: tuple[int, int] = (40, 60)) -> Path:
@@ -132,6 +134,28 @@ class TestFiles:
         with pytest.raises(ValueError, match="has none"):
             find_images([tmp_path])
 
+    def test_a_single_path_is_no_list_of_letters(self, tmp_path: Path) -> None:
+        file = write(tmp_path / "a.png")
+        assert find_images(file) == find_images(str(file)) == find_images(str(tmp_path)) == [file]
+
+    @pytest.mark.parametrize(("upright", "hw"), [(True, (60, 40)), (False, (40, 60))])
+    def test_a_turned_picture_is_predicted_and_drawn_as_it_is_seen(
+        self, upright: bool, hw: tuple[int, int], tmp_path: Path
+    ) -> None:
+        """Half sees the left half of what it is given: turned, that is another half of the stored pixels."""
+        exif = Image.Exif()
+        exif[0x112] = 6
+        Image.fromarray(np.full((40, 60, 3), 120, np.uint8)).save(tmp_path / "phone.jpg", exif=exif)
+        file = tmp_path / "phone.jpg"
+        report = predict_files(trained(), [file], tmp_path / "out", upright=upright)
+        (result,) = report.results
+        assert result["segmentation"]["size"] == list(hw)
+        np.testing.assert_allclose(result["bbox"], [0, 0, hw[1] / 2, hw[0]], atol=0.5)
+        picture = load_image(tmp_path / "out" / "phone.png")
+        assert picture.shape[0] / picture.shape[1] == pytest.approx(hw[0] / hw[1])
+        ((found,),) = jaxdet.predict(trained(), file.read_bytes(), upright=upright)
+        assert found["bbox"] == result["bbox"]
+
     def test_named_twice_is_one(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.png")
         assert find_images([file, tmp_path]) == [file]
@@ -140,6 +164,58 @@ class TestFiles:
         for name in ("a.JPG", "b.pgm", "c.jp2", "d.eps", "e.json", "f"):
             (tmp_path / name).touch()
         assert [path.name for path in find_images([tmp_path])] == ["a.JPG", "b.pgm", "c.jp2"]
+
+
+class TestWeights:
+    """What `jaxdet.load` returned keeps what lies on the device."""
+
+    @pytest.fixture
+    def seen(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """The variables of each prediction."""
+        seen: list[Any] = []
+
+        def predict_batch(model: Any, mesh: Any, variables: Any, batch: Batch) -> Detections:
+            seen.append(variables)
+            return real(model, mesh, variables, batch)
+
+        real = prediction.predict_batch
+        monkeypatch.setattr(prediction, "predict_batch", predict_batch)
+        return seen
+
+    def test_they_go_to_the_device_once(self, seen: list[Any]) -> None:
+        model, image = trained(), np.zeros((40, 60, 3), np.uint8)
+        for threshold in (0.5, 0.3):
+            jaxdet.predict(model, image, score_threshold=threshold)
+        other = dataclasses.replace(model, step=2)
+        jaxdet.predict(other, image)
+        assert isinstance(seen[0]["confidence"], jax.Array)
+        assert seen[0]["confidence"] is seen[1]["confidence"] is seen[2]["confidence"]
+
+    def test_other_weights_in_their_place_are_taken(self) -> None:
+        model, image = trained(), np.zeros((40, 60, 3), np.uint8)
+        assert len(jaxdet.predict(model, image)[0]) == 1
+        weaker = dataclasses.replace(model, variables={"confidence": np.float32(0.1)})
+        assert jaxdet.predict(weaker, image) == [[]]
+        assert len(jaxdet.predict(model, image)[0]) == 1
+
+    def test_a_copy_of_a_model_carries_no_device_arrays(self) -> None:
+        model = trained()
+        jaxdet.predict(model, np.zeros((40, 60, 3), np.uint8))
+        assert model.copies._made
+        assert not pickle.loads(pickle.dumps(model.copies))._made
+
+
+def test_images_are_looked_at_before_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"images: expected .*, got int 3"):
+        jaxdet.predict(tmp_path / "none", 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: jaxdet.load(3), lambda: jaxdet.predict(3, "a.png"), lambda: jaxdet.evaluate(3)]
+)
+def test_a_number_is_no_checkpoint(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint: expected the path of a run folder.*, got int"):
+        call()
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +277,9 @@ class TestCheckpoint:
         flat = [result | {"file_name": str(images[i])} for i, each in enumerate(per_image) for result in each]
         assert flat == [result for result in results if result["image_id"] < 2]
         assert jaxdet.predict(model, images[0], score_threshold=0) == per_image[:1]
+        assert len(repr(model)) < 200
+        assert "TwoStage of" in repr(model)
+        assert "8 categories (disc, ring, square, ...), step 1" in repr(model)
 
     def test_settings_stand_anywhere_in_the_line(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -253,6 +332,22 @@ class TestCheckpoint:
         assert "a.png" in capsys.readouterr().err
         assert predict_script.main([*arguments, str(tmp_path / "b.png")]) == 1
         assert "is not there" in capsys.readouterr().err
+
+    def test_what_was_loaded_is_taken_as_it_is(self, run: Path) -> None:
+        model = load(run)
+        assert load(model) is model
+        assert load(model, overrides=["model.suppression.max_detections=5"]) is not model
+
+    def test_a_changed_setting_takes_no_weights_to_the_device_again(self, run: Path) -> None:
+        model, image = load(run), np.zeros((64, 64, 3), np.uint8)
+        jaxdet.predict(model, image)
+        before = {path: copy for path, (_, copy) in model.copies._made.items()}
+        jaxdet.predict(model, image, overrides=["model.suppression.max_detections=5"])
+        assert all(before[path] is copy for path, (_, copy) in model.copies._made.items())
+
+    def test_a_text_is_no_list_of_settings(self, run: Path) -> None:
+        with pytest.raises(ValueError, match=r"overrides: expected a list of KEY=VALUE, got a text; write \['run"):
+            load(run, overrides="run.seed=1")
 
     def test_weights_must_fit_a_changed_model(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert eval_script.main(["--checkpoint", str(run), "model.num_classes=3"]) == 1
@@ -315,18 +410,6 @@ class TestResultsAlone:
         metrics = json.loads((tmp_path / "metrics.json").read_text())
         assert metrics["bbox/AP"] == 0
         assert metrics["segm/AP"] == 0
-
-
-class TestPackage:
-    def test_import_is_light(self, tmp_path: Path) -> None:
-        python("import sys, jaxdet; assert not {'jax', 'numpy', 'flax'} & set(sys.modules)", tmp_path)
-
-    def test_unknown_name(self) -> None:
-        with pytest.raises(AttributeError, match=r"has no attribute 'fit'; it has .*train"):
-            jaxdet.fit  # noqa: B018
-
-    def test_three_verbs(self) -> None:
-        assert all(callable(getattr(jaxdet, name)) for name in ("train", "evaluate", "predict", "load"))
 
 
 def python(script: str, folder: Path) -> None:

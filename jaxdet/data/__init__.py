@@ -54,6 +54,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """All names, also those that are no attributes before their first use: completion and ``dir`` ask here."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'jaxdet.data' has no attribute {name!r}; it has {', '.join(__all__)}")

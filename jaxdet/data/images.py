@@ -1,7 +1,8 @@
 """Decoding of image files to RGB of 8 bits.
 
-The rotation that a camera writes into EXIF is *not* applied: COCO's boxes and masks count the pixels as stored,
-and pycocotools never looks at the image.  A data set that was annotated on rotated views has to be saved that way.
+The rotation that a camera writes into EXIF is *not* applied unless asked for: COCO's boxes and masks count the pixels
+as stored, and pycocotools never looks at the image.  A data set that was annotated on rotated views has to be saved
+that way.  Prediction of other files asks for it (``upright``).
 """
 
 import functools
@@ -29,13 +30,13 @@ if Image.MAX_IMAGE_PIXELS is not None:
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 
-def load_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
+def load_image(path: str | PathLike[str], *, upright: bool = False) -> NDArray[np.uint8]:
     """Read an image file as ``[H, W, 3]`` uint8 RGB (see `decode_image`).
 
     Raises:
         ValueError: there is no such file, it is no image, or it exceeds the limits of ``data.validation.entries``.
     """
-    return decode_image(read_file(path, "image", _LARGEST_FILE), str(path))
+    return decode_image(read_file(path, "image", _LARGEST_FILE), str(path), upright=upright)
 
 
 def read_header(path: str | PathLike[str]) -> tuple[tuple[int, int], int]:
@@ -68,7 +69,7 @@ def load_map(path: str | PathLike[str]) -> NDArray[np.uint8]:
         return np.array(image, np.uint8)
 
 
-def decode_image(encoded: bytes, name: str) -> NDArray[np.uint8]:
+def decode_image(encoded: bytes, name: str, *, upright: bool = False) -> NDArray[np.uint8]:
     """Decode JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF to ``[H, W, 3]`` uint8 RGB.
 
     Grey is repeated, CMYK and palettes are converted, alpha is dropped, 16 bits lose the lower 8, and only the first
@@ -77,12 +78,54 @@ def decode_image(encoded: bytes, name: str) -> NDArray[np.uint8]:
     Args:
         encoded: the bytes of the file.
         name: the file's name, for messages.
+        upright: turn the image as its EXIF orientation says; False: the pixels as stored.
 
     Raises:
         ValueError: it is no image, a broken one, or one that exceeds the limits of ``data.validation.entries``.
     """
     with _opened(io.BytesIO(encoded), name) as image:
+        # The orientation is asked for after the pixels: Pillow turns a TIFF itself and then says that it is upright.
+        pixels = _rgb(image)
+        return _turned(pixels, image) if upright else pixels
+
+
+def rgb_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Read the pixels of a PIL image, as they lie, as ``[H, W, 3]`` uint8 RGB.
+
+    Raises:
+        ValueError: the file behind it is broken or closed, or the image exceeds the limits.
+    """
+    try:
+        check_sides(image.height, image.width)
         return _rgb(image)
+    except Exception as error:  # of a lazy image the decoders' errors, see `_opened`
+        name = getattr(image, "filename", None) or "from PIL"
+        raise ValueError(f"image {name}: expected a whole image, got {_reason(error)}") from error
+
+
+#: Orientation -> what makes the picture upright: whether rows become columns, and then the step through rows, columns.
+_UPRIGHT = {
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
+}
+
+
+def _turned(pixels: NDArray[np.uint8], image: Image.Image) -> NDArray[np.uint8]:
+    """Turn ``[H, W, 3]`` pixels upright as the image's EXIF orientation says."""
+    try:
+        orientation = _orientation(image)
+    except Exception:  # spoilt EXIF data says nothing, and is no reason to lose the picture
+        return pixels
+    if orientation not in _UPRIGHT:
+        return pixels
+    transposed, rows, columns = _UPRIGHT[orientation]
+    turned = pixels.swapaxes(0, 1) if transposed else pixels
+    return np.ascontiguousarray(turned[::rows, ::columns])
 
 
 @contextmanager

@@ -83,7 +83,8 @@ class Data:
                 raise ValueError(f"Data.{name}: expected at least 1, got {getattr(self, name)}")
         if self.long_side < self.short_side:
             raise ValueError(
-                f"Data.long_side: expected at least short_side={self.short_side}, got {self.long_side}; swap the two"
+                f"data.long_side: expected at least data.short_side={self.short_side}, got {self.long_side}; set both, "
+                f"as in data.short_side={self.short_side} data.long_side={self.short_side * 5 // 3}"
             )
         if self.mask_size < 4:
             raise ValueError(f"Data.mask_size: expected at least 4 (a ring of 1 around the mask), got {self.mask_size}")

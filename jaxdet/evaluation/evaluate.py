@@ -16,6 +16,7 @@ from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
 from jaxdet.models.detector import Detector
 from jaxdet.runtime.agreement import alike
+from jaxdet.runtime.main_guard import refuse_in_workers
 from jaxdet.trained import Checkpoint, Trained, load
 
 # Scenes of at most so many pixels in all (a gigapixel) are made for a checkpoint.
@@ -54,13 +55,14 @@ def evaluate_checkpoint(
         checkpoint: a run folder, the folder of one checkpoint, or what ``jaxdet.load`` returns.
         images: folder of the images to use instead, together with ``annotations``.
         annotations: instances json.
-        overrides: dotted settings to change, as ``data.short_side=600``.
+        overrides: dotted settings to change, as ``data.short_side=600`` ``data.long_side=1000``.
         fast: score by faster-coco-eval (the same numbers sooner).
         mesh, progress: as for ``detect``.
 
     Returns:
         As ``evaluate``.
     """
+    refuse_in_workers()
     trained, source = open_checkpoint(checkpoint, images, annotations, overrides=overrides)
     results = detect_all(trained, source, mesh, progress)
     return score(source.ground_truth(), results, masks=trained.experiment.data.masks, fast=fast).metrics

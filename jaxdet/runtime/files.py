@@ -4,7 +4,6 @@ Nothing here knows what is in a file, and nothing imports jax: the worker proces
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -16,9 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from jaxdet.runtime.locks import hold
+
 _PREFIX = "jaxdet-"  #: how temporary folders are named
 _LOCK = ".lock"  #: the file in a temporary folder that its owner holds locked
 _TRIES = 3  #: to make a temporary folder; losing a race once is rare, twice in a row does not happen
+#: How a lock file is opened.  Others may put a pipe or a link in its place: opening the one would block, the other lead
+#: elsewhere.  Windows has neither flag.
+_OPENED = os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 # Writing: a kill, a full disk or an error leaves the old file.
@@ -56,7 +60,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(path) as scratch:
-        scratch.write_text(text)
+        scratch.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 1) -> None:
@@ -79,7 +83,7 @@ def named_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes only what is open for writing
         os.fsync(file.fileno())
 
 
@@ -95,8 +99,11 @@ def open_file(path: str | os.PathLike[str], what: str, most: int | None = None) 
         most: largest size in bytes; None for any.
 
     Raises:
-        ValueError: there is no such file, it cannot be read, it is not a regular file, or it is too large.
+        ValueError: there is no such file, it cannot be read, it is not a regular file, or it is too large; ``path`` is
+            no path.
     """
+    if not isinstance(path, str | os.PathLike):  # Python takes a number for an open descriptor, and would close it
+        raise ValueError(f"{what}: expected a path, got {type(path).__name__}")
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -175,18 +182,14 @@ def _take_lock(folder: Path, flags: int = 0) -> int | None:
     Returns:
         None where another process holds the lock, or the folder has no lock file, is gone, or is another user's.
     """
-    lock = None
     try:
-        # Others may put a pipe or a link in the lock's place: opening the one would block, the other lead elsewhere.
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | flags)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        status = os.fstat(lock)
-        if status.st_nlink and status.st_uid == os.getuid():  # no links: it was removed meanwhile
-            return lock
-    except OSError:  # also from file systems without locks, where abandoned folders stay
-        pass
-    if lock is not None:
-        os.close(lock)
+        lock = hold(folder / _LOCK, _OPENED | flags)
+    except OSError:  # also from systems without locks, where abandoned folders stay
+        return None
+    status = os.fstat(lock)
+    if status.st_nlink and status.st_uid == os.getuid():  # no links: it was removed meanwhile
+        return lock
+    os.close(lock)
     return None
 
 

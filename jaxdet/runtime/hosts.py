@@ -35,10 +35,11 @@ def add_host_flags(parser: argparse.ArgumentParser) -> None:
 def join_hosts(options: argparse.Namespace) -> None:
     """Join the other processes of the job, as the flags say; without flags this process is alone.
 
-    Call it before anything else uses jax, which connects its devices once.
+    Call it before anything else uses jax, which connects its devices once; a process that is alone connects here.
 
     Raises:
-        ValueError: the flags do not fit together, or ``--distributed`` finds no cluster to ask.
+        ValueError: the flags do not fit together, ``--distributed`` finds no cluster to ask, or a process that is alone
+            has no devices of the kind that was asked for (`mesh.all_devices`).
     """
     given = {
         "--coordinator": options.coordinator,
@@ -55,6 +56,10 @@ def join_hosts(options: argparse.Namespace) -> None:
         )
     elif options.distributed:
         _join_cluster()
+    else:
+        from jaxdet.runtime.mesh import all_devices
+
+        all_devices()
 
 
 def _join_at(coordinator: str, count: int, index: int) -> None:

@@ -16,9 +16,43 @@ from jaxdet.structures import Batch
 _T = TypeVar("_T")
 
 
+def all_devices() -> list[jax.Device]:
+    """Return the devices of all processes; the first call connects jax to them.
+
+    Raises:
+        ValueError: the environment variable ``JAX_PLATFORMS`` asks for a kind of which there are none.
+    """
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:  # without a plugin for a GPU jax has nothing but an assertion
+        reason = f": {error}" if str(error) else ""
+        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
+        raise ValueError(
+            f"devices: expected one of the kind that the environment variable JAX_PLATFORMS={wanted} names, but jax "
+            f"finds none{reason}. Leave the variable out to take what there is, or install jax and a driver for it, "
+            "as in pip install '.[cuda12]'"
+        ) from error
+
+
+def device_kinds(mesh: Mesh) -> str:
+    """Say how many devices of which kind a mesh has, as in ``8 devices (gpu: NVIDIA H200)``."""
+    devices = list(mesh.devices.flat)
+    kinds = sorted({_kind(device) for device in devices})
+    return f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({', '.join(kinds)})"
+
+
+def _kind(device: jax.Device) -> str:
+    platform, name = device.platform, device.device_kind
+    return name if platform in name.lower() else f"{platform}: {name}"
+
+
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Make a mesh of all devices of all processes, or of the given ones, along one axis ``data``."""
-    devices = jax.devices() if devices is None else devices
+    """Make a mesh of all devices of all processes, or of the given ones, along one axis ``data``.
+
+    Raises:
+        ValueError: as `all_devices`.
+    """
+    devices = all_devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
@@ -26,6 +60,33 @@ def replicate(tree: _T, mesh: Mesh) -> _T:
     """Put every leaf of a tree on every device, as global arrays."""
     replicated: _T = jax.device_put(tree, NamedSharding(mesh, P()))
     return replicated
+
+
+class Copies:
+    """Copies of a tree's arrays on the devices of a mesh, for many calls that need the same arrays there.
+
+    An array is copied once; another one in its place is copied in its turn.  Arrays that change in place are not
+    noticed.  Copies are held as long as this object is; they are not pickled with it.
+    """
+
+    def __init__(self) -> None:
+        self._mesh: Mesh | None = None
+        self._made: dict[Any, tuple[Any, jax.Array]] = {}  #: place in the tree -> the array and its copy
+
+    def of(self, tree: _T, mesh: Mesh) -> _T:
+        """Return the tree with its arrays on every device of the mesh."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+        kept = self._made if mesh == self._mesh else {}
+        made = {path: kept[path] for path, leaf in leaves if path in kept and kept[path][0] is leaf}
+        missing = {path: leaf for path, leaf in leaves if path not in made}
+        copied = replicate(list(missing.values()), mesh)
+        made |= {path: (leaf, copy) for (path, leaf), copy in zip(missing.items(), copied, strict=True)}
+        self._mesh, self._made = mesh, made
+        copies: _T = jax.tree.unflatten(structure, [made[path][1] for path, _ in leaves])
+        return copies
+
+    def __reduce__(self) -> tuple[type["Copies"], tuple[()]]:
+        return Copies, ()
 
 
 def layout_of(tree: Any, mesh: Mesh, *, split: bool) -> Any:

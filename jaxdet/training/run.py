@@ -18,7 +18,8 @@ from jaxdet.data.sources.open import fingerprint
 from jaxdet.evaluation.categories import match_categories
 from jaxdet.experiment import Experiment, as_experiment
 from jaxdet.runtime.agreement import alike
-from jaxdet.runtime.mesh import check_batch_size, data_mesh, replicated_key
+from jaxdet.runtime.main_guard import refuse_in_workers
+from jaxdet.runtime.mesh import check_batch_size, data_mesh, device_kinds, replicated_key
 from jaxdet.training.log import RunLog
 from jaxdet.training.loop import METER, Hooks, Intervals, run_steps
 from jaxdet.training.metrics import FiniteCheck, Meter
@@ -49,8 +50,9 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     Raises:
         ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``.
         FloatingPointError: a loss or the gradient is not finite (see `metrics.FiniteCheck`).
-        SystemExit: a signal asked to stop; the state is saved.
+        SystemExit: a signal asked to stop; the state is saved.  Or a data worker came here (`main_guard`).
     """
+    refuse_in_workers()
     check(as_experiment(experiment))  # a config from Python code has not been checked yet
     job = _prepare(experiment, Path(workdir), accept_changes)
     run = experiment.run
@@ -140,8 +142,9 @@ class _Job:
         optimizer, data = self.experiment.optimizer, self.experiment.data
         rate = learning_rate(optimizer, data.batch_size, batches.steps_per_epoch)
         _log.info(
-            "%d steps, of which %d are done, %d in an epoch, on %d device(s), learning rate %.3g",
-            *(hooks.total, hooks.start, batches.steps_per_epoch, self.mesh.size, optimizer.scaled_lr(data.batch_size)),
+            "%d steps, of which %d are done, %d in an epoch, on %s, learning rate %.3g",
+            *(hooks.total, hooks.start, batches.steps_per_epoch, device_kinds(self.mesh)),
+            optimizer.scaled_lr(data.batch_size),
         )
         key = replicated_key(self.experiment.run.seed, self.mesh)
         skip = self.experiment.run.skip_nonfinite

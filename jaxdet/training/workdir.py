@@ -1,6 +1,5 @@
 """The folder of a run: one run at a time in it, its config, and whether a rerun goes on with the same one."""
 
-import fcntl
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from jaxdet.checkpoints.reading import has_checkpoint
 from jaxdet.config import differences, from_data, to_data, to_text
 from jaxdet.runtime.agreement import from_all
 from jaxdet.runtime.files import write_json, write_text
+from jaxdet.runtime.locks import hold
 
 _CONFIG = "config.json"
 METRICS = "metrics.json"  #: scores of a finished run; that the file exists says that the run is finished
@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 def locked(workdir: Path) -> Iterator[None]:
     """Keep other runs from writing into the folder; the lock ends with the process, however that ends.
 
-    Of several processes of a job the first one holds it.  File systems without locks (some network ones) let all
-    through.
+    Of several processes of a job the first one holds it.  File systems without locks (some network ones), and Windows,
+    let all through.
 
     Raises:
         ValueError: another run is in the folder, and stays there for a minute.
@@ -47,21 +47,17 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def _lock(workdir: Path) -> int | None:
     """Open and lock the folder itself; None where there are no locks."""
-    descriptor, end = os.open(workdir, os.O_RDONLY), time.monotonic() + _PATIENCE
-    waits = False
+    end, waits = time.monotonic() + _PATIENCE, False
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
+            return hold(workdir)
         except BlockingIOError:
             if time.monotonic() > end:
-                os.close(descriptor)
                 raise ValueError(
                     f"{workdir}: expected no other run in this folder, but one is training there; wait for its end, "
                     "or give this one a --workdir of its own"
                 ) from None
-        except OSError:  # the file system has no locks
-            os.close(descriptor)
+        except OSError:  # there are no locks here
             return None
         if not waits:
             _log.warning("another run is in %s: waiting for it to end", workdir)

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import shared_memory
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import jaxdet
 from jaxdet.data import Data
 from jaxdet.data.pipeline import workers
 from jaxdet.data.pipeline.workers import WorkerIterator
@@ -188,3 +190,49 @@ def test_signals_to_all_processes_reach_the_first_alone_while_workers_start(tmp_
     )
     said, errors = process.communicate(timeout=120)
     assert said == "[0, 1, 2, 3] 3\n", errors
+
+
+UNGUARDED = """
+from jaxdet.data import Data
+from jaxdet.data.pipeline.workers import WorkerIterator
+
+class Numbers:
+    def __len__(self):
+        return 2**40
+
+    def __getitem__(self, position):
+        return {"number": position}
+
+next(WorkerIterator(Numbers(), Data(workers=2)))
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "standard input"])
+def test_a_script_without_its_guard_is_told_so(how: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    process = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py") if how == "file" else "-"],
+        input=None if how == "file" else UNGUARDED,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,  # less than the minute that a second run in a folder waits for the first
+        check=False,
+    )
+    error = process.stderr.rpartition("ChildProcessError: ")[2]
+    assert error.startswith("the worker processes of the data pipeline have ended before they began")
+    assert 'under `if __name__ == "__main__":`, or set data.workers=0' in error
+    assert "memory" not in error
+    if how == "file":
+        assert "\njaxdet: a data worker imports this script" in f"\n{process.stderr}"
+
+
+@pytest.mark.parametrize("verb", [lambda: jaxdet.train(None, "runs/none"), lambda: jaxdet.evaluate("runs/none")])
+def test_work_does_not_begin_again_in_a_worker(
+    verb: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(SystemExit, match="a data worker imports this script"):
+        verb()
+    assert not list(tmp_path.iterdir())

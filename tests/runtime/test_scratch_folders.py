@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdet.data.sources.stored import SharedArrays
-from jaxdet.runtime import files
+from jaxdet.runtime import locks
 from jaxdet.runtime.files import ScratchFolder
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_without_locks_it_works_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise OSError("no locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", none)
+    monkeypatch.setattr(locks.fcntl, "flock", none)
     one = ScratchFolder()
     two = ScratchFolder()
     assert one.path.exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxdet.runtime import locks
 from jaxdet.training import workdir
 from jaxdet.training.workdir import locked
 
@@ -57,6 +58,6 @@ def test_a_file_system_without_locks_lets_all_through(tmp_path: Path, monkeypatc
     def none(*_: object) -> None:
         raise OSError("no locks available")
 
-    monkeypatch.setattr(workdir.fcntl, "flock", none)
+    monkeypatch.setattr(locks.fcntl, "flock", none)
     with locked(tmp_path), locked(tmp_path):
         pass

@@ -28,6 +28,7 @@ from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jaxdet.data.settings import Data
 from jaxdet.runtime.files import ScratchFolder
+from jaxdet.runtime.main_guard import ADVICE, refuse_in_workers
 
 #: Bytes from which an array goes through shared memory.  Smaller ones go through a pipe of 64 KB, and a worker whose
 #: last batch does not fit into the pipe cannot end before grain kills it, 25 s later.  So images and masks of any
@@ -56,6 +57,7 @@ class WorkerIterator:
     """
 
     def __init__(self, batches: Any, data: Data) -> None:
+        refuse_in_workers()
         self._pid_files = ScratchFolder()  # has a file for each worker that is at work, see `_init_worker`
         self._memory_prefix = f"jd{secrets.token_hex(2)}_"  # the names of the workers' shared memory begin with it
         init_worker = partial(_init_worker, self._pid_files.path, self._memory_prefix)
@@ -81,10 +83,10 @@ class WorkerIterator:
             if not isinstance(answer, BaseException):
                 return answer
             if isinstance(answer, RuntimeError) and (_GRAIN_SAYS_DEAD in str(answer) or self._dead_workers()):
-                raise ChildProcessError(_death_message(str(answer))) from answer
+                raise ChildProcessError(self._death_message(str(answer))) from answer
             raise answer
         self._abandoned = True
-        raise ChildProcessError(_death_message("It ended without a word."))
+        raise ChildProcessError(self._death_message("It ended without a word."))
 
     def close(self) -> None:
         """End the workers and free their shared memory; no batch may be asked for afterwards."""
@@ -124,6 +126,19 @@ class WorkerIterator:
                 self._answers.put(next(self._iterator))
             except BaseException as error:  # StopIteration too: `__next__` raises it where the batch was asked for
                 self._answers.put(error)
+
+    def _death_message(self, why: str) -> str:
+        if not self._started_workers():
+            return (
+                "the worker processes of the data pipeline have ended before they began. Each first imports the script "
+                "that runs, which must be a file, and what went wrong there is said above. The usual cause is a script "
+                f"that would begin its work again: {ADVICE}"
+            )
+        return (
+            f"a worker process of the data pipeline has ended before its time. {why} The usual cause is a lack of "
+            "memory; fewer data.workers or a smaller data.prefetch need less, and with data.workers=0 there are no "
+            "such processes"
+        )
 
     def _dead_workers(self) -> set[int]:
         """Process ids of workers that have ended before their time; one without further batches is none."""
@@ -173,13 +188,6 @@ def _exit_at_once() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
-
-
-def _death_message(why: str) -> str:
-    return (
-        f"a worker process of the data pipeline has ended before its time. {why} The usual cause is a lack of memory; "
-        "fewer data.workers or a smaller data.prefetch need less, and with data.workers=0 there are no such processes"
-    )
 
 
 def _by_processes(batches: Any, data: Data, init_worker: Callable[[int, int], None]) -> Any:
