@@ -22,7 +22,7 @@ class Schedule:
     drops: tuple[int, ...] = (8, 11)  #: when the learning rate is multiplied by ``drop_factor``
     unit: Literal["epochs", "steps"] = "epochs"
     drop_factor: float = 0.1
-    warmup_steps: int = 500  #: steps over which the rate rises linearly to the full one
+    warmup_steps: int = 500  #: steps over which the rate rises linearly to the full one; fewer in a short run
     warmup_ratio: float = 0.001  #: the rate of the first step, as a share of the full one
 
     def __post_init__(self) -> None:
@@ -33,6 +33,31 @@ class Schedule:
             )
         if list(self.drops) != sorted(set(self.drops)) or any(d < 1 for d in self.drops):
             raise ValueError(f"Schedule.drops: expected ascending positive {self.unit}, got {self.drops}")
+
+    def warmup(self, steps_per_epoch: int) -> int:
+        """The steps of the warm-up: no more than a third of the run, and over by the first drop.
+
+        Otherwise a small data set would never be trained at the full rate: 100 images in batches of 16 are 84 steps in
+        12 epochs.
+        """
+        whole = self.in_steps(self.length, steps_per_epoch)
+        return min(self.warmup_steps, whole // 3, self.in_steps(min(self.drops, default=self.length), steps_per_epoch))
+
+    def notes(self, steps_per_epoch: int) -> list[str]:
+        """What of the settings does not come as it is set, because the run is too short for it; sentences."""
+        warmup, late = self.warmup(steps_per_epoch), [drop for drop in self.drops if drop >= self.length]
+        notes = []
+        if warmup < self.warmup_steps:
+            notes.append(
+                f"the warm-up takes {warmup} steps and not the {self.warmup_steps} of optimizer.schedule.warmup_steps: "
+                "most of a run is to have the full learning rate, and this one is short"
+            )
+        if late:
+            notes.append(
+                f"optimizer.schedule.drops: the learning rate does not drop at {', '.join(map(str, late))} {self.unit}, "
+                f"since the run ends after {self.length} (optimizer.schedule.length)"
+            )
+        return notes
 
     def in_steps(self, amount: int, steps_per_epoch: int) -> int:
         """Convert an amount in ``unit`` to a number of steps."""

@@ -143,6 +143,7 @@ class Hooks:
     validate: Callable[[TrainState], dict[str, float]] | None  #: scores a state; None: no validation set
     stop: StopRequest
     workdir: Path
+    shift: int = 0  #: see `position.Position`: checkpoints and evaluations come at places of the schedule
     _began: float = field(default_factory=time.perf_counter)
 
     def __call__(self, step: int, state: TrainState, pending: PendingMetrics) -> None:
@@ -151,7 +152,7 @@ class Hooks:
             self._after_first(step, pending)
         elif self._due(step, self.intervals.log):
             self._show(step, pending)
-        if stopping or self._due(step, self.intervals.checkpoint):
+        if stopping or self._due(step, self.intervals.checkpoint, self.shift):
             pending.settle()
             self.save(step, state)
         if stopping:
@@ -195,13 +196,13 @@ class Hooks:
             report(metrics, step, self.log, self.workdir)
         return metrics
 
-    def _due(self, step: int, every: int) -> bool:
-        return step == self.total or step % every == 0
+    def _due(self, step: int, every: int, shift: int = 0) -> bool:
+        return step == self.total or (step + shift) % every == 0
 
     def _evaluation_due(self, step: int) -> bool:
         """Whether to evaluate now; after the last step `run.train` does so."""
         every = self.intervals.evaluate
-        return every > 0 and 0 < step < self.total and step % every == 0
+        return every > 0 and 0 < step < self.total and (step + self.shift) % every == 0
 
     def _after_first(self, step: int, pending: PendingMetrics) -> None:
         pending.settle()
