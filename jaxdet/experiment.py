@@ -53,9 +53,10 @@ class Schedule:
                 "most of a run is to have the full learning rate, and this one is short"
             )
         if late:
+            places = ", ".join(map(str, late))
             notes.append(
-                f"optimizer.schedule.drops: the learning rate does not drop at {', '.join(map(str, late))} {self.unit}, "
-                f"since the run ends after {self.length} (optimizer.schedule.length)"
+                f"optimizer.schedule.drops: the learning rate does not drop at {places} {self.unit}, since the run "
+                f"ends after {self.length} (optimizer.schedule.length)"
             )
         return notes
 
