@@ -127,7 +127,7 @@ class Run:
     seed: int = 0  #: seed of initialisation, data order and sampling
     init_from: str | None = None  #: weights to start from: a run folder, or a file of torchvision's or mmdetection's
     init_skip: tuple[str, ...] = ()  #: regular expressions: the variables that they match keep their fresh values
-    init_new_classes: bool = False  #: True: the weights are for other classes; what depends on these stays fresh
+    init_new_classes: bool = False  #: True: the weights are for other classes; those that they lack start afresh
     log_every: int = 50  #: steps
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2  #: how many stay, the newest ones

@@ -64,7 +64,8 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
         stop_on_signal() as stop,
         CheckpointStore(workdir, keep=run.keep_checkpoints) as store,
     ):
-        state = start_state(experiment.model, direction, run, store, job.mesh)
+        classes = [category.name for category in job.source.categories]
+        state = start_state(experiment.model, direction, run, store, job.mesh, classes)
         start = int(state.step)
         stored = store.metadata(start) if start else {}
         check_data(job.workdir, stored, job.metadata, accept_changes=accept_changes)

@@ -19,7 +19,8 @@ from jaxdet.data import open_source
 from jaxdet.experiment import Experiment, Run
 from jaxdet.training import train
 from jaxdet.training.log import read_log
-from jaxdet.training.state import init_variables, with_weights
+from jaxdet.training.state import init_variables
+from jaxdet.training.weights import with_weights
 from tools.endurance import differences
 
 HERE = Path(__file__).parent
@@ -121,10 +122,10 @@ def test_weights_of_another_run_are_a_start(
     caplog.set_level(logging.INFO, "jaxdet")
     fresh = init_variables(experiment.model, jax.random.key(5))
     theirs = load(folder / "whole")[0]
-    started = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole")))
+    started, _ = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole")))
     jax.tree.map(np.testing.assert_array_equal, started, theirs)
 
-    started = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole"), init_new_classes=True))
+    started, _ = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole"), init_new_classes=True))
     logits = ("params", "heads_0", "head", "logits", "kernel")
     np.testing.assert_array_equal(leaf(started, logits), leaf(fresh, logits))
     conv = ("params", "neck", "lateral3", "kernel")
