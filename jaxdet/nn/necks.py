@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv, xavier_uniform
+from jaxdet.ranges import CHANNELS, LEVELS, Range, check_ranges
 from jaxdet.structures import Levels
 
 
@@ -33,6 +34,10 @@ class StridedConvs(nn.Module):
     number: int = 2
     source: Literal["backbone", "pyramid"] = "backbone"
     relu: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, number=Range(1, 8))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, backbone_top: jax.Array, pyramid_top: jax.Array, level: int) -> Levels:
@@ -58,6 +63,10 @@ class FPN(nn.Module):
     channels: int = 256
     lowest: int = 2
     top: Subsample | StridedConvs = Subsample()
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, lowest=LEVELS)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, features: Levels) -> Levels:

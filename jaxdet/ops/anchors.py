@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdet.ranges import LEVELS, check_ranges, positive
+
 
 class Places(Protocol):
     """Where a dense detector looks: the same number of places in every cell of every level."""
@@ -37,6 +39,9 @@ class Anchors:
     levels: tuple[int, ...] = (2, 3, 4, 5, 6)
     scales: tuple[float, ...] = (8.0,)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, levels=LEVELS, scales=positive(1e4), ratios=positive(1e3))
 
     @property
     def per_cell(self) -> int:

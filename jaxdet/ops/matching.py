@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxdet.ops.boxes import coverage, iou
+from jaxdet.ranges import SHARE, check_ranges
 
 
 @struct.dataclass
@@ -35,6 +36,9 @@ class Matcher:
     min_positive_iou: float = 0.5
     low_quality: bool = True
     ignore_cover: float | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, positive_iou=SHARE, negative_iou=SHARE, min_positive_iou=SHARE, ignore_cover=SHARE)
 
     def __call__(
         self, boxes: jax.Array, valid: jax.Array, gt_boxes: jax.Array, gt_valid: jax.Array, crowd: jax.Array

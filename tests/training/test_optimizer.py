@@ -119,7 +119,7 @@ def test_the_schatten_norm_saves_a_step_of_muon() -> None:
 
 
 def test_muon_needs_a_step() -> None:
-    with pytest.raises(ValueError, match=r"Optimizer.muon_steps: expected 1 or more, got 0"):
+    with pytest.raises(ValueError, match=r"Optimizer\.muon_steps: expected a number from 1 to 100, got 0"):
         Optimizer(muon_steps=0)
 
 

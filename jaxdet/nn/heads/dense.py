@@ -11,6 +11,7 @@ import jax
 from flax import struct
 
 from jaxdet.nn.blocks.layers import Conv, gaussian, prior_bias
+from jaxdet.ranges import CHANNELS, LAYERS, Range, check_ranges
 
 
 @struct.dataclass
@@ -35,6 +36,10 @@ class RPNHead(nn.Module):
     anchors: int = 3
     channels: int = 256
 
+    def __post_init__(self) -> None:
+        check_ranges(self, anchors=Range(1, 1000), channels=CHANNELS)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int = 1) -> DenseMaps:
         # All layers from N(0, 0.01), as Faster R-CNN's new layers (section 3.1.3).
@@ -54,6 +59,10 @@ class RetinaHead(nn.Module):
     channels: int = 256
     convs: int = 4
     prior: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_ranges(self, anchors=Range(1, 1000), channels=CHANNELS, convs=LAYERS, prior=Range(0, 1, without=(0, 1)))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int) -> DenseMaps:
