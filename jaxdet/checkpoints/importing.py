@@ -14,6 +14,7 @@ from jaxdet.checkpoints.names.torchvision import COCO_IDS, class_count, from_tor
 from jaxdet.checkpoints.names.torchvision.backbone import from_folded_resnet, from_torchvision_resnet
 from jaxdet.checkpoints.reading import load
 from jaxdet.checkpoints.tree import Array, flatten
+from jaxdet.runtime.files import check_local
 
 _DETECTRON2 = ("backbone.bottom_up.", "backbone.fpn_", "proposal_generator.", "head.cls_subnet.", "head.bbox_subnet.")
 _EXPECTED = (
@@ -38,6 +39,7 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
         FileNotFoundError: there is nothing at ``path``.
         ValueError: as ``reading.load`` and ``files.weights.read_weights``, or the names are of no known kind.
     """
+    check_local(path, "the weights")
     path = Path(path)
     if path.is_dir():  # jaxdet's own checkpoints are folders, those of others are files
         variables, metadata = load(path)

@@ -19,6 +19,7 @@ from jaxdet.data.sources.open import fingerprint
 from jaxdet.evaluation.categories import match_categories
 from jaxdet.experiment import Experiment, as_experiment
 from jaxdet.runtime.agreement import alike
+from jaxdet.runtime.files import check_local
 from jaxdet.runtime.mesh import check_batch_size, data_mesh, replicated_key
 from jaxdet.training.log import RunLog
 from jaxdet.training.loop import METER, Hooks, Intervals, run_steps
@@ -27,7 +28,7 @@ from jaxdet.training.optimizer import learning_rate, update_direction
 from jaxdet.training.position import CATEGORIES, DATA, POSITION, Position, check_data
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState, start_state
-from jaxdet.training.step import make_train_step
+from jaxdet.training.step import StepByCanvas, make_train_step
 from jaxdet.training.validate import validate, write_metrics
 from jaxdet.training.workdir import claim, locked, read_metrics
 
@@ -53,24 +54,27 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
         ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``, or data that
             is not what that run began with.
         FloatingPointError: a loss or the gradient is not finite (see `metrics.FiniteCheck`).
-        SystemExit: a signal asked to stop; the state is saved.
+        SystemExit: a signal asked to stop, after the first step or while it was compiled; the state is saved.
     """
+    check_local(workdir, "--workdir")
     check(as_experiment(experiment))  # a config from Python code has not been checked yet
     job = _prepare(experiment, Path(workdir), accept_changes)
     run = experiment.run
     direction = update_direction(experiment.optimizer, experiment.model.is_frozen)
-    with (
-        locked(job.workdir),
-        stop_on_signal() as stop,
-        CheckpointStore(workdir, keep=run.keep_checkpoints) as store,
-    ):
+    with locked(job.workdir), CheckpointStore(workdir, keep=run.keep_checkpoints) as store:
         classes = [category.name for category in job.source.categories]
         state = start_state(experiment.model, direction, run, store, job.mesh, classes)
         start = int(state.step)
         stored = store.metadata(start) if start else {}
         check_data(job.workdir, stored, job.metadata, accept_changes=accept_changes)
         position = job.position(start, stored)
-        with job.batches(start, position) as batches, RunLog(job.workdir, start, writes=job.writes) as log:
+        with (
+            # Not before: until here a signal ends the process, since there is nothing to save, and making the variables
+            # can take a minute in which it could not be answered.
+            stop_on_signal() as stop,
+            job.batches(start, position) as batches,
+            RunLog(job.workdir, start, writes=job.writes) as log,
+        ):
             hooks = job.hooks(start, position, stored, log, store, stop)
             done = read_metrics(job.workdir)
             # Without scores of a run at its end, its last evaluation was cut off, and is made up for below.
@@ -81,6 +85,7 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
             state = job.steps(state, direction, batches, position, hooks)
             metrics = hooks.evaluate(int(state.step), state)
             log.curves()
+            store.wait()  # while signals are noted, or one could cut off the last checkpoint
     if metrics and job.writes:
         write_metrics(metrics, job.workdir)
     return metrics
@@ -178,9 +183,10 @@ class _Job:
         skip = self.experiment.run.skip_nonfinite
         # The step keeps the state as it lies, on one device or split over many.
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        train_step = make_train_step(
+        step = make_train_step(
             self.experiment.model, direction, rate, self.mesh, skip_nonfinite=skip > 0, layout=layout
         )
+        train_step = StepByCanvas(step, hooks.meter.leave_out, hooks.stop.at_once)
         check = FiniteCheck(self.workdir, self.source.image_ids, skip)
         return run_steps(
             train_step,
@@ -192,6 +198,7 @@ class _Job:
             meter=hooks.meter,
             check=check,
             after=hooks,
+            leave=hooks.leave,
         )
 
 
