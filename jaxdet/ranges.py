@@ -4,7 +4,6 @@ A setting out of range would otherwise show as a division by zero, as memory tha
 finds nothing.
 """
 
-import numbers
 from typing import Any, NamedTuple
 
 
@@ -22,8 +21,12 @@ class Range(NamedTuple):
         return inside and (not self.odd or value % 2 == 1)
 
     def __str__(self) -> str:
-        left_out = f", not {' or '.join(f'{number:g}' for number in self.without)}" if self.without else ""
-        return f"{'an odd' if self.odd else 'a'} number from {self.least:g} to {self.most:g}{left_out}"
+        left_out = f", not {' or '.join(map(_text, self.without))}" if self.without else ""
+        return f"{'an odd' if self.odd else 'a'} number from {_text(self.least)} to {_text(self.most)}{left_out}"
+
+
+def _text(number: float) -> str:
+    return f"{int(number):,}" if number == int(number) else str(number)
 
 
 # Upper bounds are far above what anyone has a use for, and below what takes all memory of a machine.
@@ -61,6 +64,6 @@ def check_ranges(owner: object, **ranges: Range) -> None:
     for name, allowed in ranges.items():
         value: Any = getattr(owner, name)
         members = value if isinstance(value, tuple) else (value,)
-        if not members or any(isinstance(number, numbers.Real) and not allowed.has(number) for number in members):
+        if not members or any(isinstance(number, (int, float)) and not allowed.has(number) for number in members):
             many = " in each place" if isinstance(value, tuple) else ""
             raise ValueError(f"{type(owner).__name__}.{name}: expected {allowed}{many}, got {value}")

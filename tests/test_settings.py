@@ -122,7 +122,7 @@ def test_anchors_and_their_head_are_told_apart_by_their_keys() -> None:
 def test_data_of_a_config_is_checked_too() -> None:
     data = to_data(make_model())
     data["neck"]["channels"] = 0
-    with pytest.raises(ValueError, match=r"config\.neck: FPN\.channels: expected a number from 1 to 65536, got 0"):
+    with pytest.raises(ValueError, match=r"config\.neck: FPN\.channels: expected a number from 1 to 65,536, got 0"):
         from_data(data)
 
 
@@ -136,7 +136,7 @@ def test_ranges() -> None:
     ]
     assert [Range(1, 7, odd=True).has(x) for x in (1, 2, 7, 9)] == [True, False, True, False]
     with pytest.raises(
-        ValueError, match=r"Anchors\.scales: .* from 0 to 10000, not 0 in each place, got \(8\.0, 0\.0\)"
+        ValueError, match=r"Anchors\.scales: .* from 0 to 10,000, not 0 in each place, got \(8\.0, 0\.0\)"
     ):
         Anchors(scales=(8.0, 0.0))
     with pytest.raises(ValueError, match=r"Anchors\.ratios: expected .*, got \(\)"):

@@ -178,7 +178,11 @@ def entry_point() -> Any:
         (["--print-config", "optimizer.lr=0.5"], 0, "lr=0.5"),
         (["--print-config", "optimizer.lrr=0.5"], 1, "nearest valid key is 'optimizer.lr'"),
         (["optimizer.lr=x", "--print-config"], 1, "optimizer.lr: expected float, got 'x'"),
-        (["data.batch_size=0"], 1, "Data.batch_size: expected at least 1, got 0"),
+        (
+            ["data.batch_size=0"],
+            1,
+            "error: data.batch_size=0: Data.batch_size: expected a number from 1 to 1,000,000, got 0",
+        ),
     ],
 )
 def test_the_entry_point_says_what_is_wrong_in_a_line(
