@@ -233,7 +233,7 @@ UNLIKE = (Stage(sampler=FIRST), Stage(sampler=Sampler(8, 0.5)))
 
 
 def test_what_cannot_be_rolled_is_named() -> None:
-    with pytest.raises(ValueError, match=r"samplers.* cannot be rolled into a scan; set unroll=True"):
+    with pytest.raises(ValueError, match=r"samplers.* cannot be rolled into a scan; set model\.unroll=true"):
         single(UNLIKE, unroll=False).apply(variables("r3"), method=train)
     stages = make_stages((0, 1), (0.5, 0.6), (1, 1), sampler=FIRST)
     wider = make_box_branch(head=BoxHead(FC2(channels=9), class_agnostic=True))
