@@ -3,12 +3,12 @@
 These classes are stored by name in checkpoints, so this module keeps its name.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxdet.data.settings import Data
 from jaxdet.models.detector import Detector
+from jaxdet.ranges import SHARE, Range, check_ranges, positive
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,40 @@ class Schedule:
     drops: tuple[int, ...] = (8, 11)  #: when the learning rate is multiplied by ``drop_factor``
     unit: Literal["epochs", "steps"] = "epochs"
     drop_factor: float = 0.1
-    warmup_steps: int = 500  #: steps over which the rate rises linearly to the full one
+    warmup_steps: int = 500  #: steps over which the rate rises linearly to the full one; fewer in a short run
     warmup_ratio: float = 0.001  #: the rate of the first step, as a share of the full one
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.warmup_steps < 0:
-            raise ValueError(
-                "Schedule: expected length >= 1 and warmup_steps >= 0, "
-                f"got length={self.length}, warmup_steps={self.warmup_steps}"
-            )
-        if list(self.drops) != sorted(set(self.drops)) or any(d < 1 for d in self.drops):
+        check_ranges(self, length=Range(1, 10**8), warmup_steps=Range(0, 10**9))
+        check_ranges(self, drop_factor=positive(1), warmup_ratio=SHARE)
+        if list(self.drops) != sorted(set(self.drops)) or any(not 1 <= d <= 10**8 for d in self.drops):
             raise ValueError(f"Schedule.drops: expected ascending positive {self.unit}, got {self.drops}")
+
+    def warmup(self, steps_per_epoch: int) -> int:
+        """The steps of the warm-up: no more than a third of the run, and over by the first drop.
+
+        Otherwise a small data set would never be trained at the full rate: 100 images in batches of 16 are 84 steps in
+        12 epochs.
+        """
+        whole = self.in_steps(self.length, steps_per_epoch)
+        return min(self.warmup_steps, whole // 3, self.in_steps(min(self.drops, default=self.length), steps_per_epoch))
+
+    def notes(self, steps_per_epoch: int) -> list[str]:
+        """What of the settings does not come as it is set, because the run is too short for it; sentences."""
+        warmup, late = self.warmup(steps_per_epoch), [drop for drop in self.drops if drop >= self.length]
+        notes = []
+        if warmup < self.warmup_steps:
+            notes.append(
+                f"the warm-up takes {warmup} steps and not the {self.warmup_steps} of optimizer.schedule.warmup_steps: "
+                "most of a run is to have the full learning rate, and this one is short"
+            )
+        if late:
+            places = ", ".join(map(str, late))
+            notes.append(
+                f"optimizer.schedule.drops: the learning rate does not drop at {places} {self.unit}, since the run "
+                f"ends after {self.length} (optimizer.schedule.length)"
+            )
+        return notes
 
     def in_steps(self, amount: int, steps_per_epoch: int) -> int:
         """Convert an amount in ``unit`` to a number of steps."""
@@ -73,17 +96,8 @@ class Optimizer:
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
-        positive = {"lr": self.lr, "base_batch": self.base_batch, "clip_norm": self.clip_norm}
-        for name, value in positive.items():
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"Optimizer.{name}: expected a positive number, got {value}")
-        if self.muon_steps < 1:
-            raise ValueError(f"Optimizer.muon_steps: expected 1 or more, got {self.muon_steps}")
-        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
-            raise ValueError(
-                "Optimizer: expected 0 <= momentum < 1 and weight_decay >= 0, "
-                f"got momentum={self.momentum}, weight_decay={self.weight_decay}"
-            )
+        check_ranges(self, lr=positive(1e4), base_batch=Range(1, 10**6), clip_norm=positive(1e12))
+        check_ranges(self, momentum=Range(0, 1, without=(1,)), weight_decay=Range(0, 1e3), muon_steps=Range(1, 100))
 
     def scaled_lr(self, batch_size: int) -> float:
         """The full learning rate for a batch of ``batch_size`` images over all processes."""
@@ -101,7 +115,7 @@ class Run:
     seed: int = 0  #: seed of initialisation, data order and sampling
     init_from: str | None = None  #: weights to start from: a run folder, or a file of torchvision's or mmdetection's
     init_skip: tuple[str, ...] = ()  #: regular expressions: the variables that they match keep their fresh values
-    init_new_classes: bool = False  #: True: the weights are for other classes; what depends on these stays fresh
+    init_new_classes: bool = False  #: True: the weights are for other classes; those that they lack start afresh
     log_every: int = 50  #: steps
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2  #: how many stay, the newest ones
@@ -112,13 +126,11 @@ class Run:
     pictures: int = 8  #: validation images that are drawn with predictions beside ground truth
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "eval_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"Run.{name}: expected at least 1, got {value}")
-        for name in ("seed", "eval_every", "skip_nonfinite", "pictures"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"Run.{name}: expected 0 or more, got {getattr(self, name)}")
+        often = Range(1, 10**9)
+        check_ranges(self, log_every=often, checkpoint_every=often, keep_checkpoints=often, eval_batch=Range(1, 10**6))
+        # The seed is one of jax and of NumPy, which take 32 bits.
+        check_ranges(self, seed=Range(0, 2**32 - 1), eval_every=Range(0, 10**9))
+        check_ranges(self, skip_nonfinite=Range(0, 10**9), pictures=Range(0, 10**4))
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ ENTRY_POINTS = ("train", "eval", "predict")
 ALLOWED = {
     "structures": set[str](),
     "config": set[str](),
+    "ranges": set[str](),
     "runtime": {"structures", "config"},
-    "ops": {"structures"},
-    "nn": {"structures", "ops"},
-    "models": {"structures", "ops", "nn"},
-    "data": {"structures", "runtime"},
+    "ops": {"structures", "ranges"},
+    "nn": {"structures", "ranges", "ops"},
+    "models": {"structures", "ranges", "ops", "nn"},
+    "data": {"structures", "ranges", "runtime"},
     "checkpoints": {"structures", "runtime"},
     "visualize": {"data", "runtime"},
-    "experiment": {"models", "data"},
+    "experiment": {"ranges", "models", "data"},
 }
 ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "runtime", "experiment"}  # what a checkpoint holds
 ALLOWED["evaluation"] = {*ALLOWED} - {"visualize", "nn"}  # a model over data, and its numbers

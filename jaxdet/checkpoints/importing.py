@@ -14,6 +14,13 @@ from jaxdet.checkpoints.names.torchvision import COCO_IDS, class_count, from_tor
 from jaxdet.checkpoints.names.torchvision.backbone import from_folded_resnet, from_torchvision_resnet
 from jaxdet.checkpoints.reading import load
 from jaxdet.checkpoints.tree import Array, flatten
+from jaxdet.runtime.files import check_local
+
+_DETECTRON2 = ("backbone.bottom_up.", "backbone.fpn_", "proposal_generator.", "head.cls_subnet.", "head.bbox_subnet.")
+_EXPECTED = (
+    "expected mmdetection's (backbone.layer1.., roi_head..), torchvision's detectors' (backbone.body.., roi_heads.. or "
+    "head..) or its ResNets' (conv1.., layer1..)"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -32,10 +39,12 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
         FileNotFoundError: there is nothing at ``path``.
         ValueError: as ``reading.load`` and ``files.weights.read_weights``, or the names are of no known kind.
     """
+    check_local(path, "the weights")
     path = Path(path)
     if path.is_dir():  # jaxdet's own checkpoints are folders, those of others are files
         variables, metadata = load(path)
-        return Imported(variables, category_ids=_category_ids(metadata.get("categories") or [], path))
+        ids, names = _categories(metadata.get("categories") or [], path)
+        return Imported(variables, category_ids=ids, category_names=names)
     state = read_weights(path)
     try:
         return recognise(state, like)
@@ -43,13 +52,18 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
         raise ValueError(f"{path}: {error}") from error
 
 
-def _category_ids(categories: Any, path: Path) -> tuple[int, ...]:
-    """The ids of a checkpoint's categories in the order of its labels."""
+def _categories(categories: Any, path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The ids and names of a checkpoint's categories in the order of its labels."""
     # Metadata may be a stranger's.
     listed = isinstance(categories, list) and all(isinstance(category, dict) for category in categories)
-    if not listed or not all(type(category.get("id")) is int for category in categories):
-        raise ValueError(f"{path}: expected categories with whole numbers as ids, got {reprlib.repr(categories)}")
-    return tuple(category["id"] for category in categories)
+    wanted = {"id": int, "name": str}
+    if not listed or not all(
+        type(category.get(key)) is kind for category in categories for key, kind in wanted.items()
+    ):
+        raise ValueError(
+            f"{path}: expected categories with whole numbers as ids and texts as names, got {reprlib.repr(categories)}"
+        )
+    return tuple(category["id"] for category in categories), tuple(category["name"] for category in categories)
 
 
 def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
@@ -62,7 +76,10 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
     Raises:
         ValueError: the names are of no known kind, or do not fit ``like``.
     """
-    # Each prefix belongs to one code base: torchvision writes roi_heads, mmdetection roi_head.
+    # Some names of its heads are torchvision's, so that it is told by those of its backbone and of its RPN.
+    if any(name.startswith(_DETECTRON2) for name in state):
+        raise ValueError(f"names of no known kind: they are detectron2's, {_EXPECTED}")
+    # Each other prefix belongs to one code base: torchvision writes roi_heads, mmdetection roi_head.
     if any(name.startswith(("roi_heads.", "head.classification_head.")) for name in state):
         return from_torchvision(state, keep=_labels_to_keep(state, like))
     if any(name.startswith(("backbone.layer", "rpn_head.", "roi_head.", "bbox_head.")) for name in state):
@@ -71,10 +88,7 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
         # Biases of convolutions: the batch norms were folded into them.
         return from_folded_resnet(state) if "conv1.bias" in state else from_torchvision_resnet(state)
     some = ", ".join(name[:80] for name in list(state)[:4])
-    raise ValueError(
-        f"names of no known kind, such as {some}: expected mmdetection's (backbone.layer1.., roi_head..), "
-        "torchvision's detectors' (backbone.body.., roi_heads.. or head..) or its ResNets' (conv1.., layer1..)"
-    )
+    raise ValueError(f"names of no known kind, such as {some}: {_EXPECTED}")
 
 
 def _labels_to_keep(state: Mapping[str, Array], like: Mapping[str, Any]) -> tuple[int, ...] | None:

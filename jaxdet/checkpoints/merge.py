@@ -5,7 +5,7 @@ everything that does not fit.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ _CLASS_DEPENDENT = (r"/heads_\d+/head/(logits|deltas)/", r"/mask_scores/head/iou
 
 #: The first level above the backbone's last, whose shape says which map it is made from.
 _FIRST_OF_TOP = re.compile(r"/neck/top/conv6/kernel$")
+
+
+class Misfit(ValueError):
+    """Weights and model do not fit each other; the message lists everything that does not."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def merge(
     skip: Sequence[str] = (),
     *,
     new_classes: bool = False,
+    matched: Collection[str] = (),
     within: str = "",
 ) -> tuple[Variables, MergeReport]:
     """Put the values of ``there`` into the variables ``here``.
@@ -54,6 +59,7 @@ def merge(
         skip: regular expressions searched in names such as ``params/neck/lateral2/bias``; what one matches is
             neither loaded nor missed.
         new_classes: skip the leaves that depend on the classes too, for fine-tuning on other classes.
+        matched: names of such leaves that are loaded all the same, since their classes are those of the model.
         within: the part of the model that ``there`` must fill, such as ``backbone``; the rest keeps its values.
             Empty: the whole model.
 
@@ -62,11 +68,14 @@ def merge(
         report, whose text is for whoever asked for the merge.
 
     Raises:
-        ValueError: there are names on one side only, wrong shapes or types, or patterns that match nothing.
+        Misfit: there are names on one side only, wrong shapes or types, or patterns that match nothing.
     """
     ours, theirs = _named(here), _named(there)
-    patterns = [re.compile(pattern) for pattern in (*skip, *(_CLASS_DEPENDENT if new_classes else ()))]
-    skipped = {name for name in {*ours, *theirs} if any(p.search(name) for p in patterns)}
+    skipped = {
+        name
+        for name in {*ours, *theirs}
+        if is_skipped(name, skip) or (new_classes and depends_on_classes(name) and name not in matched)
+    }
     outside = {name for name in ours if not _is_within(name, within)}
     loaded = [name for name in ours if name in theirs and name not in skipped | outside]
     misfits = {name: text for name in loaded if (text := _misfit(name, ours[name], theirs[name]))}
@@ -78,12 +87,22 @@ def merge(
         *_listed("patterns that match nothing", (p for p in skip if not any(re.search(p, n) for n in skipped))),
     ]
     if problems:
-        raise ValueError("the weights do not fit the model\n" + "\n".join(problems) + _advice(new_classes, misfits))
+        raise Misfit("the weights do not fit the model\n" + "\n".join(problems) + _advice(misfits))
     merged = {name: np.asarray(theirs[name], dtype=np.float32) for name in loaded}
     kept = tuple(name for name in ours if name not in merged and name not in outside)
     dropped = tuple(sorted(name for name in skipped if name not in ours))
     tree = unflatten({tuple(name.split("/")): merged.get(name, value) for name, value in ours.items()})
     return tree, MergeReport(tuple(loaded), kept, dropped, tuple(name for name in ours if name in outside))
+
+
+def depends_on_classes(name: str) -> bool:
+    """Whether shape or meaning of a leaf depends on the list of classes."""
+    return any(re.search(pattern, name) for pattern in _CLASS_DEPENDENT)
+
+
+def is_skipped(name: str, skip: Sequence[str]) -> bool:
+    """Whether one of these regular expressions is found in the name of a leaf."""
+    return any(re.search(pattern, name) for pattern in skip)
 
 
 def _named(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,13 +131,11 @@ def _listed(title: str, names: Any) -> list[str]:
     return [f"  {title}: {len(lines)}", *lines] if lines else []
 
 
-def _advice(new_classes: bool, misfits: Iterable[str]) -> str:
-    fix = "\nIf a part is meant to differ, skip it by a pattern, as skip=('^params/neck/',)"
-    fix += "" if new_classes else "; for other classes, set new_classes=True"
-    if any(_FIRST_OF_TOP.search(name) for name in misfits):
-        fix += (
-            "\nP6 is made from another map there than here: for torchvision's RetinaNet set "
-            "model.neck.top.source=pyramid model.neck.top.relu=true, for mmdetection's model.neck.top.source=backbone "
-            "model.neck.top.relu=false"
-        )
-    return fix
+def _advice(misfits: Iterable[str]) -> str:
+    if not any(_FIRST_OF_TOP.search(name) for name in misfits):
+        return ""
+    return (
+        "\nP6 is made from another map there than here: for torchvision's RetinaNet set "
+        "model.neck.top.source=pyramid model.neck.top.relu=true, for mmdetection's model.neck.top.source=backbone "
+        "model.neck.top.relu=false"
+    )

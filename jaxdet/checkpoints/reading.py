@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from jaxdet.checkpoints.files.bounds import check_files, check_size
 from jaxdet.checkpoints.tree import Variables
-from jaxdet.runtime.files import read_json_file, write_json
+from jaxdet.runtime.files import check_local, read_json_file, write_json
 
 FORMAT = 1  #: raised when a checkpoint's layout changes so that older code cannot read it
 SUBFOLDER = "checkpoints"  #: the folder in a run's folder that has a folder for each step
@@ -45,12 +45,12 @@ def load(path: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
-        DamagedCheckpoint: the files are not those that were written.
+        DamagedCheckpoint: weights or metadata are not those that were written.
         ValueError: it is no checkpoint, or was written by a later version.
     """
     folder = find_step(path)
     size = check_files(folder)
-    refuse(folder, damages(folder))
+    refuse(folder, damages(folder, (VARIABLES, METADATA)))  # the rest is not read, and need not be there
     metadata = read_metadata(folder)
     with clear_errors(folder), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         stored = handler.metadata(folder / VARIABLES)
@@ -67,8 +67,9 @@ def find_step(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
-        ValueError: there is no finished checkpoint.
+        ValueError: there is no finished checkpoint, or ``path`` is an address.
     """
+    check_local(path, "the checkpoint")
     path = Path(path).absolute()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a run folder or a checkpoint in it")
@@ -178,12 +179,19 @@ def _files(folder: Path) -> dict[str, Path]:
     return {str(path.relative_to(folder)): path for path in found}
 
 
-def damages(folder: Path) -> list[str]:
-    """List which files of a checkpoint are missing or changed, one line for each; none if it has no checksums."""
+def damages(folder: Path, items: Collection[str] | None = None) -> list[str]:
+    """List which files of a checkpoint are missing or changed, one line for each; none if it has no checksums.
+
+    ``items`` are the folders in it that count, of which every file must have a checksum; None: all that have one.
+    """
     try:
-        expected = json.loads((folder / _CHECKSUMS).read_text())
+        expected: dict[str, Any] = json.loads((folder / _CHECKSUMS).read_text())
         files = _files(folder)  # the list's paths are only looked up here: a stranger's may lead out of the folder
-        lines = [_damage(folder, name, files.get(name), str(crc)) for name, crc in expected.items()]
+        if items is None:
+            names = list(expected.keys())
+        else:
+            names = [name for name in dict.fromkeys([*expected.keys(), *files]) if name.partition("/")[0] in items]
+        lines = [_damage(folder, name, files.get(name), expected.get(name)) for name in names]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, AttributeError, RecursionError) as error:  # the list itself is broken
@@ -191,10 +199,10 @@ def damages(folder: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def _damage(folder: Path, name: str, path: Path | None, crc: str) -> str:
+def _damage(folder: Path, name: str, path: Path | None, crc: object) -> str:
     if path is None:
         return f"{folder}/{ascii(name)[1:-1]:.200} is missing"
-    return "" if _crc(path) == crc else f"{path} has another content than was written"
+    return "" if _crc(path) == str(crc) else f"{path} has another content than was written"
 
 
 def _crc(path: Path) -> str:

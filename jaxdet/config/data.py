@@ -121,7 +121,7 @@ def _construct(cls: type, values: dict[str, Any], where: str) -> Any:
             raise wrong_type(f"{where}.{key}", annotations[key], value) from error
     try:
         return cls(**fitted)
-    except TypeError as error:  # a field without default is missing
+    except (TypeError, ValueError) as error:  # a field without default is missing, or a value is out of range
         raise ValueError(f"{where}: {error}") from error
 
 

@@ -79,7 +79,10 @@ def _apply(root: Any, node: Child, edits: Sequence[_Edit]) -> Any:
         if whole and inner and child.value is None:
             raise ValueError(f"{whole[-1]} leaves nothing for {inner[0]} to change; drop one of the two")
         new[name] = _apply(root, child, inner) if inner else child.value
-    return replace_children(node.value, new) if new else node.value
+    try:
+        return replace_children(node.value, new) if new else node.value
+    except ValueError as error:  # the class knows its settings, and not under which keys they are
+        raise ValueError(f"{' '.join(map(str, edits))}: {error}") from None
 
 
 def _read(edit: _Edit, child: Child) -> Any:

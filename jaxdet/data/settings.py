@@ -1,11 +1,15 @@
 """Settings of the data: which source, and how its images become batches.
 
-Their classes are stored by name in checkpoints, so this module keeps its name.  It imports no other, because configs
-and worker processes read it.
+Their classes are stored by name in checkpoints, so this module keeps its name.  It imports next to nothing, because
+configs and worker processes read it.
 """
 
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from jaxdet.ranges import SHARE, Range, check_ranges
+
+_SIDE = 2**14  #: pixels; a batch of canvases with such sides takes all memory of most machines
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,8 @@ class Scenes:
     def __post_init__(self) -> None:
         if self.split not in ("train", "val"):
             raise ValueError(f"Scenes.split: expected 'train' or 'val', got {self.split!r}")
-        if self.count < 1 or self.size < 32 or self.seed < 0:
-            raise ValueError(
-                "Scenes: expected count >= 1, size >= 32 and seed >= 0, "
-                f"got count={self.count}, size={self.size}, seed={self.seed}"
-            )
-        if not self.aspects or not all(0.25 <= aspect <= 4 for aspect in self.aspects):
-            raise ValueError(f"Scenes.aspects: expected values from 0.25 to 4, got {self.aspects}")
+        check_ranges(self, count=Range(1, 10**7), size=Range(32, _SIDE), seed=Range(0, 2**32 - 1))
+        check_ranges(self, aspects=Range(0.25, 4))
 
 
 SourceSettings: TypeAlias = CocoFolder | Tfds | Scenes
@@ -78,17 +77,12 @@ class Data:
     prefetch: int = 2  #: batches that each worker keeps ready
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "long_side", "pad_multiple", "batch_size", "max_boxes", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Data.{name}: expected at least 1, got {getattr(self, name)}")
+        check_ranges(self, pad_multiple=Range(1, 4096), batch_size=Range(1, 10**6), max_boxes=Range(1, 10**5))
+        check_ranges(self, workers=Range(0, 10**4), prefetch=Range(1, 10**4), flip_probability=SHARE)
+        check_ranges(self, mask_size=Range(4, 4096))  # at least 4: there is a ring of 1 around a mask
+        check_ranges(self, short_side=Range(1, _SIDE), long_side=Range(1, _SIDE), min_side=Range(0, 10**6))
         if self.long_side < self.short_side:
             raise ValueError(
                 f"data.long_side: expected at least data.short_side={self.short_side}, got {self.long_side}; set both, "
                 f"as in data.short_side={self.short_side} data.long_side={self.short_side * 5 // 3}"
             )
-        if self.mask_size < 4:
-            raise ValueError(f"Data.mask_size: expected at least 4 (a ring of 1 around the mask), got {self.mask_size}")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"Data.flip_probability: expected 0 to 1, got {self.flip_probability}")
-        if self.workers < 0 or self.min_side < 0:
-            raise ValueError(f"Data: expected workers, min_side >= 0, got {self.workers}, {self.min_side}")

@@ -34,6 +34,7 @@ from jaxdet.ops.matching import Assigner, Matcher
 from jaxdet.ops.rounding import whole_parts
 from jaxdet.ops.sampling import Choice, HardNegatives, Sampler
 from jaxdet.ops.suppression import NMS, Suppression
+from jaxdet.ranges import Range, check_ranges
 from jaxdet.structures import Detections, Features, Proposals, Targets
 
 
@@ -97,6 +98,9 @@ class _Candidates:
     index: jax.Array  #: ``[M]``, the place in the level
     labels: jax.Array  #: ``[M]``, the class, where there is the score of one
 
+    def __post_init__(self) -> None:
+        check_ranges(self, per_level=Range(1, 10**7))
+
 
 class DenseDetector(nn.Module):
     """Places are scored and moved by ``head``; the best become detections, or proposals of a second stage.
@@ -126,6 +130,10 @@ class DenseDetector(nn.Module):
     test: Selection = Selection()
     pad_multiple: int = 32
 
+    def __post_init__(self) -> None:
+        check_ranges(self, border=Range(-1e6, 1e6), pad_multiple=Range(1, 4096))
+        super().__post_init__()
+
     def __call__(self, features: Features, true_hw: jax.Array, num_classes: int = 1) -> DenseOutputs:
         """Head outputs on all levels of the places, for images of ``true_hw [B, 2]``."""
         levels = self.places.levels
@@ -140,7 +148,7 @@ class DenseDetector(nn.Module):
             if channels != 4 * self.places.per_cell:
                 raise ValueError(
                     f"the head scores {channels // 4} anchors a cell, the anchors have {self.places.per_cell} "
-                    "(scales times ratios): set anchors of the head to that"
+                    f"(scales times ratios): set model.{self.name or 'dense'}.head.anchors={self.places.per_cell}"
                 )
             # NumPy until here: places depend on shapes alone and become constants of the program.
             outputs.places.append(jnp.asarray(self.places.grid(level, height, width, features.canvas_hw)))

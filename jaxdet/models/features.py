@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.ops import losses
+from jaxdet.ranges import Range, check_ranges, positive
 from jaxdet.structures import Batch, Features, Levels, Targets
 
 Losses: TypeAlias = dict[str, jax.Array]
@@ -31,6 +32,9 @@ class Normalization:
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, mean=Range(-1e4, 1e4), std=positive(1e4))
 
     def __call__(self, image: jax.Array, true_hw: jax.Array) -> jax.Array:
         """``[B, H, W, 3]`` float32 of uint8 images, and 0 outside ``true_hw [B, 2]``.

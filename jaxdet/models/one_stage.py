@@ -19,6 +19,7 @@ from jaxdet.models.features import (
 )
 from jaxdet.models.parts.part import Found, Part, Seen, Setting, TrainedPlaces, with_places
 from jaxdet.models.roi.schedule import check_unshared
+from jaxdet.ranges import CLASSES, check_ranges
 from jaxdet.structures import Batch, Detections, Features
 
 
@@ -39,6 +40,7 @@ class OneStage(nn.Module):
     preserve_adopted_names: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_ranges(self, num_classes=CLASSES)
         # Linen modules are frozen dataclasses; the names must be there before linen adopts the parts.
         object.__setattr__(self, "parts", with_places(self.parts))
         super().__post_init__()

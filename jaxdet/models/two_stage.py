@@ -29,6 +29,7 @@ from jaxdet.models.roi.scan import choose
 from jaxdet.models.roi.schedule import Stage, check_stages, check_test_heads, check_unshared
 from jaxdet.nn.heads.semantic import SemanticHead
 from jaxdet.ops.suppression import NMS, Suppression
+from jaxdet.ranges import CLASSES, HEADS, check_ranges
 from jaxdet.structures import Batch, Detections, Features, Proposals, Targets
 
 
@@ -61,6 +62,7 @@ class TwoStage(nn.Module):
     preserve_adopted_names: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_ranges(self, num_classes=CLASSES, test_heads=HEADS)
         # Linen modules are frozen dataclasses; the names must be there before linen adopts the parts.
         object.__setattr__(self, "parts", with_places(self.parts))
         super().__post_init__()

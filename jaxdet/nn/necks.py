@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv, xavier_uniform
 from jaxdet.ops.bilinear import resize
+from jaxdet.ranges import CHANNELS, LEVELS, Range, check_ranges
 from jaxdet.structures import Levels
 
 
@@ -34,6 +35,10 @@ class StridedConvs(nn.Module):
     number: int = 2
     source: Literal["backbone", "pyramid"] = "backbone"
     relu: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, number=Range(1, 8))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, backbone_top: jax.Array, pyramid_top: jax.Array, level: int) -> Levels:
@@ -62,6 +67,10 @@ class FPN(nn.Module):
     lowest: int = 2
     top: Subsample | StridedConvs = Subsample()
     bilinear: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, lowest=LEVELS)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, features: Levels) -> Levels:

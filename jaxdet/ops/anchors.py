@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdet.ranges import LEVELS, check_ranges, positive
+
 
 class Places(Protocol):
     """Where a dense detector looks: the same number of places in every cell of every level."""
@@ -58,6 +60,9 @@ class Anchors:
     offset: float = 0.0
     even: bool = False
     legacy: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, levels=LEVELS, scales=positive(1e4), ratios=positive(1e3))
 
     @property
     def per_cell(self) -> int:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.ops.rounding import product, quotient
+from jaxdet.ranges import Range, check_ranges, positive
 
 
 def area(boxes: jax.Array) -> jax.Array:
@@ -79,6 +80,9 @@ class DeltaCoder:
     stds: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     max_ratio: float = 1000 / 16
     clip_shrink: bool = True
+
+    def __post_init__(self) -> None:
+        check_ranges(self, stds=positive(1e3), max_ratio=Range(1, 1e12, without=(1,)))
 
     def encode(self, references: jax.Array, boxes: jax.Array) -> jax.Array:
         """Deltas ``[..., 4]`` that turn ``references [..., 4]`` into ``boxes``.

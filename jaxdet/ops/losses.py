@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdet.ops.boxes import BoxCoder, DistanceCoder, area
+from jaxdet.ranges import SHARE, Range, check_ranges
 
 
 class ClassLoss(Protocol):
@@ -64,6 +65,9 @@ class Focal(ClassLoss):
     alpha: float = 0.25
     gamma: float = 2.0
 
+    def __post_init__(self) -> None:
+        check_ranges(self, alpha=SHARE, gamma=Range(0, 100))
+
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         targets = jax.nn.one_hot(labels, logits.shape[-1])
         logits = logits.astype(jnp.float32)
@@ -95,8 +99,7 @@ class SmoothL1:
     beta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.beta < 0:
-            raise ValueError(f"SmoothL1.beta: expected 0 (L1) or a positive number, got {self.beta}")
+        check_ranges(self, beta=Range(0, 1e6))
 
     def __call__(self, coder: BoxCoder, references: jax.Array, deltas: jax.Array, boxes: jax.Array) -> jax.Array:
         target, deltas = coder.encode(references, boxes), deltas.astype(jnp.float32)

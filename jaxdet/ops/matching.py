@@ -9,6 +9,7 @@ from flax import struct
 
 from jaxdet.ops.boxes import area, coverage, iou
 from jaxdet.ops.masks import centroids
+from jaxdet.ranges import SHARE, check_ranges
 from jaxdet.structures import Masks
 
 
@@ -53,6 +54,9 @@ class Matcher:
     low_quality: bool = True
     ties: bool = True
     ignore_cover: float | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, positive_iou=SHARE, negative_iou=SHARE, min_positive_iou=SHARE, ignore_cover=SHARE)
 
     def __call__(
         self,

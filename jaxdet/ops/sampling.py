@@ -9,6 +9,7 @@ from flax import struct
 
 from jaxdet.ops.devices import top_k
 from jaxdet.ops.matching import Match
+from jaxdet.ranges import DETECTIONS, SHARE, check_ranges
 
 
 @struct.dataclass
@@ -49,11 +50,7 @@ class Sampler:
     order: Literal["random", "first"] = "random"
 
     def __post_init__(self) -> None:
-        if self.number < 1 or not 0 <= self.positive_fraction <= 1:
-            raise ValueError(
-                f"expected a sampler of 1 or more boxes, from 0 to 1 of them positive, got number={self.number} and "
-                f"positive_fraction={self.positive_fraction}"
-            )
+        check_ranges(self, number=DETECTIONS, positive_fraction=SHARE)
 
     @property
     def max_positive(self) -> int:

@@ -20,6 +20,7 @@ from flax import struct
 
 from jaxdet.ops.boxes import area, intersection
 from jaxdet.ops.rounding import product, quotient
+from jaxdet.ranges import DETECTIONS, SHARE, check_ranges
 from jaxdet.structures import Detections
 
 BLOCK = 512
@@ -68,6 +69,9 @@ class NMS:
     max_detections: int = 100
     within: Literal["class", "level"] = "class"
 
+    def __post_init__(self) -> None:
+        check_ranges(self, score_threshold=SHARE, iou_threshold=SHARE, max_detections=DETECTIONS)
+
     def __call__(
         self,
         boxes: jax.Array,
@@ -111,6 +115,10 @@ class FastNMS:
     iou_threshold: float = 0.5
     per_class: int = 200
     max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        check_ranges(self, score_threshold=SHARE, iou_threshold=SHARE)
+        check_ranges(self, per_class=DETECTIONS, max_detections=DETECTIONS)
 
     def __call__(
         self,

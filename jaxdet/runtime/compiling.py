@@ -1,8 +1,16 @@
-"""Options for XLA when it compiles prediction."""
+"""How XLA compiles: its options for prediction, and compilations that a signal can break off."""
 
+import threading
+from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 import jax
+
+_Result = TypeVar("_Result")
+
+_PAUSE = 0.1  #: seconds between two looks at whether to stop
+_abandoned: list[threading.Thread] = []
 
 #: Orders a program so that arrays are freed as early as possible.
 _FREE_EARLY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
@@ -28,3 +36,46 @@ def _known() -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+class Abandoned(Exception):
+    """A compilation was left to itself."""
+
+
+def breakable(compile_: Callable[[], _Result], stopping: Callable[[], bool]) -> _Result:
+    """Compile in a thread, while this one waits and signals are answered.
+
+    Python runs signal handlers between two of its own instructions, and a compilation is one of many seconds.
+
+    Args:
+        compile_: compiles; what it raises is raised here.
+        stopping: looked at meanwhile: whether to leave the compilation to itself.
+
+    Raises:
+        Abandoned: ``stopping`` was true.  The thread goes on: XLA cannot be told to stop.
+    """
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(compile_())
+        except BaseException as error:
+            errors.append(error)
+
+    # A daemon, or Python would wait for it at the end of the process.
+    thread = threading.Thread(target=work, name="compiling", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_PAUSE)
+        if stopping() and thread.is_alive():
+            _abandoned.append(thread)
+            raise Abandoned
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def is_compiling() -> bool:
+    """Whether an abandoned compilation still goes on; the end of Python could crash in it."""
+    return any(thread.is_alive() for thread in _abandoned)

@@ -6,6 +6,7 @@ Nothing here knows what is in a file, and nothing imports jax: the worker proces
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -17,6 +18,7 @@ from typing import IO, Any
 
 from jaxdet.runtime.locks import hold
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  #: of two letters at least, as C:/ is a drive
 _PREFIX = "jaxdet-"  #: how temporary folders are named
 _LOCK = ".lock"  #: the file in a temporary folder that its owner holds locked
 _TRIES = 3  #: to make a temporary folder; losing a race once is rare, twice in a row does not happen
@@ -40,7 +42,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         OSError: the file cannot be written, or ``path`` is a device or a pipe; the error names the file.
+        ValueError: ``path`` is an address.
     """
+    check_local(path, "the file to write")
     # A rename would replace a link, /dev/stdout for example, and not what it points to.
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -55,6 +59,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def check_local(path: str | os.PathLike[str], what: str) -> None:
+    """Refuse an address in the place of a path, before a folder with the name of its scheme is made.
+
+    Args:
+        path: where something is or is to be.
+        what: what that is called in the message, such as ``--workdir``.
+
+    Raises:
+        ValueError: it is an address such as ``gs://bucket/run``, also as a ``Path``, which has one slash less.
+    """
+    if _ADDRESS.match(os.fspath(path)) and not os.path.exists(path):
+        raise ValueError(
+            f"{what}: expected a path in a file system, got {os.fspath(path)}; mount what is elsewhere (gcsfuse), "
+            "or copy it from and to a local folder"
+        )
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -103,7 +103,10 @@ def run_main(main: Callable[[], int]) -> NoReturn:
     """
     try:
         code = main()
-    except SystemExit:  # a run that was asked to stop; all processes leave at the same step
+    except SystemExit as left:  # a run that was asked to stop; all processes leave at the same step
+        if _is_compiling():
+            _flush()
+            os._exit(left.code if isinstance(left.code, int) else 1)
         raise
     except BaseException:
         if not _joined():
@@ -121,12 +124,22 @@ def _joined() -> bool:
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def _is_compiling() -> bool:
+    """Whether XLA is still at work in a thread (`compiling.breakable`)."""
+    module = sys.modules.get("jaxdet.runtime.compiling")  # not imported for this: it would import jax
+    return module is not None and module.is_compiling()
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
 def _leave(code: int) -> NoReturn:
     """End this process without waiting for others."""
     import jax
 
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     if jax.process_index() == 0:
         time.sleep(_LAST_WORDS)
     os._exit(code)

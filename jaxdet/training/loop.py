@@ -8,7 +8,7 @@ wait for its metrics (`PendingMetrics.settle`): a state whose losses are not fin
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.runtime.agreement import broadcast_flag
+from jaxdet.runtime.compiling import Abandoned
 from jaxdet.runtime.mesh import split_batch
 from jaxdet.structures import Batch
 from jaxdet.training.log import RunLog
@@ -77,6 +78,7 @@ def run_steps(
     meter: Meter,
     check: StepCheck,
     after: AfterStep,
+    leave: AfterStep | None = None,
 ) -> TrainState:
     """Run the steps from ``state.step`` to ``total``.
 
@@ -92,6 +94,7 @@ def run_steps(
         meter: counts the time that was spent waiting for batches.
         check: sees the metrics of each step.
         after: called after each step; it may raise to stop.
+        leave: called with the last state if a signal came while the next step was compiled; it raises.
 
     Returns:
         The state after ``total`` steps.
@@ -109,7 +112,12 @@ def run_steps(
     pending = PendingMetrics(meter, check)
     on_host, on_device = fetch()
     while step < total:
-        state, metrics = train_step(state, on_device, key)
+        try:
+            state, metrics = train_step(state, on_device, key)
+        except Abandoned:
+            if leave is not None:
+                leave(step, state, pending)
+            raise
         step += 1
         used = on_host
         if step < total:  # there may be no further batch
@@ -143,7 +151,7 @@ class Hooks:
     validate: Callable[[TrainState], dict[str, float]] | None  #: scores a state; None: no validation set
     stop: StopRequest
     workdir: Path
-    _began: float = field(default_factory=time.perf_counter)
+    shift: int = 0  #: see `position.Position`: checkpoints and evaluations come at places of the schedule
 
     def __call__(self, step: int, state: TrainState, pending: PendingMetrics) -> None:
         stopping = self.stop.agreed(step, self.intervals.log)
@@ -151,7 +159,7 @@ class Hooks:
             self._after_first(step, pending)
         elif self._due(step, self.intervals.log):
             self._show(step, pending)
-        if stopping or self._due(step, self.intervals.checkpoint):
+        if stopping or self._due(step, self.intervals.checkpoint, self.shift):
             pending.settle()
             self.save(step, state)
         if stopping:
@@ -160,6 +168,13 @@ class Hooks:
             pending.settle()
             self.evaluate(step, state)
             self.meter.start()  # the evaluation's time is no part of the training speed
+
+    def leave(self, step: int, state: TrainState, pending: PendingMetrics) -> None:
+        """Save and leave before the next step, which is still being compiled (an `AfterStep`)."""
+        pending.settle()
+        if step > self.start:
+            self.save(step, state)
+        self._leave(step)
 
     def resume(self, state: TrainState) -> None:
         """Evaluate the state to start from, if the process before was killed in its evaluation."""
@@ -195,18 +210,17 @@ class Hooks:
             report(metrics, step, self.log, self.workdir)
         return metrics
 
-    def _due(self, step: int, every: int) -> bool:
-        return step == self.total or step % every == 0
+    def _due(self, step: int, every: int, shift: int = 0) -> bool:
+        return step == self.total or (step + shift) % every == 0
 
     def _evaluation_due(self, step: int) -> bool:
         """Whether to evaluate now; after the last step `run.train` does so."""
         every = self.intervals.evaluate
-        return every > 0 and 0 < step < self.total and step % every == 0
+        return every > 0 and 0 < step < self.total and (step + self.shift) % every == 0
 
     def _after_first(self, step: int, pending: PendingMetrics) -> None:
         pending.settle()
-        _log.info("the first step took %.1f s, most of it compiling", time.perf_counter() - self._began)
-        if self._due(step, self.intervals.log):  # without a speed, since compiling would count for it
+        if self._due(step, self.intervals.log):  # without a speed, since starting would count for it
             self.log.scalars(step, self.meter.take(self.total - step))
         self.meter.start()
 

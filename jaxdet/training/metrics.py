@@ -60,6 +60,11 @@ class Meter:
         """Start the clock, so that what came before (compiling, an evaluation) does not count for the speed."""
         self._since, self._timed, self._waited = self.clock(), 0, 0.0
 
+    def leave_out(self, seconds: float) -> None:
+        """Count time that is no part of the speed, such as that of compiling."""
+        if self._since is not None:
+            self._since += seconds
+
     def wait(self, seconds: float) -> None:
         """Count time in which the host waited for data."""
         self._waited += seconds

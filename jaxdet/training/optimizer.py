@@ -20,7 +20,7 @@ _IsFrozen: TypeAlias = Callable[[tuple[str, ...]], bool]
 """Path of a parameter -> whether it is frozen, that is, not trained."""
 
 
-def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int) -> LearningRateSchedule:
+def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int, shift: int = 0) -> LearningRateSchedule:
     """Make the learning-rate schedule: linear warm-up, then drops at given steps.
 
     Step t of a warm-up of w steps from ratio r has the share ``r + (1 - r) t / w`` of the full rate, and a drop at
@@ -29,19 +29,21 @@ def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int) -
     Args:
         optimizer: settings.
         batch_size: images in a batch, over all processes; the rate is scaled to it.
-        steps_per_epoch: for drops that are given in epochs.
+        steps_per_epoch: for drops that are given in epochs, and the length of the warm-up.
+        shift: what is added to a step for its place in the schedule (`position.Position`).
     """
     schedule = optimizer.schedule
-    drops = jnp.asarray([schedule.in_steps(d, steps_per_epoch) for d in schedule.drops], jnp.int32)
+    drops = jnp.asarray([schedule.in_steps(d, steps_per_epoch) - shift for d in schedule.drops], jnp.int32)
     full = optimizer.scaled_lr(batch_size)
     # One rate before the first drop, and one after each.
     levels = jnp.asarray([full * schedule.drop_factor**i for i in range(len(schedule.drops) + 1)], jnp.float32)
+    warmup = schedule.warmup(steps_per_epoch)
 
     def rate(step: jax.Array) -> jax.Array:
         level = levels[(step >= drops).sum()]
-        if not schedule.warmup_steps:  # the division below would give NaN at step 0
+        if not warmup:  # the division below would give NaN at step 0
             return level
-        warm = jnp.minimum(step / schedule.warmup_steps, 1)
+        warm = jnp.minimum(step / warmup, 1)
         return level * (schedule.warmup_ratio + (1 - schedule.warmup_ratio) * warm)
 
     return rate

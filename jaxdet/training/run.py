@@ -14,19 +14,22 @@ import jaxdet
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import check, to_data
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
+from jaxdet.data.pipeline.plans import train_plan
 from jaxdet.data.sources.open import fingerprint
 from jaxdet.evaluation.categories import match_categories
 from jaxdet.experiment import Experiment, as_experiment
 from jaxdet.runtime.agreement import alike
+from jaxdet.runtime.files import check_local
 from jaxdet.runtime.main_guard import refuse_in_workers
 from jaxdet.runtime.mesh import check_batch_size, data_mesh, device_kinds, replicated_key
 from jaxdet.training.log import RunLog
 from jaxdet.training.loop import METER, Hooks, Intervals, run_steps
 from jaxdet.training.metrics import FiniteCheck, Meter
 from jaxdet.training.optimizer import learning_rate, update_direction
+from jaxdet.training.position import CATEGORIES, DATA, POSITION, Position, check_data
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState, start_state
-from jaxdet.training.step import make_train_step
+from jaxdet.training.step import StepByCanvas, make_train_step
 from jaxdet.training.validate import validate, write_metrics
 from jaxdet.training.workdir import claim, locked, read_metrics
 
@@ -42,39 +45,50 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     Args:
         experiment: what to train, on what, how.
         workdir: folder of the run; an unfinished run in it goes on, a finished one is left as it is.
-        accept_changes: go on although the config is not the one that the run began with.
+        accept_changes: go on although the config or the data is not the one that the run began with.  A schedule in
+            epochs goes on after as many of them, however many steps they have now.
 
     Returns:
         COCO's numbers at the end (`jaxdet.evaluation.evaluate.evaluate`); empty without a validation set.
 
     Raises:
-        ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``.
+        ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``, or data that
+            is not what that run began with.
         FloatingPointError: a loss or the gradient is not finite (see `metrics.FiniteCheck`).
-        SystemExit: a signal asked to stop; the state is saved.  Or a data worker came here (`main_guard`).
+        SystemExit: a signal asked to stop, after the first step or while it was compiled; the state is saved.  Or a
+            data worker came here (`main_guard`).
     """
     refuse_in_workers()
+    check_local(workdir, "--workdir")
     check(as_experiment(experiment))  # a config from Python code has not been checked yet
     job = _prepare(experiment, Path(workdir), accept_changes)
     run = experiment.run
     direction = update_direction(experiment.optimizer, experiment.model.is_frozen)
-    with (
-        locked(job.workdir),
-        stop_on_signal() as stop,
-        CheckpointStore(workdir, keep=run.keep_checkpoints) as store,
-    ):
-        state = start_state(experiment.model, direction, run, store, job.mesh)
+    with locked(job.workdir), CheckpointStore(workdir, keep=run.keep_checkpoints) as store:
+        classes = [category.name for category in job.source.categories]
+        state = start_state(experiment.model, direction, run, store, job.mesh, classes)
         start = int(state.step)
-        with job.batches(start) as batches, RunLog(job.workdir, start, writes=job.writes) as log:
-            hooks = job.hooks(start, batches.steps_per_epoch, log, store, stop)
+        stored = store.metadata(start) if start else {}
+        check_data(job.workdir, stored, job.metadata, accept_changes=accept_changes)
+        position = job.position(start, stored)
+        with (
+            # Not before: until here a signal ends the process, since there is nothing to save, and making the variables
+            # can take a minute in which it could not be answered.
+            stop_on_signal() as stop,
+            job.batches(start, position) as batches,
+            RunLog(job.workdir, start, writes=job.writes) as log,
+        ):
+            hooks = job.hooks(start, position, stored, log, store, stop)
             done = read_metrics(job.workdir)
             # Without scores of a run at its end, its last evaluation was cut off, and is made up for below.
             if start >= hooks.total and (done is not None or job.val is None):
                 _log.info("%s holds a finished run of %d steps", workdir, start)
                 return done or {}
             hooks.resume(state)
-            state = job.steps(state, direction, batches, hooks)
+            state = job.steps(state, direction, batches, position, hooks)
             metrics = hooks.evaluate(int(state.step), state)
             log.curves()
+            store.wait()  # while signals are noted, or one could cut off the last checkpoint
     if metrics and job.writes:
         write_metrics(metrics, job.workdir)
     return metrics
@@ -96,34 +110,48 @@ class _Job:
         """Whether this process writes logs and pictures, which one process of a job does."""
         return jax.process_index() == 0
 
-    def batches(self, start: int) -> BatchIterator:
+    def position(self, start: int, stored: dict[str, Any]) -> Position:
+        """Where in its schedule a run is after ``start`` steps; ``stored``: the metadata of their checkpoint."""
+        experiment = self.experiment
+        epoch = train_plan(self.source, experiment.data, experiment.run.seed).steps_per_epoch
+        return Position.continued(experiment.optimizer.schedule, epoch, start, stored.get(POSITION, {}))
+
+    def batches(self, start: int, position: Position) -> BatchIterator:
         """This process's part of the training batches from step ``start`` on."""
         return train_batches(
             self.source,
             self.experiment.data,
             seed=self.experiment.run.seed,
-            start_step=start,
+            start_step=start + position.shift,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
 
-    def hooks(self, start: int, epoch: int, log: RunLog, store: CheckpointStore, stop: StopRequest) -> Hooks:
-        """What happens between steps, for a run from step ``start`` with ``epoch`` steps in an epoch."""
+    def hooks(
+        self,
+        start: int,
+        position: Position,
+        stored: dict[str, Any],
+        log: RunLog,
+        store: CheckpointStore,
+        stop: StopRequest,
+    ) -> Hooks:
+        """What happens between steps, for a run from step ``start``; ``stored``: the metadata of its checkpoint."""
         run, schedule = self.experiment.run, self.experiment.optimizer.schedule
-        # The totals go on from those of the checkpoint.
-        counted = store.metadata(start).get(METER, {}) if start else {}
         return Hooks(
             intervals=Intervals(
                 log=run.log_every,
-                checkpoint=schedule.interval(run.checkpoint_every, epoch),
-                evaluate=schedule.interval(run.eval_every, epoch),
+                checkpoint=schedule.interval(run.checkpoint_every, position.epoch),
+                evaluate=schedule.interval(run.eval_every, position.epoch),
             ),
             start=start,
-            total=schedule.in_steps(schedule.length, epoch),
-            meter=Meter.continued(self.experiment.data.batch_size, counted),
+            total=position.total(schedule),
+            shift=position.shift,
+            # The totals go on from those of the checkpoint.
+            meter=Meter.continued(self.experiment.data.batch_size, stored.get(METER, {})),
             log=log,
             store=store,
-            metadata=self.metadata,
+            metadata=self.metadata | {POSITION: position.saved()},
             validate=None if self.val is None else partial(self.validate, self.val, stop),
             stop=stop,
             workdir=self.workdir,
@@ -136,23 +164,31 @@ class _Job:
         return validate(experiment, state.variables, val, self.source.categories, self.mesh, picture, stop.break_off)
 
     def steps(
-        self, state: TrainState, direction: optax.GradientTransformation, batches: BatchIterator, hooks: Hooks
+        self,
+        state: TrainState,
+        direction: optax.GradientTransformation,
+        batches: BatchIterator,
+        position: Position,
+        hooks: Hooks,
     ) -> TrainState:
         """Run all steps that are left, from ``state``."""
         optimizer, data = self.experiment.optimizer, self.experiment.data
-        rate = learning_rate(optimizer, data.batch_size, batches.steps_per_epoch)
+        rate = learning_rate(optimizer, data.batch_size, position.epoch, position.shift)
         _log.info(
-            "%d steps, of which %d are done, %d in an epoch, on %s, learning rate %.3g",
-            *(hooks.total, hooks.start, batches.steps_per_epoch, device_kinds(self.mesh)),
-            optimizer.scaled_lr(data.batch_size),
+            "%d steps, of which %d are done, %d in an epoch, on %s, learning rate %.3g after %d steps of warm-up",
+            *(hooks.total, hooks.start, position.epoch, device_kinds(self.mesh)),
+            *(optimizer.scaled_lr(data.batch_size), optimizer.schedule.warmup(position.epoch)),
         )
+        for text in optimizer.schedule.notes(position.epoch):
+            _log.warning(text)
         key = replicated_key(self.experiment.run.seed, self.mesh)
         skip = self.experiment.run.skip_nonfinite
         # The step keeps the state as it lies, on one device or split over many.
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        train_step = make_train_step(
+        step = make_train_step(
             self.experiment.model, direction, rate, self.mesh, skip_nonfinite=skip > 0, layout=layout
         )
+        train_step = StepByCanvas(step, hooks.meter.leave_out, hooks.stop.at_once)
         check = FiniteCheck(self.workdir, self.source.image_ids, skip)
         return run_steps(
             train_step,
@@ -164,6 +200,7 @@ class _Job:
             meter=hooks.meter,
             check=check,
             after=hooks,
+            leave=hooks.leave,
         )
 
 
@@ -183,7 +220,12 @@ def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Jo
     source, val = alike(opened, described)
     claim(workdir, experiment, config, accept_changes)
     categories = [{"id": category.id, "name": category.name} for category in source.categories]
-    metadata = {"config": config, "version": jaxdet.__version__, "categories": categories}
+    metadata = {
+        "config": config,
+        "version": jaxdet.__version__,
+        CATEGORIES: categories,
+        DATA: fingerprint(source),
+    }
     return _Job(experiment, workdir, mesh, source, val, metadata)
 
 

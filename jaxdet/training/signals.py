@@ -44,12 +44,16 @@ class StopRequest:
         self.signal = int(np.max(multihost_utils.process_allgather(np.int32(self.signal))))
         return self.signal != 0
 
+    def at_once(self) -> bool:
+        """Whether to stop before the next step, which this process may do if it is the only one."""
+        return self.signal != 0 and jax.process_count() == 1
+
     def break_off(self, done: int, total: int) -> None:
         """Raise `Stopped` if a signal came; a progress callback for an evaluation.
 
         Several processes finish their evaluation, as the others would wait for one that leaves.
         """
-        if self.signal and jax.process_count() == 1:
+        if self.at_once():
             raise Stopped(f"after {done} of {total}")
 
 

@@ -4,7 +4,7 @@ A run starts from its own last checkpoint, from weights of another one (``run.in
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +14,13 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from jaxdet.checkpoints.importing import import_weights
-from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.reading import VARIABLES
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.experiment import Run
 from jaxdet.models.detector import Detector
 from jaxdet.runtime.mesh import layout_of
 from jaxdet.structures import Batch
-from jaxdet.trained import warn_of_settings
+from jaxdet.training.weights import start_variables
 
 _OPTIMIZER = "optimizer"  #: the checkpoint's item with step and optimizer state
 
@@ -68,7 +66,12 @@ def init_state(variables: Mapping[str, Any], direction: optax.GradientTransforma
 
 
 def start_state(
-    model: Detector, direction: optax.GradientTransformation, run: Run, store: CheckpointStore, mesh: Mesh
+    model: Detector,
+    direction: optax.GradientTransformation,
+    run: Run,
+    store: CheckpointStore,
+    mesh: Mesh,
+    classes: Sequence[str] = (),
 ) -> TrainState:
     """Make the state to start from.
 
@@ -78,6 +81,7 @@ def start_state(
         run: settings; ``seed``, ``init_*`` and ``shard_parameters`` are used.
         store: the run's checkpoints.
         mesh: the devices.
+        classes: names of the data's categories, in the order of their labels (see `weights.start_variables`).
 
     Returns:
         The newest state in the store if there is one, else the state before step 0 with ``run.init_from`` or fresh
@@ -95,27 +99,10 @@ def start_state(
             state = _from_saved(like, found[0])
             _log.info("continuing after step %d", int(state.step))
             return state
-    variables = init_variables(model, jax.random.key(run.seed))
-    if run.init_from is not None:
-        variables = with_weights(model, variables, run)
+    variables = start_variables(model, init_variables(model, jax.random.key(run.seed)), run, classes)
     state = init_state(variables, direction)
     placed: TrainState = jax.device_put(state, layout_of(state, mesh, split=run.shard_parameters))
     return placed
-
-
-def with_weights(model: Detector, variables: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Put the weights of ``run.init_from`` into fresh variables, and log which variables keep their own values.
-
-    Raises:
-        ValueError: the weights do not fit, but for what ``run.init_skip`` and ``run.init_new_classes`` exempt.
-    """
-    imported = import_weights(str(run.init_from), variables)
-    warn_of_settings(model, imported)
-    merged, report = merge(
-        variables, imported.variables, run.init_skip, new_classes=run.init_new_classes, within=imported.within
-    )
-    _log.info("weights from %s: %s", run.init_from, report)
-    return merged
 
 
 def to_save(state: TrainState) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The one compiled function that advances a run by a step."""
 
+import logging
+import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -10,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdet.models.detector import Detector
+from jaxdet.runtime.compiling import breakable
 from jaxdet.structures import Batch
 from jaxdet.training.optimizer import LearningRateSchedule, trained_norm
 from jaxdet.training.state import TrainState
@@ -23,6 +26,36 @@ TrainStep: TypeAlias = Callable[[TrainState, Batch, jax.Array], tuple[TrainState
 
 COUNT = "count/"
 _PREFIX = "loss_"  #: how models name their terms
+
+_log = logging.getLogger(__name__)
+
+
+class StepByCanvas:
+    """A `TrainStep` that says when it compiles, which it does when a canvas comes for the first time.
+
+    Args:
+        step: what `make_train_step` gives.
+        leave_out: is told how long a compilation took, in seconds; it is no part of the speed of a run.
+        stopping: whether a signal asked to stop; looked at while the step is compiled.
+    """
+
+    def __init__(self, step: Any, leave_out: Callable[[float], None], stopping: Callable[[], bool]) -> None:
+        self._step = step
+        self._leave_out = leave_out
+        self._stopping = stopping
+        self._programs: dict[tuple[int, ...], TrainStep] = {}
+
+    def __call__(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """Advance by a step; `compiling.Abandoned` if that was to be compiled and a signal came meanwhile."""
+        canvas = batch.image.shape
+        if canvas not in self._programs:
+            begin = time.perf_counter()
+            _log.info("compiling the step for a canvas of %d x %d pixels", *canvas[1:3])
+            self._programs[canvas] = breakable(lambda: self._step.lower(state, batch, key).compile(), self._stopping)
+            seconds = time.perf_counter() - begin
+            _log.info("compiled in %.1f s", seconds)
+            self._leave_out(seconds)
+        return self._programs[canvas](state, batch, key)
 
 
 def make_train_step(

@@ -77,6 +77,18 @@ def test_a_flipped_bit_in_the_weights_is_an_error_that_names_the_file(run):
     assert not np.array_equal(load(run)[0]["params"]["w"], state(3)["variables"]["params"]["w"])  # orbax says nothing
 
 
+def test_weights_are_read_whatever_has_become_of_the_optimizer(run):
+    folder = run / "checkpoints" / "3"
+    flip(data_file(folder / "optimizer"))
+    np.testing.assert_array_equal(load(run)[0]["params"]["w"], state(3)["variables"]["params"]["w"])
+    assert newest(run) == 2  # a run goes on with both
+    shutil.rmtree(run / "checkpoints" / "2" / "optimizer")
+    np.testing.assert_array_equal(load(run)[0]["params"]["w"], state(2)["variables"]["params"]["w"])
+    flip(run / "checkpoints" / "2" / "metadata" / "metadata")
+    with pytest.raises(DamagedCheckpoint, match="another content"):
+        load(run)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "7", "[" * 100_000, '{"a": 1}', '{"\\u0000": ""}'])
 def test_broken_checksums_are_damage_too(run, content):
     (run / "checkpoints" / "3" / "checksums.json").write_text(content)

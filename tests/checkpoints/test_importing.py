@@ -97,12 +97,24 @@ def test_unknown_names_are_named():
         recognise({"module_a.w": array(2)}, {})
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["backbone.bottom_up.stem.conv1.weight", "proposal_generator.rpn_head.conv.weight", "head.cls_subnet.0.weight"],
+)
+def test_detectron2s_names_are_not_taken_for_torchvisions(name):
+    """Both call a layer roi_heads.box_predictor.cls_score."""
+    state = {name: array(4, 3, 7, 7), "roi_heads.box_predictor.cls_score.weight": array(81, 8)}
+    with pytest.raises(ValueError, match=r"names of no known kind: they are detectron2's, expected mmdetection's"):
+        recognise(state, {})
+
+
 def test_a_checkpoint_folder_brings_its_categories(tmp_path):
     variables = {"params": {"w": array(3)}}
     with CheckpointStore(tmp_path) as store:
         store.save(1, {"variables": variables}, {"categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}]})
     imported = import_weights(tmp_path, {})
     assert imported.category_ids == (7, 9)
+    assert imported.category_names == ("cat", "dog")
     np.testing.assert_array_equal(imported.variables["params"]["w"], variables["params"]["w"])
 
 

@@ -68,7 +68,7 @@ def test_bfloat16_stays_close() -> None:
 
 def test_no_crops_and_an_even_kernel() -> None:
     assert NonLocal(1).init_with_output(KEY, jnp.zeros((0, 7, 7, 4)))[0].shape == (0, 7, 7, 4)
-    with pytest.raises(ValueError, match="needs an odd kernel, got 4; take 5"):
+    with pytest.raises(ValueError, match=r"NonLocal\.kernel: expected an odd number from 1 to 63, got 4"):
         NonLocal(4).init(KEY, jnp.zeros((1, 7, 7, 4)))
 
 

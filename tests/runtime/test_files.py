@@ -3,11 +3,17 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from jaxdet.runtime.files import replacing, write_json, write_text
+from jaxdet.checkpoints.importing import import_weights
+from jaxdet.checkpoints.reading import load
+from jaxdet.experiment import Experiment
+from jaxdet.runtime.files import check_local, replacing, write_json, write_text
+from jaxdet.training import train
 
 
 def test_a_file_is_replaced_at_the_end_and_only_then(tmp_path: Path) -> None:
@@ -64,3 +70,25 @@ def test_a_kill_leaves_the_old_file_and_the_next_write_clears_up(tmp_path: Path)
     assert len(os.listdir(tmp_path)) == 2
     write_text(path, "new")
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", Path("gs://bucket/run"), "s3://b/x.npz", "https://x.org/w.pth"])
+def test_an_address_is_refused_and_makes_no_folder(
+    address: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uses: dict[str, Callable[[], object]] = {
+        "--workdir": lambda: train(cast(Experiment, None), address),
+        "the checkpoint": lambda: load(address),
+        "the weights": lambda: import_weights(address, {}),
+        "the file to write": lambda: write_text(address, "x"),
+    }
+    for what, use in uses.items():
+        with pytest.raises(ValueError, match=rf"{what}: expected a path in a file system, got {address}; mount"):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["C:/runs/x", "runs/a:b", "/tmp/x", "a:", Path("x:y/z")])
+def test_other_names_with_colons_are_paths(path: str | Path) -> None:
+    check_local(path, "--workdir")

@@ -133,3 +133,29 @@ def test_sigterm_ends_a_process_that_does_not_train() -> None:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+LEFT = """
+import atexit, sys, time
+from jaxdet.runtime.compiling import Abandoned, breakable
+from jaxdet.runtime.hosts import run_main
+
+def main():
+    atexit.register(print, "the end of Python, which could crash in a compilation")
+    try:
+        breakable(lambda: time.sleep(60), lambda: True)
+    except Abandoned:
+        print("left", flush=True)
+        raise SystemExit(143)
+
+if __name__ == "__main__":
+    run_main(main)
+"""
+
+
+def test_a_process_that_leaves_a_compilation_ends_at_once(tmp_path: Path) -> None:
+    (tmp_path / "left.py").write_text(LEFT)
+    process = start([str(tmp_path / "left.py")], devices=1)
+    ((said, _),) = wait([process], timeout=60)
+    assert said == "left\n"
+    assert process.returncode == 143

@@ -1,7 +1,11 @@
 """What happens between steps: log lines, checkpoints and evaluations when they are due, and the end."""
 
+import logging
 import os
 import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +14,16 @@ import numpy as np
 import pytest
 
 from jaxdet.checkpoints.reading import VARIABLES
+from jaxdet.runtime.compiling import breakable, is_compiling
+from jaxdet.runtime.mesh import data_mesh
+from jaxdet.structures import Batch
 from jaxdet.training.log import RunLog, read_log
-from jaxdet.training.loop import Hooks, Intervals, PendingMetrics
+from jaxdet.training.loop import Hooks, Intervals, PendingMetrics, run_steps
 from jaxdet.training.metrics import FiniteCheck, Meter
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState
-from tests.training.stub import batch_of, finite
+from jaxdet.training.step import StepByCanvas
+from tests.training.stub import KEY, batch_of, finite
 
 
 class Store:
@@ -151,6 +159,79 @@ def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
         assert left.value.code == 128 + signal.SIGTERM
         assert watched.store.saved == [2]  # type: ignore[attr-defined]
         assert watched.store.waited  # type: ignore[attr-defined]
+
+
+class SlowToCompile:
+    """A step whose second canvas takes half a minute to compile."""
+
+    def __init__(self) -> None:
+        self.compiled: list[tuple[int, ...]] = []
+        self.go_on = threading.Event()
+
+    def lower(self, state: Any, batch: Any, key: Any) -> Any:
+        self.compiled.append(batch.image.shape)
+        return self
+
+    def compile(self) -> Any:
+        if len(self.compiled) > 1:
+            self.go_on.wait(30)
+        return lambda state, batch, key: (state.replace(step=state.step + 1), METRICS)
+
+
+def two_canvases() -> Iterator[Batch]:
+    yield from [batch_of(0)] * 2
+    wide = batch_of(1)
+    yield from [wide.replace(image=np.zeros((8, 16, 24, 3), np.uint8))] * 9
+
+
+def test_each_canvas_is_compiled_once_which_is_said_and_left_out_of_the_speed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    slow, left_out = SlowToCompile(), list[float]()
+    slow.go_on.set()
+    step = StepByCanvas(slow, left_out.append, lambda: False)
+    state, mesh = STATE, data_mesh()
+    with caplog.at_level(logging.INFO, "jaxdet"):
+        state = run_steps(
+            step, state, two_canvases(), 6, mesh=mesh, key=KEY, meter=Meter(8), check=finite, after=lambda *_: None
+        )
+    assert int(state.step) == 6
+    said = [record.getMessage() for record in caplog.records]
+    assert said[::2] == [f"compiling the step for a canvas of 16 x {width} pixels" for width in (16, 24)]
+    assert [line.startswith("compiled in ") for line in said[1::2]] == [True, True]
+    assert len(left_out) == len(slow.compiled) == 2
+
+
+def test_a_signal_does_not_wait_for_the_end_of_a_compilation(tmp_path: Path) -> None:
+    slow = SlowToCompile()
+    with RunLog(tmp_path, 0) as log, stop_on_signal() as stop:
+        watched = watch(tmp_path, log, stop)
+        step = StepByCanvas(slow, watched.meter.leave_out, stop.at_once)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(SystemExit) as left:
+            run_steps(
+                *(step, STATE, two_canvases(), 10),
+                **{"mesh": data_mesh(), "key": KEY, "meter": watched.meter, "check": finite},
+                after=watched,
+                leave=watched.leave,
+            )
+        assert left.value.code == 128 + signal.SIGTERM
+        assert watched.store.saved == [2]  # type: ignore[attr-defined]
+        assert is_compiling()
+    slow.go_on.set()
+    for _ in range(100):
+        if not is_compiling():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the thread goes on")
+
+
+def test_a_compilation_that_fails_is_an_error_of_the_step() -> None:
+    def fail() -> None:
+        raise ValueError("as XLA says")
+
+    with pytest.raises(ValueError, match="as XLA says"):
+        breakable(fail, lambda: False)
 
 
 def test_a_signal_during_evaluation_does_not_wait_for_its_end(tmp_path: Path) -> None:

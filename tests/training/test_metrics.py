@@ -38,6 +38,20 @@ def test_meter_counts_images_waiting_and_what_is_left() -> None:
     assert meter.take(0) == {"dropped": 5}  # of no step there is neither mean nor speed
 
 
+def test_compiling_is_no_part_of_the_speed_nor_of_the_time_that_is_left() -> None:
+    now = [100.0]
+    meter = Meter(batch_size=4, clock=lambda: now[0])
+    meter.leave_out(30.0)  # before the clock runs there is nothing to take it from
+    meter.start()
+    for compiling in (0, 40, 0, 0):
+        now[0] += 2 + compiling
+        meter.leave_out(compiling)
+        meter.add({"loss": 1.0})
+        meter.count({})
+    summary = meter.take(steps_left=10)
+    assert (summary["images_per_second"], summary["eta_seconds"]) == (2.0, 20.0)
+
+
 def test_a_meter_goes_on_where_the_saved_one_was() -> None:
     whole, killed = Meter(4), Meter(4)
     losses = [0.1, 0.2, float("nan"), 1e300]

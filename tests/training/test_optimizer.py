@@ -119,7 +119,7 @@ def test_the_schatten_norm_saves_a_step_of_muon() -> None:
 
 
 def test_muon_needs_a_step() -> None:
-    with pytest.raises(ValueError, match=r"Optimizer.muon_steps: expected 1 or more, got 0"):
+    with pytest.raises(ValueError, match=r"Optimizer\.muon_steps: expected a number from 1 to 100, got 0"):
         Optimizer(muon_steps=0)
 
 
@@ -149,6 +149,30 @@ def test_the_1x_schedule() -> None:
     }
     for step, value in expected.items():
         np.testing.assert_allclose(rate(jnp.int32(step)), value, rtol=2e-6, err_msg=str(step))
+
+
+@pytest.mark.parametrize(("images", "steps"), [(60, 48), (100, 84), (300, 228)])
+def test_a_small_data_set_is_trained_at_the_full_rate_most_of_the_time(images: int, steps: int) -> None:
+    """The command of the README: 12 epochs in batches of 16, and 500 steps of warm-up."""
+    epoch = -(-images // 16)
+    rate = learning_rate(Optimizer(), batch_size=16, steps_per_epoch=epoch)
+    rates = np.array([float(rate(jnp.int32(step))) for step in range(steps)])
+    assert rates[0] == pytest.approx(0.02 * 0.001)
+    assert (rates > 0.0199999).sum() >= (8 - 4) * epoch  # of the eight epochs before the first drop
+    (note,) = Optimizer().schedule.notes(epoch)
+    assert f"takes {steps // 3} steps and not the 500 of optimizer.schedule.warmup_steps" in note
+
+
+def test_the_full_rate_comes_before_the_first_drop() -> None:
+    rate = learning_rate(Optimizer(schedule=Schedule(drops=(1,), warmup_steps=99)), 16, steps_per_epoch=10)
+    np.testing.assert_allclose(rate(jnp.int32(9)), 0.02 * (1 - 0.1 * 0.999), rtol=1e-6)
+    np.testing.assert_allclose(rate(jnp.int32(10)), 0.002, rtol=1e-6)
+
+
+def test_drops_that_never_come_are_named() -> None:
+    (note,) = Schedule(length=8, drops=(4, 8, 11), warmup_steps=0).notes(100)
+    assert "does not drop at 8, 11 epochs, since the run ends after 8 (optimizer.schedule.length)" in note
+    assert Schedule().notes(7330) == []
 
 
 def test_the_rate_scales_with_the_batch() -> None:

@@ -19,7 +19,8 @@ from jaxdet.data import open_source
 from jaxdet.experiment import Experiment, Run
 from jaxdet.training import train
 from jaxdet.training.log import read_log
-from jaxdet.training.state import init_variables, with_weights
+from jaxdet.training.state import init_variables
+from jaxdet.training.weights import with_weights
 from tools.endurance import differences
 
 HERE = Path(__file__).parent
@@ -121,10 +122,10 @@ def test_weights_of_another_run_are_a_start(
     caplog.set_level(logging.INFO, "jaxdet")
     fresh = init_variables(experiment.model, jax.random.key(5))
     theirs = load(folder / "whole")[0]
-    started = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole")))
+    started, _ = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole")))
     jax.tree.map(np.testing.assert_array_equal, started, theirs)
 
-    started = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole"), init_new_classes=True))
+    started, _ = with_weights(experiment.model, fresh, Run(init_from=str(folder / "whole"), init_new_classes=True))
     logits = ("params", "heads_0", "head", "logits", "kernel")
     np.testing.assert_array_equal(leaf(started, logits), leaf(fresh, logits))
     conv = ("params", "neck", "lateral3", "kernel")
@@ -177,7 +178,11 @@ def entry_point() -> Any:
         (["--print-config", "optimizer.lr=0.5"], 0, "lr=0.5"),
         (["--print-config", "optimizer.lrr=0.5"], 1, "nearest valid key is 'optimizer.lr'"),
         (["optimizer.lr=x", "--print-config"], 1, "optimizer.lr: expected float, got 'x'"),
-        (["data.batch_size=0"], 1, "Data.batch_size: expected at least 1, got 0"),
+        (
+            ["data.batch_size=0"],
+            1,
+            "error: data.batch_size=0: Data.batch_size: expected a number from 1 to 1,000,000, got 0",
+        ),
     ],
 )
 def test_the_entry_point_says_what_is_wrong_in_a_line(

@@ -38,6 +38,7 @@ class Imported:
 
     variables: Variables
     category_ids: tuple[int, ...] = ()  #: of labels 0, 1, ..; empty where the file does not say or has no classes
+    category_names: tuple[str, ...] = ()  #: likewise
     dropped: tuple[str, ...] = ()  #: names there that have no use here, left out by rule
     within: str = ""  #: the part of a model that these weights fill, as ``merge`` takes it; empty: all of it
     settings: tuple[str, ...] = ()  #: overrides of a model that these weights were trained with

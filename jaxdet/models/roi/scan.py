@@ -53,7 +53,7 @@ def choose(heads: Sequence[nn.Module], stages: Sequence[Stage], unroll: bool | N
     if unroll is None:
         unroll = len(stages) == 1 or jax.default_backend() in ("cpu", "gpu") or reason is not None
     if not unroll and reason is not None:
-        raise ValueError(f"{reason} and cannot be rolled into a scan; set unroll=True")
+        raise ValueError(f"{reason} and cannot be rolled into a scan; set model.unroll=true")
     return loop if unroll else sys.modules[__name__]
 
 
@@ -213,7 +213,7 @@ def stack(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         some = next(leaves[path] for leaves in flat if path in leaves)
         if "link" not in path and not all(path in leaves for leaves in flat):
             raise ValueError(
-                f"{'/'.join(path)} is not in all heads; stages with them cannot be rolled, set unroll=True"
+                f"{'/'.join(path)} is not in all heads; stages with them cannot be rolled, set model.unroll=true"
             )
         stacked[path] = jnp.stack([leaves.get(path, jnp.zeros_like(some)) for leaves in flat])
     return dict(flax.traverse_util.unflatten_dict(stacked))

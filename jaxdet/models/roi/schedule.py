@@ -9,6 +9,7 @@ import flax.linen as nn
 from jaxdet.models.features import Losses
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler
+from jaxdet.ranges import HEADS, WEIGHT, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Stage:
     weight: float = 1.0
     interleaved: bool = False
     mask_passes: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, head=HEADS, weight=WEIGHT, mask_passes=HEADS)
 
     def weigh(self, terms: Losses) -> Losses:
         """Loss terms of this stage times its weight."""

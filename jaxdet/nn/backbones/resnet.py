@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxdet.nn.blocks.layers import Conv, NormKind, make_norm
+from jaxdet.ranges import CHANNELS, Range, check_ranges
 from jaxdet.structures import Levels
 
 # Blocks in each of the four stages, by depth (the paper's table 1).
@@ -76,12 +77,14 @@ class ResNet(nn.Module):
     remat: bool = False
     stages: int = 4
 
+    def __post_init__(self) -> None:
+        if self.depth not in BLOCKS:
+            raise ValueError(f"ResNet.depth: expected one of {sorted(BLOCKS)}, got {self.depth}")
+        check_ranges(self, width=CHANNELS, stages=Range(1, 4), frozen_stages=Range(-1, self.stages))
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, image: jax.Array) -> Levels:
-        if self.depth not in BLOCKS:
-            raise ValueError(f"ResNet depth must be one of {sorted(BLOCKS)}, got {self.depth}")
-        if not 1 <= self.stages <= 4:
-            raise ValueError(f"ResNet stages must be 1 to 4, got {self.stages}")
         # The stem leaves a map at a stride of 4 pixels: convolution and pooling halve it once each.
         x = Conv(self.width, 7, 2, bias=False, name="conv1")(image)
         x = nn.relu(make_norm(self._norm(0), "bn1")(x))

@@ -13,6 +13,7 @@ import numpy as np
 from jax.nn.initializers import Initializer
 
 from jaxdet.nn.blocks.layers import Conv
+from jaxdet.ranges import CHANNELS, Range, check_ranges, positive
 
 # mmcv's kaiming_init with a=1, which its attention calls: gain 1, fan in.
 _kaiming_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -38,6 +39,10 @@ class Attention(nn.Module):
     stride: int = 2
     wavelength: float = 1000.0
     transposed: bool = True
+
+    def __post_init__(self) -> None:
+        check_ranges(self, heads=CHANNELS, stride=Range(1, 512), wavelength=positive(1e9))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

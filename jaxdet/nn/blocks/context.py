@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv, convolve, gaussian
+from jaxdet.ranges import CHANNELS, KERNEL, check_ranges
 
 
 class NonLocal(nn.Module):
@@ -25,10 +26,12 @@ class NonLocal(nn.Module):
     kernel: int = 7
     reduction: int = 2
 
+    def __post_init__(self) -> None:
+        check_ranges(self, kernel=KERNEL, reduction=CHANNELS)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"NonLocal needs an odd kernel, got {self.kernel}; take {self.kernel + 1}")
         n, h, w, channels = x.shape
         inner = max(channels // self.reduction, 1)
         # The three read the same input: one convolution with their kernels side by side.

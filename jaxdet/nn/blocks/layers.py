@@ -194,7 +194,9 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
         if c % self.groups:
-            raise ValueError(f"channels must be a multiple of groups={self.groups}, got {c}; change width or groups")
+            raise ValueError(
+                f"channels must be a multiple of groups={self.groups}, got {c}; change model.backbone.width"
+            )
         # [B, pixels, groups, channels of a group]: statistics over the second and the last axis.
         grouped = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
         mean = grouped.mean((1, 3), keepdims=True)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxdet.nn.blocks.layers import Conv
 from jaxdet.nn.extractors.single_level import crops_as_batch
 from jaxdet.ops.roi_align import roi_align
+from jaxdet.ranges import CROP, KERNEL, LEVELS, SAMPLES, check_ranges
 from jaxdet.structures import Features
 
 
@@ -26,6 +27,10 @@ class ConvReLU(nn.Module):
     """A convolution and a ReLU that keep a crop's shape and channels; parameters ``conv``."""
 
     kernel: int = 5
+
+    def __post_init__(self) -> None:
+        check_ranges(self, kernel=KERNEL)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -40,6 +45,10 @@ class RectangularReLU(nn.Module):
 
     long: int = 7
     short: int = 3
+
+    def __post_init__(self) -> None:
+        check_ranges(self, long=KERNEL, short=KERNEL)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -71,6 +80,10 @@ class GRoIE(nn.Module):
     aligned: bool = True
     levels: tuple[int, ...] = (2, 3, 4, 5)
     relu: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, size=CROP, sampling_ratio=SAMPLES, levels=LEVELS)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxdet.ops.boxes import area
 from jaxdet.ops.roi_align import roi_align
+from jaxdet.ranges import CROP, LEVELS, SAMPLES, check_ranges, positive
 from jaxdet.structures import Features
 
 
@@ -26,6 +27,10 @@ class SingleLevel(nn.Module):
     aligned: bool = True
     levels: tuple[int, ...] = (2, 3, 4, 5)
     finest: float = 56.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, size=CROP, sampling_ratio=SAMPLES, levels=LEVELS, finest=positive(1e5))
+        super().__post_init__()
 
     def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
         """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``; invalid ones are 0."""

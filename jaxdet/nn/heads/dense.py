@@ -11,6 +11,9 @@ import jax
 from flax import struct
 
 from jaxdet.nn.blocks.layers import Conv, GroupNorm, gaussian, prior_bias, xavier_uniform
+from jaxdet.ranges import CHANNELS, LAYERS, Range, check_ranges
+
+_ANCHORS, _PRIOR, _CODE = Range(1, 1000), Range(0, 1, without=(0, 1)), Range(0, 100_000)
 
 
 @struct.dataclass
@@ -39,6 +42,10 @@ class RPNHead(nn.Module):
     anchors: int = 3
     channels: int = 256
 
+    def __post_init__(self) -> None:
+        check_ranges(self, anchors=_ANCHORS, channels=CHANNELS)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int, number: int = 0) -> DenseMaps:
         # All layers from N(0, 0.01), as Faster R-CNN's new layers (section 3.1.3).
@@ -62,6 +69,10 @@ class RetinaHead(nn.Module):
     prior: float = 0.01
     groups: int | None = None
     code: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, anchors=_ANCHORS, channels=CHANNELS, convs=LAYERS, prior=_PRIOR, groups=CHANNELS, code=_CODE)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int, number: int = 0) -> DenseMaps:
@@ -91,6 +102,10 @@ class FCOSHead(nn.Module):
     groups: int = 32
     prior: float = 0.01
     code: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, convs=LAYERS, prior=_PRIOR, groups=CHANNELS, code=_CODE)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int, number: int = 0) -> DenseMaps:
@@ -124,6 +139,10 @@ class YOLACTHead(nn.Module):
     anchors: int = 3
     channels: int = 256
     code: int = 32
+
+    def __post_init__(self) -> None:
+        check_ranges(self, anchors=_ANCHORS, channels=CHANNELS, code=_CODE)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int, number: int = 0) -> DenseMaps:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv, Upsample, interleave, kaiming_fan_out
+from jaxdet.ranges import CHANNELS, LAYERS, check_ranges
 
 
 class _Link(nn.Module):
@@ -51,6 +52,10 @@ class FCN(nn.Module):
     channels: int = 256
     convs: int = 4
     linked: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, convs=LAYERS)
+        super().__post_init__()
 
     def setup(self) -> None:
         if self.linked:

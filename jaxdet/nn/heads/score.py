@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv, Linear, gaussian
+from jaxdet.ranges import CHANNELS, check_ranges
 
 
 class MaskIoUHead(nn.Module):
@@ -21,6 +22,10 @@ class MaskIoUHead(nn.Module):
 
     trunk: nn.Module
     channels: int = 256
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, crops: jax.Array, logits: jax.Array, num_classes: int) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxdet.nn.blocks.layers import Conv
 from jaxdet.ops.bilinear import resize
 from jaxdet.ops.roi_align import roi_align
+from jaxdet.ranges import CHANNELS, LAYERS, LEVELS, WEIGHT, Range, check_ranges
 from jaxdet.structures import Features
 
 _LEVEL = 3
@@ -34,6 +35,11 @@ class SemanticHead(nn.Module):
     channels: int = 256
     convs: int = 4
     weight: float = 0.2
+
+    def __post_init__(self) -> None:
+        # Maps are of 8 bits, of which 255 says that a pixel is not known.
+        check_ranges(self, num_classes=Range(1, 255), levels=LEVELS, channels=CHANNELS, convs=LAYERS, weight=WEIGHT)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, features: Features) -> Features:

@@ -7,12 +7,17 @@ import flax.linen as nn
 import jax
 
 from jaxdet.nn.blocks.layers import Conv, Linear
+from jaxdet.ranges import CHANNELS, check_ranges
 
 
 class FC2(nn.Module):
     """Two fully connected layers (FPN, Lin et al. 2017, section 4.2): crops ``[N, 7, 7, C]`` -> ``[N, channels]``."""
 
     channels: int = 1024
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, crops: jax.Array) -> jax.Array:
@@ -39,6 +44,10 @@ class FCC(nn.Module):
     reduce: Literal["first", "last"] = "last"
     before: nn.Module | None = None
     after: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, crops: jax.Array) -> jax.Array:
