@@ -117,9 +117,8 @@ def boundary_loss(
     for axis, (joint, possible) in enumerate(joints):
         target = jnp.clip(sides[..., axis], 0, profiles.hw[1 - axis] - 1).astype(jnp.int32)[..., None]
         counts.append(fine[..., None] & jnp.take_along_axis(possible, target, -1)[..., 0])
-        # Where there is no prior at all the sum is over everything; such a side does not count.
-        summed = possible | ~possible.any(-1, keepdims=True)
-        total = jax.nn.logsumexp(jnp.where(summed, joint, -jnp.inf), -1)
+        # Where no pixel is possible this is -inf and does not count; `where` stops the NaN of its gradient.
+        total = jax.nn.logsumexp(jnp.where(possible, joint, -jnp.inf), -1)
         losses.append(jnp.where(counts[-1], total - jnp.take_along_axis(joint, target, -1)[..., 0], 0.0))
     # [..., end, axis], as in a rectangle.
     loss, counted = (jnp.stack(both, -1).reshape(*fine.shape, 4) for both in (losses, counts))

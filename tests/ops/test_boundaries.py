@@ -87,7 +87,9 @@ def rectangles(number: int, seed: int = 0, blur: float = 0.0) -> tuple[Profiles,
 
 @pytest.mark.parametrize("reach", [1, 4])
 def test_posteriors_against_loops(reach: int) -> None:
+    """Also where no pixel of the image is near: 0 everywhere, as in the loops."""
     profiles, _, pixels = rectangles(6, blur=0.4)
+    pixels[5, [0, 2]] = 500, 510
     weights = np.random.default_rng(1).normal(size=2 * reach + 1).astype(np.float32)
     found = posteriors_of(profiles, pixels, weights, BIAS)
     for n, sides in enumerate(oracle(profiles, pixels, weights, BIAS)):
@@ -246,9 +248,10 @@ gradients_of = jax.jit(jax.grad(mean_loss))
 
 def test_gradients_of_all_ten_parameters() -> None:
     """Against finite differences of the loops' loss in float64."""
-    profiles, truth, pixels = rectangles(3, blur=0.5)
+    profiles, truth, pixels = rectangles(4, blur=0.5)
     truth[1, 0] += 12  # out of reach
-    found = np.concatenate(gradients_of((WEIGHTS, BIAS), profiles, pixels, np.float32(truth), np.ones(3, bool)))
+    pixels[3, [0, 2]] = 500, 510  # with no pixel of the image near
+    found = np.concatenate(gradients_of((WEIGHTS, BIAS), profiles, pixels, np.float32(truth), np.ones(4, bool)))
 
     def loss(parameters: Array) -> float:
         values, counted = loss_oracle(profiles, pixels, truth, parameters[:9], parameters[9:])

@@ -197,10 +197,11 @@ def test_the_loss_is_small_where_the_refined_box_is_right(targets_from: str, str
         objects, instances = objects.replace(boxes=grid[None], masks=bitmaps), (grid[None], masks)
     else:
         instances = jittered(), objects.masks
-    moved = objects.replace(
-        boxes=objects.boxes + stride, masks=objects.masks.replace(frames=objects.masks.frames + stride)
-    )
-    right, left_out = loss_of(part, Instances(*instances, index, index >= 0), objects)
+    boxes, shifted = objects.boxes + stride, objects.masks.replace(frames=objects.masks.frames + stride)
+    # What is not read may say otherwise.
+    told = objects.replace(boxes=boxes) if targets_from == "bitmap" else objects.replace(masks=shifted)
+    right, left_out = loss_of(part, Instances(*instances, index, index >= 0), told)
+    moved = objects.replace(boxes=boxes, masks=shifted)
     wrong, _ = loss_of(part, Instances(*instances, index, index >= 0), moved)
     assert right < 0.2
     assert wrong > 3
@@ -208,11 +209,13 @@ def test_the_loss_is_small_where_the_refined_box_is_right(targets_from: str, str
 
 
 def test_sides_out_of_reach_are_left_out_and_counted() -> None:
-    """Of the first box one side is far off; the last one has no object."""
+    """Of the first box one side is far off, the bitmap of the second is empty, and the last one has no object."""
     boxes, index = jittered(), np.arange(3)[None]
     boxes[0, 0, 0] -= 8
     counts = np.array([[True, True, False]])
-    near = loss_of(BoundaryRefinement(), Instances(boxes, make_masks(), index, counts), make_objects())
+    objects = make_objects()
+    objects.masks.values[0, 1] = 0
+    near = loss_of(BoundaryRefinement(), Instances(boxes, make_masks(), index, counts), objects)
     assert near[1] == pytest.approx(1 / 8)
     assert 0 < near[0] < 0.2
     none = loss_of(BoundaryRefinement(), Instances(boxes, make_masks(), index, counts & False), make_objects())
