@@ -16,7 +16,7 @@ from flax import struct
 from jaxdet.models.features import Losses
 from jaxdet.models.parts.part import Found, Seen, Setting
 from jaxdet.models.roi.masks import TrainedMasks
-from jaxdet.ops.boundaries import boundary_loss, covered_pixels, log_posteriors, refine, to_boxes, to_pixels
+from jaxdet.ops.boundaries import boundary_loss, covered_pixels, refine, to_boxes, to_pixels
 from jaxdet.ops.boxes import iou, safe
 from jaxdet.ops.losses import masked_sum
 from jaxdet.ops.profiles import Profiles, bitmap_extent, enclosing, mask_profiles
@@ -99,19 +99,8 @@ class BoundaryRefinement(nn.Module):
     def intermediates(
         self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
     ) -> dict[str, Any]:
-        """``boundaries/columns [B, N, W]`` and ``rows [B, N, H]``, the profiles of the masks of class ``labels``;
-        ``left``, ``top``, ``right``, ``bottom``, the posteriors, of the same shapes; ``boxes [B, N, 4]``."""
-        logits = jnp.stack([before[f"masks/stage{t}/logits"] for t in range(len(setting.stages))])
-        own = jnp.take_along_axis(logits, labels.reshape(1, -1, 1, 1, 1), axis=4)[..., 0]
-        masks = Masks(jax.nn.sigmoid(own).mean(0).reshape(*labels.shape, *own.shape[2:]), frames=boxes)
-        profiles = _profiles(masks, _canvas_hw(features))
-        posteriors = jax.vmap(partial(log_posteriors, weights=self.weights, bias=self.bias, gamma=self.gamma))(
-            profiles, to_pixels(boxes, inclusive=self.inclusive)
-        )
-        named = dict(zip(("left", "top", "right", "bottom"), map(jnp.exp, posteriors), strict=True))
-        named |= {"columns": profiles.columns, "rows": profiles.rows}
-        named["boxes"] = jax.vmap(self.moved)(profiles, boxes, masks)
-        return {f"boundaries/{name}": value for name, value in named.items()}
+        """Nothing: detections show what becomes of their boxes, and `ops.boundaries.log_posteriors` says why."""
+        return {}
 
     def moved(self, profiles: Profiles, boxes: jax.Array, masks: Masks) -> jax.Array:
         """Boxes ``[N, 4]`` of one image where ``boxes_from`` puts them; ``masks`` are those of the profiles."""

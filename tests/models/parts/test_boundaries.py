@@ -247,19 +247,6 @@ def test_detections_stand_for_the_object_of_their_class() -> None:
     assert not np.any(instances_of_detections(invalid, objects).counts)
 
 
-def test_intermediates_are_what_the_boxes_are_made_of() -> None:
-    """Of the boxes before refinement the refined ones."""
-    model, variables = make_refined("mbrm"), make_variables()
-    before, after = predict("regression"), predict("mbrm")
-    named = jax.jit(lambda v: model.apply(v, BATCH, before.boxes, before.labels, method="intermediates"))(variables)
-    valid = np.asarray(before.valid)
-    np.testing.assert_array_equal(named["boundaries/boxes"][valid], after.boxes[valid])
-    assert named["boundaries/columns"].shape == (*valid.shape, 64)
-    left = named["boundaries/left"][valid]
-    np.testing.assert_allclose(left.sum(-1), 1, rtol=1e-4)
-    np.testing.assert_array_equal(left.argmax(-1), after.boxes[valid][:, 0])
-
-
 def test_refining_without_masks_is_refused() -> None:
     model = make_model(parts=(BoundaryRefinement(),))
     for method, key in (("predict", ()), ("losses", (KEY,))):
