@@ -15,6 +15,7 @@ from jaxdet.models.dense import DenseDetector, Selection, rpn
 from jaxdet.models.detector import Detector
 from jaxdet.models.features import Normalization
 from jaxdet.models.one_stage import OneStage
+from jaxdet.models.parts.boundaries import BoundaryRefinement
 from jaxdet.models.parts.instances import InstanceMasks, PixelClasses
 from jaxdet.models.parts.masks import MaskPrediction, MaskScoring
 from jaxdet.models.roi.heads import BoxBranch, MaskBranch
@@ -233,9 +234,13 @@ def retina_detector(head: DenseHead, **changes: Any) -> DenseDetector:
     return DenseDetector(head, **settings | changes)
 
 
-def rdsnet(depth: int = 50) -> Experiment:
-    """RDSNet (Wang et al. 2020): RetinaNet's places have codes, which the pixels of an image compare with their own."""
+def rdsnet(depth: int = 50, *, refine: bool = False) -> Experiment:
+    """RDSNet (Wang et al. 2020): RetinaNet's places have codes, which the pixels of an image compare with their own.
+
+    ``refine``: masks move the sides of boxes (MBRM).
+    """
     maker = Correlation()
+    masks = InstanceMasks(PixelStream(), maker, CroppedEntropy(), least_area=100.0)
     model = OneStage(
         num_classes=80,
         backbone=ResNet(depth=depth),
@@ -246,7 +251,7 @@ def rdsnet(depth: int = 50) -> Experiment:
             places=Anchors(levels=(3, 4, 5, 6, 7), scales=THIRDS, legacy=True),
             box_loss=SmoothL1(0.11),
         ),
-        parts=(InstanceMasks(PixelStream(), maker, CroppedEntropy(), least_area=100.0),),
+        parts=(masks, BoundaryRefinement()) if refine else (masks,),
     )
     schedule = Schedule(warmup_ratio=1 / 3)
     return coco(model, Optimizer(lr=0.005, clip_norm=35.0, schedule=schedule), whole_masks=True)

@@ -3,6 +3,7 @@
 These classes are stored by name in checkpoints, so this module keeps its name.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -116,6 +117,8 @@ class Run:
     init_from: str | None = None  #: weights to start from: a run folder, or a file of torchvision's or mmdetection's
     init_skip: tuple[str, ...] = ()  #: regular expressions: the variables that they match keep their fresh values
     init_new_classes: bool = False  #: True: the weights are for other classes; those that they lack start afresh
+    #: regular expressions: only parameters that one of them matches are trained, and no statistics move; empty: all
+    train_only: tuple[str, ...] = ()
     log_every: int = 50  #: steps
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2  #: how many stay, the newest ones
@@ -126,6 +129,11 @@ class Run:
     pictures: int = 8  #: validation images that are drawn with predictions beside ground truth
 
     def __post_init__(self) -> None:
+        for pattern in self.train_only:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"Run.train_only: {pattern!r} is no regular expression: {error}") from None
         often = Range(1, 10**9)
         check_ranges(self, log_every=often, checkpoint_every=often, keep_checkpoints=often, eval_batch=Range(1, 10**6))
         # The seed is one of jax and of NumPy, which take 32 bits.

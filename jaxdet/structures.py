@@ -31,6 +31,7 @@ class Features:
     semantic: jax.Array | None = None  #: ``[B, H/8, W/8, C]``, the embedding of a semantic branch
     semantic_logits: jax.Array | None = None  #: ``[B, H/8, W/8, classes]`` float32, what that branch predicts
     hw: tuple[int, int] | None = struct.field(pytree_node=False, default=None)  #: size of the canvas
+    true_hw: jax.Array | None = None  #: ``[B, 2]``, sizes of the images on it; None: they fill it
 
     @property
     def canvas_hw(self) -> tuple[int, int]:

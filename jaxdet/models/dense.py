@@ -34,7 +34,7 @@ from jaxdet.ops.matching import Assigner, Matcher
 from jaxdet.ops.rounding import whole_parts
 from jaxdet.ops.sampling import Choice, HardNegatives, Sampler
 from jaxdet.ops.suppression import NMS, Suppression
-from jaxdet.ranges import Range, check_ranges
+from jaxdet.ranges import SHARE, WEIGHT, Range, check_ranges
 from jaxdet.structures import Detections, Features, Proposals, Targets
 
 
@@ -73,6 +73,7 @@ class Assigned:
     index: jax.Array  #: ``[B, S]`` int32, counted over all levels
     positive: jax.Array  #: ``[B, S]`` bool
     gt_index: jax.Array  #: ``[B, S]`` int32, the ground truth; 0 where not positive
+    boxes: jax.Array  #: ``[B, S, 4]``, what was predicted there, cut to the image; no gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,9 @@ class Selection:
     suppression: Suppression = NMS()
     pairs_above: float | None = None
 
+    def __post_init__(self) -> None:
+        check_ranges(self, per_level=Range(1, 10**7), pairs_above=SHARE)
+
 
 @struct.dataclass
 class _Candidates:
@@ -97,9 +101,6 @@ class _Candidates:
     valid: jax.Array  #: ``[M]``
     index: jax.Array  #: ``[M]``, the place in the level
     labels: jax.Array  #: ``[M]``, the class, where there is the score of one
-
-    def __post_init__(self) -> None:
-        check_ranges(self, per_level=Range(1, 10**7))
 
 
 class DenseDetector(nn.Module):
@@ -132,6 +133,7 @@ class DenseDetector(nn.Module):
 
     def __post_init__(self) -> None:
         check_ranges(self, border=Range(-1e6, 1e6), pad_multiple=Range(1, 4096))
+        check_ranges(self, box_weight=WEIGHT, least_positives=Range(0, 1000))
         super().__post_init__()
 
     def __call__(self, features: Features, true_hw: jax.Array, num_classes: int = 1) -> DenseOutputs:
@@ -214,7 +216,9 @@ class DenseDetector(nn.Module):
             centred = jnp.where(positive, centerness(references, boxes), 0.0)
             terms["loss_bbox"] = masked_sum(distance * centred, positive) / jnp.maximum(centred.sum(), 1e-6)
             terms["loss_centerness"] = masked_sum(binary_cross_entropy(quality, centred), positive) / number
-        return terms, Assigned(chosen.index, positive, gt_index)
+        predicted = self.coder.decode(references, jax.lax.stop_gradient(deltas))
+        cut = jax.vmap(lambda boxes, hw: clip(boxes, hw, self.places.least_side))(predicted, true_hw)
+        return terms, Assigned(chosen.index, positive, gt_index, cut)
 
     def detections(self, outputs: DenseOutputs, true_hw: jax.Array, selection: Selection) -> Detections:
         """The best places of each level, moved, cut to the image and thinned out; no gradient.

@@ -65,7 +65,7 @@ def extract_features(
     """
     image = normalization(jnp.asarray(batch.image), batch.true_hw)
     levels: Levels = neck(backbone(image.astype(dtype)))
-    features = Features(levels, hw=(batch.image.shape[1], batch.image.shape[2]))
+    features = Features(levels, hw=(batch.image.shape[1], batch.image.shape[2]), true_hw=jnp.asarray(batch.true_hw))
     return features if semantic is None else semantic(features)
 
 

@@ -62,7 +62,7 @@ class OneStage(nn.Module):
         for part, part_key in zip(self.parts, part_keys, strict=True):
             more, seen = part.losses(features, seen, targets, Setting(self.num_classes, ()), part_key)
             terms |= more
-        return terms, {}
+        return terms, seen.metrics
 
     def predict(self, batch: Batch) -> Detections:
         """Detections of a batch, in coordinates of the resized images."""

@@ -112,7 +112,7 @@ class TwoStage(nn.Module):
         for part, part_key in zip(self.parts, part_keys, strict=True):
             more, seen = part.losses(features, seen, targets, self._setting(self.stages), part_key)
             terms |= more
-        return terms, by_stage([stage.metrics for stage in stages])
+        return terms, by_stage([stage.metrics for stage in stages]) | seen.metrics
 
     def predict(self, batch: Batch, proposals: Proposals | None = None) -> Detections:
         """Detections of a batch, in coordinates of the resized images.

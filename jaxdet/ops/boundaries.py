@@ -32,17 +32,17 @@ _TO_LAST = (0.0, 0.0, 1.0, 1.0)
 """How far the upper end of a box lies behind its last pixel; lower ends lie on the first one."""
 
 
-def to_pixels(boxes: jax.Array, *, inclusive: bool = False) -> jax.Array:
-    """The rectangle of pixels of boxes ``[..., 4]``, float32 and not rounded.
+def to_pixels(boxes: jax.Array) -> jax.Array:
+    """The rectangle of pixels of boxes ``[..., 4]``, float32 and not rounded: from the first to the last one.
 
-    ``inclusive``: the boxes are in the convention of mmdetection 1 and of RDSNet's code, which is that of rectangles.
+    The convention of mmdetection 1.x and of RDSNet's code; everywhere else a box ends behind its last pixel.
     """
-    return boxes if inclusive else boxes - jnp.asarray(_TO_LAST)
+    return boxes - jnp.asarray(_TO_LAST)
 
 
-def to_boxes(pixels: jax.Array, *, inclusive: bool = False) -> jax.Array:
+def to_boxes(pixels: jax.Array) -> jax.Array:
     """The inverse of `to_pixels`."""
-    return pixels if inclusive else pixels + jnp.asarray(_TO_LAST)
+    return pixels + jnp.asarray(_TO_LAST)
 
 
 def covered_pixels(boxes: jax.Array) -> jax.Array:

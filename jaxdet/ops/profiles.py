@@ -31,25 +31,22 @@ class Profiles:
     hw: jax.Array  #: ``[2]`` float32, the image's height and width, beyond which both are 0
 
 
-def mask_profiles(
-    masks: Masks, canvas_hw: tuple[int, int], *, true_hw: jax.Array | None = None, logits: bool = False
-) -> Profiles:
+def mask_profiles(masks: Masks, canvas_hw: tuple[int, int], *, true_hw: jax.Array | None = None) -> Profiles:
     """Profiles of masks as they would be painted into the image.
 
     Args:
-        masks: ``[N, h, w]``, values not negative.  Without a crop a mask fades to 0 within a cell around its frame;
-            with one it ends there, and beyond the outermost cells of the frame the nearest value counts.
+        masks: ``[N, h, w]``, probabilities or logits.  Without a crop probabilities fade to 0 within a cell around the
+            frame, and logits end at it; with one a mask ends there, and beyond the outermost cells of the frame the
+            nearest value counts.
         canvas_hw: height H and width W.
         true_hw: ``[2]``, size of the image on the canvas; None: it fills the canvas.
-        logits: values are logits, which become probabilities by a sigmoid after they are interpolated.  Without a crop
-            such a mask ends at its frame.
 
     Returns:
-        ``columns [N, W]`` and ``rows [N, H]``: 0 where a mask does not reach, which is everywhere for one whose frame
-        or crop has no extent or a coordinate that is not finite.
+        Probabilities ``columns [N, W]`` and ``rows [N, H]``: 0 where a mask does not reach, which is everywhere for one
+        whose frame or crop has no extent or a coordinate that is not finite.
     """
     hw = jnp.asarray(canvas_hw, jnp.float32) if true_hw is None else true_hw.astype(jnp.float32)
-    cut = masks.frames if logits and masks.crop is None else masks.crop
+    cut = masks.frames if masks.logits and masks.crop is None else masks.crop
     fine = _has_extent(masks.frames) if cut is None else _has_extent(masks.frames) & _has_extent(cut)
     frames = jnp.where(fine[:, None], masks.frames, jnp.asarray([0.0, 0.0, 1.0, 1.0]))
     everywhere = jnp.asarray([-jnp.inf, -jnp.inf, jnp.inf, jnp.inf])
@@ -67,7 +64,7 @@ def mask_profiles(
     group = max(1, _GROUP // max(kept, 1))
     columns, rows = jax.lax.map(one_mask, (masks.values, frames, crops), batch_size=group)
     columns, rows = (jnp.where(fine[:, None], profile, -jnp.inf) for profile in (columns, rows))
-    if logits:
+    if masks.logits:
         return Profiles(jax.nn.sigmoid(columns), jax.nn.sigmoid(rows), hw)
     return Profiles(jnp.maximum(columns, 0.0), jnp.maximum(rows, 0.0), hw)
 

@@ -3,7 +3,8 @@
 The two are apart because the reference's momentum holds gradients and not updates: a new learning rate acts at once.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -11,12 +12,14 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from jaxdet.checkpoints.tree import flatten
 from jaxdet.experiment import Optimizer
+from jaxdet.models.detector import Detector
 
 LearningRateSchedule: TypeAlias = Callable[[jax.Array], jax.Array]
 """Step number (int32) -> learning rate of that step (float32)."""
 
-_IsFrozen: TypeAlias = Callable[[tuple[str, ...]], bool]
+IsFrozen: TypeAlias = Callable[[tuple[str, ...]], bool]
 """Path of a parameter -> whether it is frozen, that is, not trained."""
 
 
@@ -49,7 +52,7 @@ def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int, s
     return rate
 
 
-def update_direction(optimizer: Optimizer, is_frozen: _IsFrozen) -> optax.GradientTransformation:
+def update_direction(optimizer: Optimizer, is_frozen: IsFrozen) -> optax.GradientTransformation:
     """Make the transformation from gradients to what a step subtracts, to be multiplied by the learning rate.
 
     SGD is torch's: ``g += decay * p; v = momentum * v + g``, and the direction is ``v``.  AdamW and Muon add the decay
@@ -69,6 +72,31 @@ def update_direction(optimizer: Optimizer, is_frozen: _IsFrozen) -> optax.Gradie
     # `partition` gives each group only its own gradients, so the clipping norm is that of trained parameters.
     transforms = {"trained": optax.chain(clip, *rules[optimizer.rule]), "frozen": optax.set_to_zero()}
     return optax.partition(transforms, lambda params: _labels(params, is_frozen))
+
+
+def frozen_parameters(model: Detector, train_only: Sequence[str]) -> IsFrozen:
+    """Tells which parameters of a run are frozen: those of the model, and all that ``run.train_only`` does not match.
+
+    Patterns are searched in names as ``params/boundaries/weights``; without any the model's are frozen alone.
+    """
+    if not train_only:
+        return model.is_frozen
+    return lambda path: model.is_frozen(path) or not any(re.search(p, _name(path)) for p in train_only)
+
+
+def check_patterns(model: Detector, params: Any, train_only: Sequence[str]) -> None:
+    """ValueError for a pattern of ``run.train_only`` that matches no parameter which the model would train."""
+    names = [_name(path) for path in flatten(params) if not model.is_frozen(path)]
+    for pattern in train_only:
+        if not any(re.search(pattern, name) for name in names):
+            raise ValueError(
+                f"run.train_only: {pattern!r} matches none of the {len(names)} parameters that are not frozen; their "
+                f"names are as {', '.join(names[:: max(len(names) // 3, 1)][:3])}"
+            )
+
+
+def _name(path: tuple[str, ...]) -> str:
+    return "/".join(("params", *path))
 
 
 def _muon(optimizer: Optimizer) -> optax.GradientTransformation:
@@ -99,14 +127,14 @@ def _as_matrices(params: Any) -> Any:
     return jax.tree.map(dimensions, params)
 
 
-def trained_norm(gradients: Any, is_frozen: _IsFrozen) -> jax.Array:
+def trained_norm(gradients: Any, is_frozen: IsFrozen) -> jax.Array:
     """Compute the global L2 norm of the gradients of all parameters that are not frozen."""
     labels = jax.tree.leaves(_labels(gradients, is_frozen))
     pairs = zip(jax.tree.leaves(gradients), labels, strict=True)
     return jnp.sqrt(sum((jnp.sum(jnp.square(g)) for g, label in pairs if label == "trained"), jnp.float32(0)))
 
 
-def _labels(params: Any, is_frozen: _IsFrozen) -> Any:
+def _labels(params: Any, is_frozen: IsFrozen) -> Any:
     """A tree with ``trained`` or ``frozen`` for each parameter."""
 
     def label(path: tuple[Any, ...], _: Any) -> str:

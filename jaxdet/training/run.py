@@ -25,7 +25,7 @@ from jaxdet.runtime.mesh import check_batch_size, data_mesh, device_kinds, repli
 from jaxdet.training.log import RunLog
 from jaxdet.training.loop import METER, Hooks, Intervals, run_steps
 from jaxdet.training.metrics import FiniteCheck, Meter
-from jaxdet.training.optimizer import learning_rate, update_direction
+from jaxdet.training.optimizer import check_patterns, frozen_parameters, learning_rate, update_direction
 from jaxdet.training.position import CATEGORIES, DATA, POSITION, Position, check_data
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState, start_state
@@ -63,10 +63,12 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     check(as_experiment(experiment))  # a config from Python code has not been checked yet
     job = _prepare(experiment, Path(workdir), accept_changes)
     run = experiment.run
-    direction = update_direction(experiment.optimizer, experiment.model.is_frozen)
+    is_frozen = frozen_parameters(experiment.model, run.train_only)
+    direction = update_direction(experiment.optimizer, is_frozen)
     with locked(job.workdir), CheckpointStore(workdir, keep=run.keep_checkpoints) as store:
         classes = [category.name for category in job.source.categories]
         state = start_state(experiment.model, direction, run, store, job.mesh, classes)
+        check_patterns(experiment.model, state.params, run.train_only)
         start = int(state.step)
         stored = store.metadata(start) if start else {}
         check_data(job.workdir, stored, job.metadata, accept_changes=accept_changes)
@@ -186,7 +188,14 @@ class _Job:
         # The step keeps the state as it lies, on one device or split over many.
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
         step = make_train_step(
-            self.experiment.model, direction, rate, self.mesh, skip_nonfinite=skip > 0, layout=layout
+            self.experiment.model,
+            direction,
+            rate,
+            self.mesh,
+            skip_nonfinite=skip > 0,
+            layout=layout,
+            is_frozen=frozen_parameters(self.experiment.model, self.experiment.run.train_only),
+            statistics=not self.experiment.run.train_only,
         )
         train_step = StepByCanvas(step, hooks.meter.leave_out, hooks.stop.at_once)
         check = FiniteCheck(self.workdir, self.source.image_ids, skip)

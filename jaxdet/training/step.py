@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdet.models.detector import Detector
 from jaxdet.runtime.compiling import breakable
 from jaxdet.structures import Batch
-from jaxdet.training.optimizer import LearningRateSchedule, trained_norm
+from jaxdet.training.optimizer import IsFrozen, LearningRateSchedule, trained_norm
 from jaxdet.training.state import TrainState
 
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -66,6 +66,8 @@ def make_train_step(
     *,
     skip_nonfinite: bool = False,
     layout: Any = None,
+    is_frozen: IsFrozen | None = None,
+    statistics: bool = True,
 ) -> TrainStep:
     """Make the compiled step; the old state's memory is given to the new one.
 
@@ -76,6 +78,8 @@ def make_train_step(
         mesh: one axis ``data``; the batch comes split along it (`jaxdet.runtime.mesh.split_batch`).
         skip_nonfinite: where the loss or the gradient is not finite, only the step number of the state changes.
         layout: shardings of the state, as `jaxdet.runtime.mesh.layout_of` gives them; None: it is replicated.
+        is_frozen: tells which parameters are not trained, as to `optimizer.update_direction`; None: those of the model.
+        statistics: normalisation learns from the batch, where it is not frozen; False: it stays as at test.
 
     Returns:
         The step.  Its key is the run's: the draws of a step depend on it and on the step number alone, so that a run
@@ -86,12 +90,14 @@ def make_train_step(
     def loss(params: Any, state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
         # Where the state is split over devices, each of them gathers the variables for its images.
         variables = jax.lax.with_sharding_constraint(state.variables | {"params": params}, replicated)
-        (terms, metrics), changed = model.apply(variables, batch, key, method="losses", mutable=["batch_stats"])
+        mutable = ["batch_stats"] if statistics else []
+        (terms, metrics), changed = model.apply(variables, batch, key, method="losses", mutable=mutable)
         total = sum(terms.values())
         named = {f"loss/{name.removeprefix(_PREFIX)}": term for name, term in terms.items()} | {"loss": total}
         # Losses are means over the images that are there.  In a batch that is not full these would weigh more than in
         # a full one, so its gradient is made smaller by the share of slots that are filled.
-        return batch.valid.mean() * total, (metrics | named, changed.get("batch_stats", {}))
+        kept = {} if statistics else state.batch_stats
+        return batch.valid.mean() * total, (metrics | named, changed.get("batch_stats", kept))
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
@@ -99,7 +105,7 @@ def make_train_step(
         updates, opt_state = direction.update(gradients, state.opt_state, state.params)
         lr = rate(state.step)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        norm = trained_norm(gradients, model.is_frozen)
+        norm = trained_norm(gradients, is_frozen or model.is_frozen)
         new = TrainState(state.step + 1, params, batch_stats, opt_state)
         if skip_nonfinite:
             same = TrainState(state.step + 1, state.params, state.batch_stats, state.opt_state)

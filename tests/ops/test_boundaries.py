@@ -115,10 +115,8 @@ def test_pixels_of_boxes() -> None:
     """The box around columns 3 to 5 is from 3 to 6; half a pixel more covers a column more."""
     boxes = np.float32([[3, 0, 6, 1], [2.5, 0.2, 6.5, 0.9]])
     np.testing.assert_array_equal(to_pixels(boxes)[0], [3, 0, 5, 0])
-    np.testing.assert_array_equal(to_pixels(boxes, inclusive=True), boxes)
     np.testing.assert_array_equal(covered_pixels(boxes), [[3, 0, 5, 0], [2, 0, 6, 0]])
-    for inclusive in (False, True):
-        np.testing.assert_array_equal(to_boxes(to_pixels(boxes, inclusive=inclusive), inclusive=inclusive), boxes)
+    np.testing.assert_array_equal(to_boxes(to_pixels(boxes)), boxes)
 
 
 @pytest.mark.parametrize("rescale", [0, 1])

@@ -79,8 +79,8 @@ def painted_logits(values: Array, frame: Array, cut: Array) -> Array:
 def test_logits_become_probabilities_behind_the_interpolation(kind: str) -> None:
     """With a crop they end there, without one at their frame: the mean of logits -9 and 9 is one half."""
     masks = random_masks(kind, 5)
-    masks = masks.replace(values=np.sign(masks.values - 0.5) * 9)
-    found = profiles_of(masks, logits=True)
+    masks = masks.replace(values=np.sign(masks.values - 0.5) * 9, logits=True)
+    found = profiles_of(masks)
     for n in range(5):
         pixels = painted_logits(masks.values[n], masks.frames[n], (masks.frames if kind == "box" else masks.crop)[n])
         np.testing.assert_allclose(found.columns[n], pixels.max(0), atol=1e-4)
@@ -115,7 +115,7 @@ def test_frames_and_crops_that_are_none_give_nothing() -> None:
     ones, whole = np.ones((5, 4, 4), np.float32), np.tile(WHOLE, (5, 1))
     for masks in (Masks(ones, wrong), Masks(ones, whole, wrong)):
         for logits in (False, True):
-            found = profiles_of(masks, logits=logits)
+            found = profiles_of(masks.replace(logits=logits))
             assert not np.any(found.columns)
             assert not np.any(found.rows)
 

@@ -66,6 +66,7 @@ CONFIGS = {
     "retinanet_r50": "retinanet_r50_fpn.py",
     "htc_semantic_r50": "htc_semantic_r50_fpn.py",
     "rdsnet_r50": "rdsnet_r50_fpn.py",
+    "rdsnet_refine_r50": "rdsnet_refine_r50_fpn.py",
     "condinst_r50": "condinst_r50_fpn.py",
     "yolact_r50": "yolact_r50_fpn.py",
 }

@@ -61,6 +61,10 @@ VECTOR = axes(0)
 _BIAS = Leaf("params", "bias", "bias", VECTOR)
 
 
+# One channel in, one out: (1, 1, taps) to [taps].
+_KERNEL = Layout(3, lambda weight: weight.reshape(-1), lambda kernel: kernel.reshape(1, 1, -1))
+
+
 def _weighted(layout: Layout) -> tuple[Leaf, ...]:
     return (Leaf("params", "kernel", "weight", layout), _BIAS)
 
@@ -71,6 +75,7 @@ LINEAR = _weighted(axes(1, 0))
 LINEAR_OVER_7X7 = _weighted(_flattened_map(7))
 # (in, out, kh, kw) to [kh, kw, in, out]: `Upsample` multiplies pixels with it, where torch slides it; no flip.
 TRANSPOSED_CONV = _weighted(axes(2, 3, 0, 1))
+BOUNDARIES = (Leaf("params", "weights", "weight", _KERNEL), _BIAS)
 GROUP_NORM = (Leaf("params", "scale", "weight", VECTOR), _BIAS)
 BATCH_NORM = (
     Leaf("params", "scale", "weight", VECTOR),

@@ -11,16 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from jaxdet.models.features import Losses
-from jaxdet.models.parts.part import Found, Seen, Setting
-from jaxdet.models.roi.masks import TrainedMasks
+from jaxdet.models.parts.part import Found, Instances, Seen, Setting
 from jaxdet.ops.boundaries import boundary_loss, covered_pixels, refine, to_boxes, to_pixels
-from jaxdet.ops.boxes import iou, safe
 from jaxdet.ops.losses import masked_sum
 from jaxdet.ops.profiles import Profiles, bitmap_extent, enclosing, mask_profiles
-from jaxdet.structures import Detections, Features, Masks, Targets
+from jaxdet.structures import Features, Masks, Targets
 
 BoxesFrom: TypeAlias = Literal["regression", "mask", "mbrm"]
 Start: TypeAlias = Literal["published", "edge", "zeros"]
@@ -29,18 +26,9 @@ _PUBLISHED = (-0.2968, -0.2892, -0.2635, -3.2545, -0.1874, 2.5041, 0.0196, 0.065
 """Weights and bias of the released RDSNet, whose reach is 4."""
 
 _NO_MASKS = (
-    "BoundaryRefinement reads masks, but nothing before it draws any: put MaskPrediction before it among the parts"
+    "BoundaryRefinement reads masks, but nothing before it draws any: put MaskPrediction, or InstanceMasks, before it "
+    "among the parts"
 )
-
-
-@struct.dataclass
-class Instances:
-    """Boxes with masks, and the objects that they stand for: what the refinement learns from."""
-
-    boxes: jax.Array  #: ``[B, N, 4]``, before they are refined
-    masks: Masks  #: ``[B, N, m, m]``
-    gt_index: jax.Array  #: ``[B, N]`` int32, the object
-    counts: jax.Array  #: ``[B, N]`` bool, whether there is one
 
 
 class BoundaryRefinement(nn.Module):
@@ -49,8 +37,7 @@ class BoundaryRefinement(nn.Module):
     ``boxes_from`` are ``"mbrm"``; ``"mask"``, the smallest rectangle around the pixels of the mask, or the regressed
     box where there are none; and ``"regression"``, the boxes as they come.  All have the same 2s + 2 parameters, so
     that one checkpoint serves them.  Where these ``start``: at the published values, as an edge detector, or at 0, with
-    which the mask says nothing.  ``gamma`` and ``reach`` (s) are those of the paper.  ``inclusive``: boxes come and go
-    in RDSNet's convention (`ops.boundaries.to_pixels`).
+    which the mask says nothing.  ``gamma`` and ``reach`` (s) are those of the paper.
 
     Training concerns these parameters alone: no gradient flows on to boxes and masks.  Where a box should end is taken
     from the object's bitmap, or from its box (``targets_from``); ``train_stride`` are the pixels of the image, along
@@ -63,7 +50,6 @@ class BoundaryRefinement(nn.Module):
     start: Start = "published"
     gamma: float = 0.05
     reach: int = 4
-    inclusive: bool = False
     targets_from: Literal["bitmap", "box"] = "bitmap"
     train_stride: int = 1
 
@@ -83,37 +69,45 @@ class BoundaryRefinement(nn.Module):
             return found
         if before.masks is None:
             raise ValueError(_NO_MASKS)
-        moved = jax.vmap(self.moved)(_profiles(before.masks, _canvas_hw(features)), before.boxes, before.masks)
+        moved = jax.vmap(self.moved)(
+            _profiles(before.masks, features.canvas_hw, features.true_hw), before.boxes, before.masks
+        )
         boxes = jnp.where(before.valid[..., None], moved, before.boxes)
         return dataclasses.replace(found, detections=dataclasses.replace(before, boxes=boxes))
 
-    def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting) -> tuple[Losses, Seen]:
-        """``loss_boundaries`` on the positives of the last stage: boxes that it was given, and its masks in them."""
+    def losses(
+        self, features: Features, seen: Seen, targets: Targets, setting: Setting, key: jax.Array
+    ) -> tuple[Losses, Seen]:
+        """``loss_boundaries``, on the instances that the masks were trained on: their boxes, and their masks.
+
+        The metric ``boundaries_left_out`` is the share of sides that are out of reach.
+        """
         if self.boxes_from != "mbrm":
             return {}, seen
-        if seen.masks is None:
+        if seen.instances is None:
             raise ValueError(_NO_MASKS)
-        loss, _ = self.instance_loss(instances_of_samples(seen.masks), targets, _canvas_hw(features))
-        return {"loss_boundaries": loss}, seen
+        loss, left_out = self.instance_loss(seen.instances, targets, features.canvas_hw, features.true_hw)
+        metrics = seen.metrics | {"boundaries_left_out": left_out}
+        return {"loss_boundaries": loss}, dataclasses.replace(seen, metrics=metrics)
 
     def intermediates(
-        self, features: Features, boxes: jax.Array, labels: jax.Array, setting: Setting, before: dict[str, Any]
+        self, features: Features, found: Found, setting: Setting, before: dict[str, Any]
     ) -> dict[str, Any]:
         """Nothing: detections show what becomes of their boxes, and `ops.boundaries.log_posteriors` says why."""
         return {}
 
     def moved(self, profiles: Profiles, boxes: jax.Array, masks: Masks) -> jax.Array:
         """Boxes ``[N, 4]`` of one image where ``boxes_from`` puts them; ``masks`` are those of the profiles."""
-        pixels = to_pixels(boxes, inclusive=self.inclusive)
+        pixels = to_pixels(boxes)
         if self.boxes_from == "mask":
             around, some = enclosing(profiles, masks.threshold)
             pixels = jnp.where(some[..., None], around, pixels)
         if self.boxes_from == "mbrm":
             pixels = refine(profiles, pixels, self.weights, self.bias, self.gamma)
-        return to_boxes(pixels, inclusive=self.inclusive)
+        return to_boxes(pixels)
 
     def instance_loss(
-        self, instances: Instances, targets: Targets, canvas_hw: tuple[int, int]
+        self, instances: Instances, targets: Targets, canvas_hw: tuple[int, int], true_hw: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """The loss, mean over all sides that can be reached, and the share of those that cannot and are left out."""
         stride = self.train_stride
@@ -121,11 +115,12 @@ class BoundaryRefinement(nn.Module):
         frames = [None if box is None else box / stride for box in (masks.frames, masks.crop)]
         masks = dataclasses.replace(masks, frames=frames[0], crop=frames[1])
         grid_hw = -(-canvas_hw[0] // stride), -(-canvas_hw[1] // stride)
-        boxes = to_boxes(to_pixels(boxes, inclusive=self.inclusive)) / stride
+        boxes = to_boxes(to_pixels(boxes)) / stride
+        limit = None if true_hw is None else jnp.ceil(true_hw / stride)
         truth = jnp.take_along_axis(self._true_boxes(targets) / stride, instances.gt_index[..., None], axis=1)
         side_loss = partial(boundary_loss, weights=self.weights, bias=self.bias, gamma=self.gamma)
         values, counted = jax.vmap(side_loss)(
-            _profiles(masks, grid_hw), to_pixels(boxes), covered_pixels(truth), instances.counts
+            _profiles(masks, grid_hw, limit), to_pixels(boxes), covered_pixels(truth), instances.counts
         )
         sides = 4 * instances.counts.sum()
         number = counted.sum()
@@ -144,31 +139,11 @@ class BoundaryRefinement(nn.Module):
         return jnp.where(some[..., None], to_boxes(extent), targets.boxes)
 
 
-def instances_of_samples(trained: TrainedMasks) -> Instances:
-    """The positives of a stage with the boxes that it was given; a truth among them has nothing to be refined."""
-    samples = trained.samples
-    masks = Masks(jax.nn.sigmoid(trained.view.logits), frames=samples.boxes)
-    return Instances(samples.boxes, masks, samples.gt_index, samples.positive & ~samples.is_truth)
+def _profiles(masks: Masks, canvas_hw: tuple[int, int], true_hw: jax.Array | None) -> Profiles:
+    def one_image(masks: Masks, hw: jax.Array | None) -> Profiles:
+        return mask_profiles(masks, canvas_hw, true_hw=hw)
 
-
-def instances_of_detections(found: Detections, targets: Targets, least_iou: float = 0.5) -> Instances:
-    """Detections with the object of their class that they overlap most, if by ``least_iou``; never a crowd region."""
-    if found.masks is None:
-        raise ValueError(_NO_MASKS)
-    overlap = jax.vmap(iou)(safe(found.boxes, found.valid), safe(targets.boxes, targets.valid))
-    fits = found.valid[:, :, None] & (targets.valid & ~targets.crowd)[:, None]
-    overlap = jnp.where(fits & (found.labels[:, :, None] == targets.labels[:, None]), overlap, -1.0)
-    return Instances(found.boxes, found.masks, overlap.argmax(-1), overlap.max(-1) >= least_iou)
-
-
-def _profiles(masks: Masks, canvas_hw: tuple[int, int]) -> Profiles:
-    return jax.vmap(partial(mask_profiles, canvas_hw=canvas_hw))(masks)
-
-
-def _canvas_hw(features: Features) -> tuple[int, int]:
-    """Height and width of the canvas, from the finest map."""
-    level, finest = min(features.levels.items())
-    return finest.shape[1] << level, finest.shape[2] << level
+    return jax.vmap(one_image)(masks, true_hw)
 
 
 def _start(start: Start, reach: int) -> tuple[tuple[float, ...] | np.ndarray, float]:

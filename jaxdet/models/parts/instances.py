@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.models.features import Losses
-from jaxdet.models.parts.part import Found, Seen, Setting
+from jaxdet.models.parts.part import Found, Instances, Seen, Setting
 from jaxdet.models.roi.masks import check_masks
 from jaxdet.nn.blocks.layers import Conv, xavier_uniform
 from jaxdet.ops.boxes import safe
@@ -72,7 +72,9 @@ class InstanceMasks(nn.Module):
         boxes = safe(jnp.take_along_axis(targets.boxes, gt_index[..., None], axis=1), valid)
         losses = jax.vmap(lambda x, truth, its: self.loss(x, truth, its, canvas))(logits, bitmaps, boxes)
         total = masked_sum(losses, valid) / jnp.maximum(valid.sum() + self.loss.spare, 1)
-        return {"loss_mask": total}, seen
+        predicted = jnp.take_along_axis(assigned.boxes, chosen[..., None], axis=1)
+        masks = jax.vmap(lambda x, boxes: self.maker.masks(x, boxes, canvas))(logits, predicted)
+        return {"loss_mask": total}, dataclasses.replace(seen, instances=Instances(predicted, masks, gt_index, valid))
 
     def intermediates(
         self, features: Features, found: Found, setting: Setting, before: dict[str, Any]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.models.features import Losses
-from jaxdet.models.parts.part import Found, Seen, Setting
+from jaxdet.models.parts.part import Found, Instances, Seen, Setting
 from jaxdet.models.roi.heads import MaskBranch
 from jaxdet.models.roi.loop import by_stage, passes_at_test
 from jaxdet.models.roi.masks import MaskPass, check_masks
@@ -56,7 +56,13 @@ class MaskPrediction(nn.Module):
         self._make_parameters(features, setting)
         loop = choose(self.heads, setting.stages, setting.unroll)
         trained = loop.train_masks(self.heads, setting.stages, features, seen.samples, targets, setting.num_classes)
-        return by_stage([stage.losses for stage in trained]), dataclasses.replace(seen, masks=trained[-1])
+        last = trained[-1]
+        samples = last.samples
+        masks = Masks(jax.nn.sigmoid(last.view.logits), frames=samples.boxes)
+        # A ground truth among the samples is no prediction.
+        instances = Instances(samples.boxes, masks, samples.gt_index, samples.positive & ~samples.is_truth)
+        seen = dataclasses.replace(seen, masks=last, instances=instances)
+        return by_stage([stage.losses for stage in trained]), seen
 
     def intermediates(
         self, features: Features, found: Found, setting: Setting, before: dict[str, Any]

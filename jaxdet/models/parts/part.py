@@ -12,7 +12,7 @@ from jaxdet.models.dense import Assigned, DenseOutputs, Origins
 from jaxdet.models.features import Losses
 from jaxdet.models.roi.masks import MaskPass, TrainedMasks
 from jaxdet.models.roi.schedule import Stage
-from jaxdet.structures import Detections, Features, Samples, Targets
+from jaxdet.structures import Detections, Features, Masks, Samples, Targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +45,24 @@ class TrainedPlaces:
 
 
 @struct.dataclass
+class Instances:
+    """Boxes with masks, and the objects that they stand for: what parts learn from that come after masks."""
+
+    boxes: jax.Array  #: ``[B, N, 4]``, as they were predicted
+    masks: Masks  #: ``[B, N, m, m]``
+    gt_index: jax.Array  #: ``[B, N]`` int32, the object
+    counts: jax.Array  #: ``[B, N]`` bool, whether there is one
+
+
+@struct.dataclass
 class Seen:
     """In training: what the parts before this one have trained on."""
 
     samples: list[Samples]  #: the samples of each stage; empty in a one-stage model
     dense: TrainedPlaces | None = None  #: of a one-stage model, its places
     masks: TrainedMasks | None = None  #: the masks of the last stage
+    instances: Instances | None = None  #: what was trained on, with its masks
+    metrics: Losses = struct.field(default_factory=dict)  #: of parts, by name; they join those of the model
 
 
 class Part(Protocol):

@@ -9,19 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet.checkpoints.names.mmdet import from_mmdet, to_mmdet
 from jaxdet.config import from_data, override, to_data
-from jaxdet.models.parts.boundaries import (
-    BoundaryRefinement,
-    BoxesFrom,
-    Instances,
-    instances_of_detections,
-    instances_of_samples,
-)
+from jaxdet.models.parts.boundaries import BoundaryRefinement, BoxesFrom
 from jaxdet.models.parts.masks import MaskPrediction
-from jaxdet.models.parts.part import Found, Setting
-from jaxdet.models.roi.masks import MaskPass, TrainedMasks
+from jaxdet.models.parts.part import Found, Instances, Setting
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.structures import Detections, Features, Masks, Samples, Targets
+from jaxdet.structures import Detections, Features, Masks, Targets
 from tests.models.small import (
     CLASSES,
     Pooled,
@@ -155,12 +149,6 @@ def test_an_empty_mask_keeps_the_regressed_box() -> None:
     np.testing.assert_array_equal(found[0, [0, 2]], TRUTH[[0, 2]])
 
 
-def test_boxes_of_the_other_convention_end_a_pixel_earlier() -> None:
-    last = np.float32([0, 0, 1, 1])
-    found = move(BoundaryRefinement(inclusive=True), make_found(jittered() - last, make_masks()))
-    np.testing.assert_array_equal(found, TRUTH[None] - last)
-
-
 @pytest.mark.parametrize("value", oracles.GARBAGE)
 def test_invalid_detections_stay_and_change_nothing(value: float) -> None:
     whole = make_found(jittered(), make_masks())
@@ -179,6 +167,16 @@ def test_a_crop_ends_a_mask() -> None:
     masks.values[:] = 1
     found = move(BoundaryRefinement(), make_found(jittered(), dataclasses.replace(masks, crop=TRUTH[None])))
     np.testing.assert_array_equal(found, TRUTH[None])
+
+
+def test_a_box_ends_with_the_image_and_not_with_the_canvas() -> None:
+    """The mask goes on into the padding; the image has 50 columns and 60 rows."""
+    masks, boxes = make_masks(), np.float32([[[10.4, 12, 49.1, 40], [31, 5, 49.6, 23], [3, 34, 25, 58]]])
+    masks.values[0, :2, :, 31:] = 1
+    features = FEATURES.replace(true_hw=np.float32([[60, 50]]))
+    part, found = BoundaryRefinement(boxes_from="mask"), make_found(boxes, masks)
+    moved = jax.jit(lambda: part.apply(CRISP, features, found, SETTING).detections.boxes)()
+    np.testing.assert_array_equal(moved[0, :, 2], [50, 50, 25])
 
 
 def loss_of(part: BoundaryRefinement, instances: Instances, targets: Targets, variables: Any = CRISP) -> Any:
@@ -222,35 +220,10 @@ def test_sides_out_of_reach_are_left_out_and_counted() -> None:
     assert none == (0, 0)
 
 
-def test_samples_that_are_truths_teach_nothing() -> None:
-    logits, yes = jnp.asarray(make_masks().values) * 20 - 10, np.ones((1, 3), bool)
-    truth = np.array([[False, True, False]])
-    samples = Samples(jittered(), np.array([[0, 1, 2]]), yes.astype(int), yes, truth, yes)
-    found = instances_of_samples(TrainedMasks(samples, MaskPass(logits, logits), logits, {}))
-    np.testing.assert_array_equal(found.counts, ~truth)
-    np.testing.assert_array_equal(found.masks.frames, samples.boxes)
-    np.testing.assert_array_equal(found.masks.values > 0.5, logits > 0)
-
-
-def test_detections_stand_for_the_object_of_their_class() -> None:
-    objects = make_objects()
-    objects = objects.replace(labels=np.array([[0, 1, 0]]), crowd=np.array([[False, False, True]]))
-    found = make_found(TRUTH[None][:, [2, 0, 1, 0, 0]], make_masks()).detections
-    boxes = np.asarray(found.boxes).copy()
-    boxes[0, 3] += 13  # overlaps too little
-    found = found.replace(boxes=boxes, labels=np.array([[0, 0, 1, 0, 1]]))
-    instances = instances_of_detections(found, objects)
-    # A crowd, a match, a match, too little, another class.
-    np.testing.assert_array_equal(instances.counts, [[False, True, True, False, False]])
-    np.testing.assert_array_equal(instances.gt_index[0, 1:3], [0, 1])
-    invalid = found.replace(valid=np.zeros((1, 5), bool), boxes=np.full((1, 5, 4), np.nan, np.float32))
-    assert not np.any(instances_of_detections(invalid, objects).counts)
-
-
 def test_refining_without_masks_is_refused() -> None:
     model = make_model(parts=(BoundaryRefinement(),))
     for method, key in (("predict", ()), ("losses", (KEY,))):
-        with pytest.raises(ValueError, match="put MaskPrediction before it among the parts"):
+        with pytest.raises(ValueError, match="put MaskPrediction, or InstanceMasks, before it among the parts"):
             jax.eval_shape(lambda method=method, key=key: model.init(KEY, BATCH, *key, method=method))
     objects = make_objects()
     bare = objects.replace(masks=Masks(np.zeros((1, 3, 0, 0), np.uint8), TRUTH[None]))
@@ -286,3 +259,10 @@ def test_a_config_with_it_is_data() -> None:
     assert from_data(to_data(model)) == model
     changed = override(model, ["parts.1.boxes_from=mask", "parts.1.gamma=0.1"])
     assert (changed.parts[1].boxes_from, changed.parts[1].gamma) == ("mask", 0.1)
+
+
+def test_names_of_the_released_code() -> None:
+    state = {"mbrm.weight": np.arange(9, dtype=np.float32).reshape(1, 1, 9), "mbrm.bias": np.float32([3])}
+    variables = from_mmdet(state, {"params": {"boundaries": start()["params"]}})
+    np.testing.assert_array_equal(variables["params"]["boundaries"]["weights"], np.arange(9))
+    jax.tree.map(np.testing.assert_array_equal, to_mmdet(variables), state)

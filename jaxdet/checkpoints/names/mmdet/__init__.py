@@ -13,8 +13,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from jaxdet.checkpoints.names.layouts import BOUNDARIES
 from jaxdet.checkpoints.names.mmdet import backbone, dense, masks, roi
-from jaxdet.checkpoints.names.table import Table, from_state, their_name, to_state
+from jaxdet.checkpoints.names.table import Pair, Table, from_state, their_name, to_state
 from jaxdet.checkpoints.tree import Array, Path, Variables, flatten
 
 _Tree: TypeAlias = Mapping[str, Any]
@@ -28,6 +29,7 @@ _PARTS: dict[str, Callable[[_Tree], Table]] = {
     "masks": masks.mask_branches,
     "mask_scores": masks.mask_scores,
     "pixel_classes": masks.pixel_classes,
+    "boundaries": lambda model: (Pair("boundaries", "mbrm", BOUNDARIES),),
     "semantic": lambda model: roi.semantic(model["semantic"]),
 }
 """Pairs of names for the parts of a model, from its parameters, by their place; box heads are places in a row."""
