@@ -7,6 +7,9 @@ and worker processes read it.
 from dataclasses import dataclass
 from typing import TypeAlias
 
+#: Detections of a class in an image, the best ones, that COCO's numbers count.
+COCO_DETECTIONS = 100
+
 
 @dataclass(frozen=True)
 class CocoFolder:
