@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxdet.data.settings import Data
+from jaxdet.data.settings import COCO_DETECTIONS, Data
 from jaxdet.models.detector import Detector
 
 
@@ -107,6 +107,7 @@ class Run:
     keep_checkpoints: int = 2  #: how many stay, the newest ones
     eval_every: int | None = None  #: 0: only after the last step
     eval_batch: int = 8  #: images in an evaluation batch, over all devices
+    eval_detections: int = COCO_DETECTIONS  #: of a class in an image that count; above COCO's 100, scores under both
     skip_nonfinite: int = 0  #: steps in a row that may be skipped because a loss or gradient is not finite; 0: none
     shard_parameters: bool = False  #: split parameters and optimizer state over the devices, to save their memory
     pictures: int = 8  #: validation images that are drawn with predictions beside ground truth
@@ -116,6 +117,11 @@ class Run:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"Run.{name}: expected at least 1, got {value}")
+        if self.eval_detections < COCO_DETECTIONS:
+            raise ValueError(
+                f"Run.eval_detections: expected at least {COCO_DETECTIONS}, which COCO's numbers count, "
+                f"got {self.eval_detections}"
+            )
         for name in ("seed", "eval_every", "skip_nonfinite", "pictures"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"Run.{name}: expected 0 or more, got {getattr(self, name)}")
