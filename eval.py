@@ -3,6 +3,7 @@
     python eval.py --checkpoint runs/demo
     python eval.py --checkpoint runs/demo --images DIR --annotations instances.json --per-class --out results.json
     python eval.py --checkpoint weights.pth --config configs/mask_rcnn_r50_fpn.py data.short_side=600
+    python eval.py --checkpoint runs/demo --images DIR --annotations image_info_test.json --out results.json
     python eval.py --results results.json --annotations instances.json
 
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.
@@ -46,6 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--annotations", help="instances json of these images")
     parser.add_argument("--per-class", action="store_true", help="print a table of the categories too")
     parser.add_argument("--fast", action="store_true", help="judge by faster-coco-eval: the same numbers sooner")
+    parser.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="with --results: count N detections of a class in an image too, above COCO's 100 (of a checkpoint "
+        "run.eval_detections=N)",
+    )
     parser.add_argument("--out", help="write the detections here, as COCO results json")
     parser.add_argument("--metrics", help="write the numbers here, as json")
     add_host_flags(parser)
@@ -60,7 +68,8 @@ def _score_results(options: argparse.Namespace) -> Scores:
     if given or not options.annotations:
         raise ValueError(f"--results: expected --annotations and no model's options, got {given or 'no --annotations'}")
     truth = read_json(options.annotations)
-    return score(truth, read_results(options.results, truth), fast=options.fast)
+    limit = {} if options.max_detections is None else {"max_detections": options.max_detections}
+    return score(truth, read_results(options.results, truth), fast=options.fast, **limit)
 
 
 def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
@@ -68,8 +77,10 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
     import jax  # here, because scoring a file must not need it
 
     from jaxdet.config import load_config
-    from jaxdet.evaluation.evaluate import detect_all, open_checkpoint
+    from jaxdet.evaluation.evaluate import detect_all, open_checkpoint, score_all
 
+    if options.max_detections is not None:
+        raise ValueError(f"--max-detections is for --results: set run.eval_detections={options.max_detections}")
     config = load_config(options.config) if options.config else None
     join_hosts(options)
     trained, source = open_checkpoint(
@@ -80,7 +91,7 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
         return None
     if options.out:
         write_results(options.out, results)
-    return score(source.ground_truth(), results, masks=trained.experiment.data.masks, fast=options.fast)
+    return score_all(trained, source, results, fast=options.fast)
 
 
 def _progress(done: int, count: int) -> None:

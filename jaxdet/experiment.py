@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxdet.data.settings import Data
+from jaxdet.data.settings import COCO_DETECTIONS, Data
 from jaxdet.models.detector import Detector
 from jaxdet.ranges import SHARE, Range, check_ranges, positive
 
@@ -124,6 +124,7 @@ class Run:
     keep_checkpoints: int = 2  #: how many stay, the newest ones
     eval_every: int | None = None  #: 0: only after the last step
     eval_batch: int = 8  #: images in an evaluation batch, over all devices
+    eval_detections: int = COCO_DETECTIONS  #: of a class in an image that count; above COCO's 100, scores under both
     skip_nonfinite: int = 0  #: steps in a row that may be skipped because a loss or gradient is not finite; 0: none
     shard_parameters: bool = False  #: split parameters and optimizer state over the devices, to save their memory
     pictures: int = 8  #: validation images that are drawn with predictions beside ground truth
@@ -136,6 +137,8 @@ class Run:
                 raise ValueError(f"Run.train_only: {pattern!r} is no regular expression: {error}") from None
         often = Range(1, 10**9)
         check_ranges(self, log_every=often, checkpoint_every=often, keep_checkpoints=often, eval_batch=Range(1, 10**6))
+        # COCO's own numbers count that many.
+        check_ranges(self, eval_detections=Range(COCO_DETECTIONS, 10**6))
         # The seed is one of jax and of NumPy, which take 32 bits.
         check_ranges(self, seed=Range(0, 2**32 - 1), eval_every=Range(0, 10**9))
         check_ranges(self, skip_nonfinite=Range(0, 10**9), pictures=Range(0, 10**4))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxdet.data import Category, Source
-from jaxdet.data.masks import decode_mask
+from jaxdet.data.masks import decode_mask, has_mask
 from jaxdet.runtime.files import replacing
 
 __all__ = ["overlay", "prediction_grid", "save_predictions"]
@@ -52,7 +52,7 @@ def overlay(
     colors = _colors(shown, categories)  # after sorting: an instance's shade depends on those before it
     pixels = _enlarged(image, zoom)
     for item, color in zip(shown, colors, strict=True):
-        if item.get("segmentation"):
+        if has_mask(item.get("segmentation")):
             # Enlarged by repetition, so that the pixels of the mask stay visible as such.
             mask = decode_mask(item["segmentation"], (image.shape[0], image.shape[1])).astype(bool)
             _paint(pixels, mask.repeat(zoom, axis=0).repeat(zoom, axis=1), color)

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jaxdet.data.masks import has_masks
 from jaxdet.data.settings import Data
-from jaxdet.data.sources.coco import read_json
-from jaxdet.data.validation.entries import file_name_of, printable
+from jaxdet.data.sources.coco import read_json, stored_hw
+from jaxdet.data.validation.entries import file_name_of, printable, short
 from jaxdet.data.validation.findings import (
     Finding,
     annotation_findings,
@@ -34,6 +35,7 @@ from jaxdet.data.validation.findings import (
     unreferenced,
     usage_findings,
 )
+from jaxdet.data.validation.names import other_spelling
 from jaxdet.runtime.files import read_json_file
 
 _SUMMARY = "Say what is in a COCO data set, and everything that is wrong with it."
@@ -76,17 +78,29 @@ def check(annotations: str, images: str, *, stuff: str | None = None, quick: boo
     findings += repeated(entries, "id", "annotation id repeated", "error")
     findings += repeated(categories, "id", "category id repeated", "error")
     findings += repeated(categories, "name", "category name repeated", "warning")
+    sizes: dict[int, tuple[int, int]] = {}
     for entry in image_entries:
         findings += image_findings(entry, Path(images), quick)
+        hw = _hw(entry, images)
+        if hw is not None:
+            sizes.setdefault(entry["id"], hw)
         if stuff is not None:
-            findings += map_findings(entry, Path(stuff))
+            findings += map_findings(entry, Path(stuff), hw)
     by_id = {entry["id"]: entry for entry in reversed(image_entries)}  # the first one, where an id is repeated
-    known = {entry["id"] for entry in categories}
+    known, masks = {entry["id"] for entry in categories}, has_masks(entries)
     for entry in entries:
-        findings += annotation_findings(entry, by_id, known)
-    findings += usage_findings(image_entries, entries, categories, Data().max_boxes)
+        findings += annotation_findings(entry, by_id, sizes, known, masks)
+    findings += usage_findings(image_entries, entries, categories, sizes, Data())
     names = {str(entry["file_name"]) for entry in image_entries}
     return Report(_counts(image_entries, entries, categories), findings, names)
+
+
+def _hw(entry: dict[str, Any], images: str) -> tuple[int, int] | None:
+    """The size of an image as training will have it; None where it cannot be known, which `image_findings` reports."""
+    try:
+        return stored_hw(entry, images)
+    except ValueError:
+        return None
 
 
 def _counts(
@@ -138,7 +152,7 @@ def _is_annotations(path: Path) -> bool:
         data = read_json_file(path, "annotations")
     except ValueError:
         return False
-    return isinstance(data, dict) and {"images", "annotations"} <= data.keys()
+    return isinstance(data, dict) and "images" in data and not {"annotations", "categories"}.isdisjoint(data)
 
 
 def _image_folder(annotations: Path) -> Path:
@@ -155,11 +169,19 @@ def _image_folder(annotations: Path) -> Path:
     split = annotations.stem.rsplit("_", 1)[-1]
     roots = (annotations.parent, annotations.parent.parent)
     candidates = [root / name for root in roots for name in ("images", split, f"images/{split}", "")]
-    hits = Counter({folder: sum(os.path.isfile(folder / name) for name in names) for folder in candidates})
+    hits = Counter({folder: sum(_is_there(folder, name) for name in names) for folder in candidates})
     best, count = hits.most_common(1)[0]
     if names and not count:
-        raise ValueError(f"{annotations}: expected its images in one of {[str(c) for c in candidates]}; give --images")
+        raise ValueError(
+            f"{annotations}: expected its images in one of {[str(c) for c in candidates]}, looked for "
+            f"{short(names[:3], 200)}; give --images"
+        )
     return best
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    """Whether a folder has a file, be its name spelt otherwise, which `check` then reports."""
+    return os.path.isfile(folder / name) or other_spelling(folder, name) is not None
 
 
 def _print_findings(console: Console, findings: list[Finding], *, examples: int = 3) -> None:

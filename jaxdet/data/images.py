@@ -9,6 +9,7 @@ import functools
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from os import PathLike
 from typing import IO
 
@@ -24,6 +25,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVI
 
 _LARGEST_FILE = 8 * MAX_PIXELS + (1 << 20)  #: bytes: four channels of 16 bits, not compressed, and a header
 _ORIENTATION = 0x112  #: EXIF tag; 1 means upright
+_BITS_PER_SAMPLE = 258  #: TIFF tag
 
 # Pillow warns of images above half its own limit.  Here `check_sides` is the limit, so Pillow's is raised beyond it.
 if Image.MAX_IMAGE_PIXELS is not None:
@@ -39,17 +41,23 @@ def load_image(path: str | PathLike[str], *, upright: bool = False) -> NDArray[n
     return decode_image(read_file(path, "image", _LARGEST_FILE), str(path), upright=upright)
 
 
-def read_header(path: str | PathLike[str]) -> tuple[tuple[int, int], int]:
-    """Read the header of an image file; its pixels are not decoded.
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image file says."""
 
-    Returns:
-        (height, width) as stored, and the EXIF orientation: 1 for upright, 0 where the tag is no number.
+    hw: tuple[int, int]  #: height and width as stored
+    orientation: int  #: EXIF orientation: 1 for upright, 0 where the tag is no number
+    deep: bool  #: grey of more than 8 bits, of which the upper 8 are read
+
+
+def read_header(path: str | PathLike[str]) -> Header:
+    """Read the header of an image file; its pixels are not decoded.
 
     Raises:
         ValueError: as `load_image`, as far as the header tells.
     """
     with open_file(path, "image", _LARGEST_FILE) as file, _opened(file, str(path)) as image:
-        return (image.height, image.width), _orientation(image)
+        return Header((image.height, image.width), _orientation(image), _bits(image) > 8)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -72,8 +80,8 @@ def load_map(path: str | PathLike[str]) -> NDArray[np.uint8]:
 def decode_image(encoded: bytes, name: str, *, upright: bool = False) -> NDArray[np.uint8]:
     """Decode JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF to ``[H, W, 3]`` uint8 RGB.
 
-    Grey is repeated, CMYK and palettes are converted, alpha is dropped, 16 bits lose the lower 8, and only the first
-    of several frames is read.
+    Grey is repeated, CMYK and palettes are converted, alpha is dropped, of 16 bits the upper 8 are kept whatever the
+    pixels hold, and only the first of several frames is read.
 
     Args:
         encoded: the bytes of the file.
@@ -81,7 +89,8 @@ def decode_image(encoded: bytes, name: str, *, upright: bool = False) -> NDArray
         upright: turn the image as its EXIF orientation says; False: the pixels as stored.
 
     Raises:
-        ValueError: it is no image, a broken one, or one that exceeds the limits of ``data.validation.entries``.
+        ValueError: it is no image, a broken one, one that exceeds the limits of ``data.validation.entries``, or its
+            pixels are floats or integers whose type has no white (see `_bits`).
     """
     with _opened(io.BytesIO(encoded), name) as image:
         # The orientation is asked for after the pixels: Pillow turns a TIFF itself and then says that it is upright.
@@ -135,14 +144,28 @@ def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
         with Image.open(file, formats=_formats()) as image:
             check_sides(image.height, image.width)
             yield image
+    except UnidentifiedImageError as error:
+        raise ValueError(f"image {name}: expected a whole image file, got {_kind(file)}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on broken files: struct.error, IndexError
         raise ValueError(f"image {name}: expected a whole image file, got {_reason(error)}") from error
 
 
+def _kind(file: IO[bytes]) -> str:
+    """What to say of a file that Pillow does not open, by its first bytes."""
+    file.seek(0)
+    start = file.read(16)  # as many as Pillow looks at
+    for name in _formats():
+        accept = Image.OPEN[name][1]
+        if accept is not None and accept(start) is True:
+            return (
+                f"a {name} that is cut off or has pixels of a kind that Pillow does not read, such as floats of three "
+                "channels; save it with 8 bits a channel"
+            )
+    return f"none of {', '.join(_formats())}"
+
+
 def _reason(error: Exception) -> str:
     """What to say of an error: its text, with its class where the text alone (``'bands'``) would be a riddle."""
-    if isinstance(error, UnidentifiedImageError):
-        return f"none of {', '.join(_formats())}"
     return str(error) if isinstance(error, ValueError | OSError) and str(error) else f"{type(error).__name__}: {error}"
 
 
@@ -161,16 +184,29 @@ def _formats() -> tuple[str, ...]:
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _from_deep_grey(np.asarray(image))
+    bits = _bits(image)
+    if bits > 8:
+        # The type's upper 8 bits, and not those that this image happens to use: two frames of a camera must not
+        # differ by their brightest pixel.
+        grey = np.clip(np.asarray(image), 0, (1 << bits) - 1) >> (bits - 8)
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about palettes with transparency
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _from_deep_grey(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Grey of 16 or 32 bits as RGB; some files of such a type hold 8 bits only, and these are kept as they are."""
-    values = np.nan_to_num(grey.astype(np.float32 if grey.dtype.kind == "f" else np.int32), copy=False, nan=0)
-    if values.max(initial=0) > 255:  # 16 bits: the upper 8 are kept
-        values = values // 256
-    return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+def _bits(image: Image.Image) -> int:
+    """Bits of a grey pixel by the file's type; 8 for colour, of which Pillow keeps the upper 8.
+
+    Raises:
+        ValueError: floats, and integers of 32 bits or with a sign: which of their values is white, no file says.
+    """
+    if image.mode.startswith("I;16"):
+        # TIFF has 12 bits too, which Pillow does not stretch to 16 as it does those of other formats.
+        return int(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0])
+    if image.mode == "I" and image.format == "PPM":
+        return 16  # Pillow stretches all that are above 8 to 16
+    if image.mode in ("I", "F"):
+        kind = "floating-point pixels" if image.mode == "F" else "pixels of 32 bits or with a sign"
+        raise ValueError(f"{kind}, of which no file says what is white; save it with 8 or 16 bits, all images alike")
+    return 8

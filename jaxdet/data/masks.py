@@ -4,7 +4,7 @@ pycocotools' C code decodes the masks, so that they are the pixels that evaluati
 it is told, therefore everything is checked here before it gets there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -17,6 +17,20 @@ from jaxdet.data.records import Segmentation
 from jaxdet.data.validation.entries import MAX_COORDINATE, MAX_OUTLINE, is_number, short
 
 _Bitmap: TypeAlias = NDArray[np.uint8]
+
+
+def has_mask(segmentation: Any) -> bool:
+    """Whether an annotation has a mask, readable or not; sets of boxes have null, [], {} or [[]] in its place."""
+    if isinstance(segmentation, list):
+        return any(polygon != [] for polygon in segmentation)
+    return bool(segmentation)
+
+
+def has_masks(annotations: Iterable[Any]) -> bool:
+    """Whether a data set is one with masks: at least one instance has one.  Crowd regions may have them in any set."""
+    entries = [entry for entry in annotations if isinstance(entry, Mapping)]
+    instances = [entry for entry in entries if not entry.get("iscrowd")]
+    return any(has_mask(entry.get("segmentation")) for entry in instances or entries)
 
 
 def decode_mask(segmentation: Segmentation, hw: tuple[int, int]) -> _Bitmap:

@@ -10,6 +10,8 @@ from typing import TypeAlias
 from jaxdet.ranges import SHARE, Range, check_ranges
 
 _SIDE = 2**14  #: pixels; a batch of canvases with such sides takes all memory of most machines
+#: Detections of a class in an image, the best ones, that COCO's numbers count.
+COCO_DETECTIONS = 100
 
 
 @dataclass(frozen=True)

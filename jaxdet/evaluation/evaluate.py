@@ -7,10 +7,12 @@ from jax.sharding import Mesh
 
 from jaxdet.config import to_data
 from jaxdet.data import CocoFolder, Data, Source, open_source
+from jaxdet.data.pipeline.ready import check_files
 from jaxdet.data.scenes.write import folder_of
-from jaxdet.data.settings import Scenes
+from jaxdet.data.settings import COCO_DETECTIONS, Scenes
 from jaxdet.data.sources.open import fingerprint
-from jaxdet.evaluation import score
+from jaxdet.data.sources.stored import CHECK
+from jaxdet.evaluation import Scores, check_truth, score
 from jaxdet.evaluation.inference import Progress, detect
 from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
@@ -24,19 +26,27 @@ _MOST_PIXELS = 2**30
 
 
 def evaluate(
-    model: Detector, variables: Any, source: Source, data: Data, mesh: Mesh | None = None, **settings: Any
+    model: Detector,
+    variables: Any,
+    source: Source,
+    data: Data,
+    mesh: Mesh | None = None,
+    *,
+    max_detections: int = COCO_DETECTIONS,
+    **settings: Any,
 ) -> dict[str, float]:
     """COCO's twelve numbers, for boxes and (if the model has them, and ``data.masks`` is set) for masks.
 
     Args:
         model, variables, source, data, mesh, settings: as for ``inference.detect``.
+        max_detections: as for ``score``.
 
     Returns:
         ``bbox/AP``, ``bbox/AP50``, ... ``segm/AR_l`` (``evaluation.STATISTICS``); -1 where the ground truth has
         nothing of that kind.  The same on every process.
     """
     results = detect(model, variables, source, data, mesh, **settings)
-    return score(source.ground_truth(), results, masks=data.masks).metrics
+    return score(source.ground_truth(), results, masks=data.masks, max_detections=max_detections).metrics
 
 
 def evaluate_checkpoint(
@@ -65,7 +75,7 @@ def evaluate_checkpoint(
     refuse_in_workers()
     trained, source = open_checkpoint(checkpoint, images, annotations, overrides=overrides)
     results = detect_all(trained, source, mesh, progress)
-    return score(source.ground_truth(), results, masks=trained.experiment.data.masks, fast=fast).metrics
+    return score_all(trained, source, results, fast=fast).metrics
 
 
 def open_checkpoint(
@@ -81,23 +91,36 @@ def open_checkpoint(
     Of several processes all open the same, or all raise.
 
     Raises:
-        ValueError: images without annotations or the other way round; whatever ``trained.load`` refuses; scenes that
-            a checkpoint should not have made here; processes that differ (`agreement.alike`).
+        ValueError: images without annotations or the other way round; whatever ``trained.load`` or `check_scorable`
+            refuses; scenes that a checkpoint should not have made here; processes that differ (`agreement.alike`).
     """
 
     def opened() -> tuple[Trained, Source]:
         trained = load(checkpoint, config=config, overrides=overrides)
         if (images is None) != (annotations is None):
             raise ValueError(f"data to evaluate: expected images and annotations, got {images=}, {annotations=}")
-        if images and annotations:
-            return trained, open_source(CocoFolder(images, annotations))
-        val = trained.experiment.data.val
+        val = CocoFolder(images, annotations) if images and annotations else trained.experiment.data.val
         if config is None and isinstance(val, Scenes):
             _refuse_to_write(val)
-        return trained, open_source(val)
+        source = open_source(val)
+        check_scorable(source, trained.experiment.data)
+        return trained, source
 
     # Processes with different data or weights would wait for each other for ever, or mix their results.
     return alike(opened, _described)
+
+
+def check_scorable(source: Source, data: Data) -> None:
+    """Look for what would end an evaluation, before it takes its time: missing files, and a ground truth that is none.
+
+    Raises:
+        ValueError: names the files, or the entry of the json.
+    """
+    check_files(source, "data to evaluate (data.val)")
+    try:
+        check_truth(source.ground_truth(), masks=data.masks)
+    except ValueError as error:
+        raise ValueError(f"data to evaluate (data.val): {error}; {CHECK}") from error
 
 
 def _refuse_to_write(scenes: Scenes) -> None:
@@ -134,3 +157,10 @@ def detect_all(
         categories=trained.categories or None,
         progress=progress,
     )
+
+
+def score_all(trained: Trained, source: Source, results: Sequence[Result], *, fast: bool = False) -> Scores:
+    """``score`` with the settings of a checkpoint."""
+    experiment = trained.experiment
+    limit = experiment.run.eval_detections
+    return score(source.ground_truth(), results, masks=experiment.data.masks, fast=fast, max_detections=limit)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jaxdet.data.masks import encode_mask
 from jaxdet.data.validation.entries import MAX_BOX_VALUE as BOX
-from jaxdet.data.validation.entries import each, hw_of, is_number, short, whole
+from jaxdet.data.validation.entries import check_ids_differ, each, hw_of, is_number, short, whole
 from jaxdet.evaluation.paste import paste_rle
 from jaxdet.runtime.files import read_json_file, write_json
 
@@ -103,7 +103,10 @@ def check_results(results: Sequence[Result], truth: Truth) -> list[Result]:
         ValueError: names the first detection with a fault and what is expected.
     """
     # Ids first, for all results at once: the list of unknown ones tells more than the first fault.
-    sizes = image_sizes(truth)
+    try:
+        sizes = image_sizes(truth)
+    except ValueError as error:
+        raise ValueError(f"ground truth: {error}") from error
     check_ids(results, truth)
     return [_checked(result, number, sizes) for number, result in enumerate(results)]
 
@@ -114,10 +117,15 @@ def image_sizes(truth: Truth) -> dict[int, tuple[int, int]]:
     Raises:
         ValueError: an image without them, of an impossible size, or an id twice.
     """
-    pairs = each("images", truth["images"], lambda image: (whole(image, "id"), hw_of(image)))
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("expected image ids that differ, got an id twice")
+    pairs = each("images", truth["images"], lambda image: (whole(image, "id"), _hw(image)))
+    check_ids_differ("image", [image_id for image_id, _ in pairs])
     return dict(pairs)
+
+
+def _hw(image: Any) -> tuple[int, int]:
+    if isinstance(image, Mapping) and (image.get("height") is None or image.get("width") is None):
+        raise ValueError("expected width and height; write those of the image's file into the json")
+    return hw_of(image)
 
 
 def check_ids(results: Sequence[Result], truth: Truth) -> None:

@@ -1,7 +1,9 @@
-"""COCO's twelve numbers, computed by pycocotools."""
+"""COCO's twelve numbers, from the precision and recall that pycocotools computes."""
 
 import contextlib
 import io
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -12,67 +14,145 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from jaxdet.data.masks import encode_mask
-from jaxdet.data.validation.entries import annotation_of, check_categories, each, whole
+from jaxdet.data.masks import encode_mask, has_mask, has_masks
+from jaxdet.data.settings import COCO_DETECTIONS
+from jaxdet.data.sources.coco import read_categories
+from jaxdet.data.validation.entries import annotation_of, check_ids_differ, each, known, whole
 from jaxdet.evaluation.results import Result, Truth, check_ids, image_sizes
+
+_log = logging.getLogger(__name__)
 
 STATISTICS = ("AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l", "AR1", "AR10", "AR100", "AR_s", "AR_m", "AR_l")
 """Names of COCO's numbers in pycocotools' order."""
+
+_SIZES = ("", "_s", "_m", "_l")  #: ends of the names by size of the objects: all, small, medium, large
 
 Kind: TypeAlias = Literal["bbox", "segm"]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What COCO's evaluation says.  -1, as in pycocotools, where the ground truth has nothing of that kind."""
+    """What COCO's evaluation says.  -1, as in pycocotools, where the ground truth has nothing of that kind.
+
+    With a limit of n detections above 100 there are ``AP@n``, ``AP50@n``, ``AP75@n`` and ``ARn`` too, after the
+    numbers of 100.
+    """
 
     metrics: dict[str, float]  #: ``bbox/AP``, ``bbox/AP50``, ... ``segm/AR_l``
     per_class: dict[str, dict[str, float]]  #: category name -> ``bbox/AP``, ``bbox/AP50``, ``bbox/AR100``, ``segm/...``
 
 
-def score(truth: Truth, results: Sequence[Result], *, masks: bool = True, fast: bool = False) -> Scores:
+def score(
+    truth: Truth,
+    results: Sequence[Result],
+    *,
+    masks: bool = True,
+    fast: bool = False,
+    max_detections: int = COCO_DETECTIONS,
+) -> Scores:
     """Score detections against the whole ground truth: every image counts, those without a detection too.
 
     Args:
         truth: an instances json as a dict; left as it is.
         results: COCO results; left as they are.  Without any, AP is 0.
         masks: compare masks too, if the results (or, where these are empty, the ground truth) have them; False:
-            boxes alone, and nobody looks at masks.  Boxes of results that hold masks only are the masks' boxes.
+            boxes alone, and nobody looks at masks.  Boxes of results that hold masks only are the masks' boxes.  A
+            ground truth of boxes is scored by boxes in any case.
         fast: score by faster-coco-eval instead (extra ``fast-eval``): the same numbers sooner.
+        max_detections: detections of a class in an image that count, from 100 on; above it there are the numbers
+            under both limits.
 
     Raises:
-        ValueError: results of unknown images or categories, some with a mask and some without, or a ground truth
-            that is not COCO's.
+        ValueError: results of unknown images or categories, some with a mask and some without, a ground truth that
+            is not COCO's, or another limit.
     """
+    if max_detections < COCO_DETECTIONS:
+        raise ValueError(
+            f"max_detections: expected at least {COCO_DETECTIONS}, under which COCO's numbers are, got {max_detections}"
+        )
     kinds = _kinds(truth, results) if masks else ("bbox",)
     prepared = _complete(truth, masks="segm" in kinds)
     check_ids(results, truth)
+    _warn_of_limits(prepared.json["annotations"], max_detections)
     metrics: dict[str, float] = {}
-    per_class: dict[str, dict[str, float]] = {name: {} for name in _names(truth).values()}
+    per_class: dict[str, dict[str, float]] = {name: {} for name in prepared.names}
     for kind in kinds:
-        scored = _evaluated(prepared, [_only(kind, result) for result in results], kind, fast)
-        metrics |= {f"{kind}/{name}": float(value) for name, value in zip(STATISTICS, scored.stats[:12], strict=True)}
-        for name, row in _rows(scored, truth):
-            per_class[name] |= {f"{kind}/{key}": value for key, value in row.items()}
+        found = _of_kind(kind, results, prepared)
+        precision, recall = _evaluated(prepared.json, found, kind, fast, max_detections)
+        metrics |= {f"{kind}/{name}": value for name, value in _summary(precision, recall, max_detections).items()}
+        for place, row in enumerate(per_class.values()):
+            one = _summary(precision[:, :, place : place + 1], recall[:, place : place + 1], max_detections)
+            row |= {f"{kind}/{name}": one[name] for name in ("AP", "AP50", "AR100")}
+            row |= {f"{kind}/{name}": value for name, value in one.items() if name not in STATISTICS}
     return Scores(metrics, per_class)
 
 
+def check_truth(truth: Truth, *, masks: bool = True) -> None:
+    """Look at every value of a ground truth, as `score` would, before there is anything to score.
+
+    Raises:
+        ValueError: as `score`.
+    """
+    _complete(truth, masks=masks and has_masks(truth.get("annotations", [])))
+
+
 def _kinds(truth: Truth, results: Sequence[Result]) -> tuple[Kind, ...]:
+    annotations = truth.get("annotations", [])
+    found = any(has_mask(result.get("segmentation")) for result in results)
+    if annotations and not has_masks(annotations):
+        if found:
+            _log.warning("the ground truth has no masks: boxes alone are scored")
+        return ("bbox",)
     # Without results the ground truth decides: a model that found nothing has a mask AP of 0 too.
-    holders = results or truth.get("annotations", [])
-    return (
-        ("bbox", "segm")
-        if any(isinstance(entry, Mapping) and entry.get("segmentation") for entry in holders)
-        else ("bbox",)
-    )
+    return ("bbox", "segm") if found or (annotations and not results) else ("bbox",)
 
 
-def _only(kind: Kind, result: Result) -> Result:
+def _warn_of_limits(annotations: Sequence[Mapping[str, Any]], limit: int) -> None:
+    """Say what keeps a perfect detector from an AP of 1."""
+    if not annotations:
+        _log.warning("the ground truth has no annotations: there is nothing to score by, every number is -1")
+    instances = [annotation for annotation in annotations if not annotation["iscrowd"]]
+    pairs = Counter((instance["image_id"], instance["category_id"]) for instance in instances)
+    most = max(pairs.values(), default=0)
+    if most > limit:
+        _log.warning(
+            "%d times an image has more than %d instances of a class (up to %d), and %d detections count: set "
+            "run.eval_detections=%d, or eval.py --results --max-detections %d, for numbers that count more",
+            *(sum(count > limit for count in pairs.values()), limit, most, limit, most, most),
+        )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A ground truth for pycocotools: all that it reads, and nothing that nobody has looked at.
+
+    Ids are names, and 0 or -1 are good ones; pycocotools writes 0 for a detection without a match, and
+    faster-coco-eval takes none below 0.  So it gets numbers from 1 on, in the order of the ids.
+    """
+
+    json: dict[str, Any]
+    names: list[str]  #: one of its own for each category, in order
+    images: Mapping[int, int]  #: id -> number
+    categories: Mapping[int, int]  #: id -> number
+
+
+def _of_kind(kind: Kind, results: Sequence[Result], truth: _Prepared) -> list[Result]:
+    chosen = [_only(kind, result, truth) for result in results]
+    # pycocotools goes by the first result alone: where some have boxes, all need them.
+    if any("bbox" in result for result in chosen):
+        for result in chosen:
+            if "bbox" not in result:
+                result["bbox"] = coco_mask.toBbox(result.pop("segmentation")).tolist()
+    return chosen
+
+
+def _only(kind: Kind, result: Result, truth: _Prepared) -> Result:
     """What counts for one kind.
 
     A mask is scored without its box, else pycocotools would sort it by the box's area into small, medium and large.
     """
-    kept = {key: result[key] for key in ("image_id", "category_id", "score")}
+    numbers = {"image_id": truth.images[result["image_id"]], "category_id": truth.categories[result["category_id"]]}
+    kept = {**numbers, "score": result["score"]}
     if kind == "bbox" and "bbox" in result:
         return kept | {"bbox": result["bbox"]}
     if "segmentation" not in result:
@@ -82,55 +162,80 @@ def _only(kind: Kind, result: Result) -> Result:
     return kept | {"segmentation": result["segmentation"]}
 
 
-def _complete(truth: Truth, masks: bool) -> dict[str, Any]:
-    """The ground truth with what pycocotools takes for granted, every value looked at: its C code does not do that."""
+def _complete(truth: Truth, masks: bool) -> _Prepared:
+    """The ground truth with what pycocotools takes for granted, every value looked at: its C code does not do that.
+
+    It is held to the rules of training data (``data.sources.coco``).
+    """
     try:
         sizes = image_sizes(truth)
-        check_categories(len(truth["categories"]))
-        categories = each("categories", truth["categories"], lambda entry: {**entry, "id": whole(entry, "id")})
-        annotations = each("annotations", truth.get("annotations", []), lambda entry: _completed(entry, sizes, masks))
-        if len({annotation["id"] for annotation in annotations}) < len(annotations):
-            raise ValueError("expected annotation ids that differ, got an id twice")
+        categories = {category.id: category.name for category in read_categories(truth["categories"])}
+        read = each(
+            "annotations", truth.get("annotations", []), lambda entry: _completed(entry, sizes, categories, masks)
+        )
+        check_ids_differ("annotation", [annotation["id"] for annotation in read])
     except ValueError as error:
         raise ValueError(f"ground truth: {error}") from error
-    images = [{**image, "id": image_id} for image, image_id in zip(truth["images"], sizes, strict=True)]
-    return {"images": images, "categories": categories, "annotations": annotations}
+    images = {image_id: number for number, image_id in enumerate(sorted(sizes), 1)}
+    labels = {category_id: number for number, category_id in enumerate(categories, 1)}
+    annotations = [
+        {
+            **annotation,
+            "id": number,
+            "image_id": images[annotation["image_id"]],
+            "category_id": labels[annotation["category_id"]],
+        }
+        for number, annotation in enumerate(read, 1)
+    ]
+    json = {
+        "images": [{"id": images[key], "height": height, "width": width} for key, (height, width) in sizes.items()],
+        "categories": [{"id": number} for number in labels.values()],
+        "annotations": annotations,
+    }
+    return _Prepared(json, _names(categories), images, labels)
 
 
-def _completed(annotation: Any, sizes: Mapping[int, tuple[int, int]], masks: bool) -> dict[str, Any]:
-    owner, checked = whole(annotation, "image_id"), annotation_of(annotation, 0)
-    if owner not in sizes:
-        raise ValueError(f"expected an image for every annotation, got the image_id {owner}, which no image has")
-    height, width = sizes[owner]
-    nothing = {"size": [height, width], "counts": [height * width]}  # what no mask can match
-    mask = annotation.get("segmentation")
-    if mask and (masks or annotation.get("area") is None):
-        mask = encode_mask(mask, (height, width))
-    area = float(coco_mask.area(mask)) if mask and annotation.get("area") is None else checked.area
+def _completed(
+    annotation: Any, sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str], masks: bool
+) -> dict[str, Any]:
+    checked = annotation_of(annotation, 0)
+    height, width = known(sizes, annotation, "image_id")
+    known(categories, annotation, "category_id")
+    area, mask = checked.area, None
+    if masks and has_mask(checked.segmentation):
+        mask = encode_mask(checked.segmentation, (height, width))
+        if annotation.get("area") is None:
+            area = float(coco_mask.area(mask))
     return {
-        **annotation,
         "id": checked.id,
-        "image_id": owner,
+        "image_id": whole(annotation, "image_id"),
         "category_id": whole(annotation, "category_id"),
         "bbox": list(checked.bbox),
         "area": area,
         "iscrowd": int(checked.crowd),
-        "segmentation": mask if mask and masks else nothing,
+        "segmentation": mask or {"size": [height, width], "counts": [height * width]},  # what no mask can match
     }
 
 
-def _evaluated(truth: dict[str, Any], results: list[Result], kind: Kind, fast: bool) -> Any:
+def _evaluated(
+    truth: dict[str, Any], results: list[Result], kind: Kind, fast: bool, limit: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Precision ``[IoU, recall, class, size, limit]`` and recall ``[IoU, class, size, limit]``; -1 without truth.
+
+    IoUs are 0.5, 0.55, ... 0.95, classes are by id, sizes as in ``_SIZES``; limits are 1, 10, 100 and, if it is
+    another, ``limit``.
+    """
     index, evaluate = _fast_classes() if fast else (COCO, COCOeval)
-    # pycocotools prints its progress, and the statistics only come with a table on stdout.
+    # pycocotools prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
         expected = _indexed(index, truth)
         # pycocotools reads the first result without asking whether there is one.
         found = expected.loadRes(results) if results else _indexed(index, truth | {"annotations": []})
         scored = evaluate(expected, found, kind)
+        scored.params.maxDets = sorted({1, 10, COCO_DETECTIONS, limit})
         scored.evaluate()
         scored.accumulate()
-        scored.summarize()
-    return scored
+    return np.asarray(scored.eval["precision"]), np.asarray(scored.eval["recall"])
 
 
 def _indexed(index: Any, dataset: dict[str, Any]) -> Any:
@@ -149,32 +254,29 @@ def _fast_classes() -> tuple[Any, Any]:
     return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
 
 
-def _names(truth: Truth) -> dict[int, str]:
-    """Category id -> a name of its own, by id."""
-    names: dict[int, str] = {}
-    for category in sorted(truth["categories"], key=lambda category: int(category["id"])):
-        name = str(category.get("name", category["id"]))
-        names[category["id"]] = f"{name} ({category['id']})" if name in names.values() else name
+def _names(categories: Mapping[int, str]) -> list[str]:
+    """A name of its own for each category."""
+    names: list[str] = []
+    for category_id, name in categories.items():
+        names.append(f"{name} ({category_id})" if name in names else name)
     return names
 
 
-def _rows(scored: Any, truth: Truth) -> list[tuple[str, dict[str, float]]]:
-    names = _names(truth)
-    precision, recall = np.asarray(scored.eval["precision"]), np.asarray(scored.eval["recall"])
-    rows = []
-    # precision [IoU, recall, class, area, detections], recall [IoU, class, area, detections]: area 0 is all sizes, the
-    # last number of detections 100, IoU 0 is 0.5.
-    for k, category_id in enumerate(scored.params.catIds):
-        row = {
-            "AP": _mean(precision[:, :, k, 0, -1]),
-            "AP50": _mean(precision[0, :, k, 0, -1]),
-            "AR100": _mean(recall[:, k, 0, -1]),
-        }
-        rows.append((names[category_id], row))
-    return rows
+def _summary(precision: NDArray[np.float64], recall: NDArray[np.float64], limit: int) -> dict[str, float]:
+    """COCO's numbers of what `_evaluated` returns, or of some of its classes."""
+    precisions, recalls = precision[..., 2], recall[..., 2]  # of 100 detections
+    numbers = {"AP": precisions[..., 0], "AP50": precisions[0, ..., 0], "AP75": precisions[5, ..., 0]}
+    numbers |= {f"AP{end}": precisions[..., size] for size, end in enumerate(_SIZES) if size}
+    numbers |= {"AR1": recall[..., 0, 0], "AR10": recall[..., 0, 1], "AR100": recalls[..., 0]}
+    numbers |= {f"AR{end}": recalls[..., size] for size, end in enumerate(_SIZES) if size}
+    if limit != COCO_DETECTIONS:
+        more = precision[..., 0, -1]
+        numbers |= {f"AP@{limit}": more, f"AP50@{limit}": more[0], f"AP75@{limit}": more[5]}
+        numbers[f"AR{limit}"] = recall[..., 0, -1]
+    return {name: _mean(values) for name, values in numbers.items()}
 
 
 def _mean(values: NDArray[np.float64]) -> float:
     """Mean of what there is ground truth for, -1 without any."""
-    known = values[values > -1]
-    return float(known.mean()) if known.size else -1.0
+    known_values = values[values > -1]
+    return float(known_values.mean()) if known_values.size else -1.0

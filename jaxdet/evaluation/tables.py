@@ -4,26 +4,23 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from jaxdet.evaluation.score import STATISTICS, Scores
-
-_PER_CLASS = ("AP", "AP50", "AR100")
+from jaxdet.evaluation.score import Scores
 
 
 def summary_table(metrics: Mapping[str, float]) -> Table:
-    """COCO's twelve numbers, a column for each kind that ``metrics`` has; a dash where there is no ground truth."""
+    """COCO's numbers, a column for each kind that ``metrics`` has; a dash where there is no ground truth."""
     kinds = [kind for kind in ("bbox", "segm") if f"{kind}/AP" in metrics]
     table = Table("", *kinds, title="COCO")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name in STATISTICS:
+    for name in [key.removeprefix("bbox/") for key in metrics if key.startswith("bbox/")]:
         table.add_row(name, *(_number(metrics[f"{kind}/{name}"]) for kind in kinds))
     return table
 
 
 def per_class_table(scores: Scores) -> Table:
     """A row for each category, in order of category id."""
-    kinds = [kind for kind in ("bbox", "segm") if f"{kind}/AP" in scores.metrics]
-    keys = [f"{kind}/{name}" for kind in kinds for name in _PER_CLASS]
+    keys = list(next(iter(scores.per_class.values()), {}))
     table = Table("category", *(key.replace("/", "\n") for key in keys), title="per class")
     for column in table.columns[1:]:
         column.justify = "right"

@@ -15,8 +15,10 @@ from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import check, to_data
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
 from jaxdet.data.pipeline.plans import train_plan
+from jaxdet.data.pipeline.ready import check_trainable
 from jaxdet.data.sources.open import fingerprint
 from jaxdet.evaluation.categories import match_categories
+from jaxdet.evaluation.evaluate import check_scorable
 from jaxdet.experiment import Experiment, as_experiment
 from jaxdet.runtime.agreement import alike
 from jaxdet.runtime.files import check_local
@@ -249,8 +251,10 @@ def _open(data: Data, classes: int) -> tuple[Source, Source | None]:
             f"model.num_classes: expected {len(names)}, the categories of the training data "
             f"({', '.join(names[:5])}, ...), got {classes}; set model.num_classes={len(names)}"
         )
-    # Opened and matched now: a mistake must not show at the first evaluation, hours later.
+    check_trainable(source, data)
+    # Opened, matched and read now: a mistake must not show at the first evaluation, hours later.
     val = None if data.val is None else open_source(data.val)
     if val is not None:
         match_categories(classes, val.categories, source.categories)
+        check_scorable(val, data)
     return source, val

@@ -61,7 +61,7 @@ def validate(
     )
     # Without masks in training there are none in the results, nor perhaps in the ground truth.
     masks = experiment.data.masks
-    metrics = score(source.ground_truth(), results, masks=masks).metrics
+    metrics = score(source.ground_truth(), results, masks=masks, max_detections=run.eval_detections).metrics
     if workdir is not None and run.pictures:
         save_predictions(source, results, workdir / _PICTURE, count=run.pictures, masks=masks)
     return metrics

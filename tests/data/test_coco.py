@@ -94,7 +94,11 @@ def _change(**changes):
         (lambda data: data["annotations"][0].pop("bbox"), "bbox"),
         (lambda data: data["images"].append(data["images"][0]), "id twice"),
         (lambda data: data["images"][0].pop("file_name"), "file_name"),
-        (lambda data: data["categories"].append({"id": 3, "name": "c"}), "categories"),
+        (
+            lambda data: data["categories"].append({"id": 3, "name": "c"}),
+            "category ids that differ, got an id twice: 3",
+        ),
+        (lambda data: data["annotations"].append(data["annotations"][0]), "annotation ids that differ.*twice: 1"),
         (lambda data: data.pop("categories"), "categories"),
         (lambda data: data.update(images={}), "images"),
     ],
@@ -109,6 +113,13 @@ def test_a_broken_json_is_refused_with_a_reason(coco, one_box, spoil, message):
 def test_what_is_no_coco_json_is_refused(coco, text):
     with pytest.raises(ValueError, match=r"annotations .*instances\.json"):
         open_source(coco.write(text))
+
+
+def test_a_json_without_annotations_has_none(coco, one_box):
+    del one_box["annotations"]
+    source = open_source(coco.write(one_box))
+    assert source[0].annotations == ()
+    assert source.ground_truth()["annotations"] == []
 
 
 def test_a_json_without_images_is_refused(coco):

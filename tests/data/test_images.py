@@ -1,11 +1,12 @@
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxdet.data import load_image
-from jaxdet.data.images import decode_image
+from jaxdet.data.images import decode_image, read_header
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -48,6 +49,55 @@ def test_sixteen_bits_lose_the_lower_eight():
     deep = RNG.integers(0, 65536, (5, 7)).astype(np.uint16)
     result = decode_image(encoded(Image.fromarray(deep)), "x")
     np.testing.assert_array_equal(result, np.repeat((deep // 256).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def tiff(pixels: np.ndarray, *, bits: int, kind: int) -> bytes:
+    """A TIFF of one row, made by hand: Pillow writes neither 12 bits nor floats of three channels.
+
+    ``kind`` is that of the tag SampleFormat: 1 unsigned, 2 with a sign, 3 floating point.
+    """
+    width, channels = pixels.shape
+    content = pixels.tobytes()
+    if bits == 12:  # two pixels in three bytes, the upper bits first
+        packed = "".join(f"{value:012b}" for value in pixels.ravel())
+        content = bytes(int(packed[place : place + 8], 2) for place in range(0, len(packed), 8))
+    numbers = {256: width, 257: 1, 258: bits, 259: 1, 262: 2 if channels == 3 else 1, 277: channels, 278: 1, 339: kind}
+    numbers |= {273: 8 + 2 + 12 * 10 + 4, 279: len(content)}  # where the pixels are, and how long
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag in (258, 339) else 4, 1, numbers[tag]) for tag in sorted(numbers)
+    )
+    return b"II*\0" + struct.pack("<IH", 8, len(numbers)) + entries + bytes(4) + content
+
+
+@pytest.mark.parametrize("brightest", [255, 256, 4095, 65535])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_read_alike_whatever_their_brightest_pixel(brightest, form):
+    deep = np.array([[153, 153, brightest]], np.uint16)
+    result = decode_image(encoded(Image.fromarray(deep), form), "x")
+    np.testing.assert_array_equal(result[0, :, 0], [0, 0, brightest >> 8])
+
+
+def test_twelve_bits_lose_the_lower_four():
+    values = np.array([[4095], [2048], [255], [15]], np.uint16)
+    result = decode_image(tiff(values, bits=12, kind=1), "x")
+    np.testing.assert_array_equal(result[0, :, 0], [255, 128, 15, 0])
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    (encoded(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "TIFF"), "floating-point pixels"),
+    (encoded(Image.fromarray(np.array([[0, 200, 255]], np.float32)), "TIFF"), "floating-point pixels"),
+    (encoded(Image.fromarray(np.array([[0, 200, 255]], np.int32)), "TIFF"), "pixels of 32 bits or with a sign"),
+    (tiff(np.array([[7], [9]], np.int16), bits=16, kind=2), "pixels of 32 bits or with a sign"),
+    (tiff(np.ones((2, 3), np.float32), bits=32, kind=3), "a TIFF that .* pixels of a kind that Pillow does not read"),
+])  # fmt: skip
+def test_pixels_whose_white_no_file_tells_are_refused(content, reason, tmp_path):
+    path = tmp_path / "some.tif"
+    path.write_bytes(content)
+    for read in (load_image, read_header):
+        with pytest.raises(
+            ValueError, match=rf"some\.tif: expected a whole image file, got {reason}.*; save it with 8"
+        ):
+            read(path)
 
 
 def test_cmyk_jpeg_becomes_colour():

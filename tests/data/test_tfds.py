@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet.data import CocoFolder, Tfds, eval_batches, open_source, train_batches
+from jaxdet.data import CocoFolder, Data, Tfds, eval_batches, open_source, train_batches
+from jaxdet.data.pipeline.plans import left_out
+from jaxdet.data.pipeline.ready import check_trainable
 from jaxdet.data.sources.tfds_builder import FILES, find_splits, main, prepare
 
 
@@ -26,6 +28,8 @@ def test_records_are_those_of_the_folder(prepared, scenes_folder):
         assert stored.categories == plain.categories
         for field in ("sizes", "image_ids", "usable"):
             np.testing.assert_array_equal(getattr(stored, field), getattr(plain, field))
+        for name in ("left_out", "maskless", "learned"):
+            np.testing.assert_array_equal(stored.table[name], plain.table[name])
         assert len(stored) == len(plain)
         for index in range(len(plain)):
             np.testing.assert_array_equal(stored[index].image, plain[index].image)
@@ -147,12 +151,26 @@ def test_features_that_would_import_a_strangers_module(prepared, tmp_path, monke
         open_source(Tfds(str(folder), "train"))
 
 
+def test_what_earlier_builders_did_not_count_is_not_known(prepared, tmp_path):
+    folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    (file,) = folder.rglob("metadata.json")
+    metadata = json.loads(file.read_text())
+    for name in ("left_out", "maskless", "learned"):
+        del metadata["train"][name]
+    file.write_text(json.dumps(metadata))
+    source, data = open_source(Tfds(str(folder), "train")), Data(workers=0)
+    check_trainable(source, data)
+    assert all("images" in line for line in left_out(source, data))
+
+
 @pytest.mark.parametrize("spoil", [
     lambda about: about.pop("sizes"),
     lambda about: about.update(image_ids=[1]),
     lambda about: about.update(image_ids=["x"] * 5),
     lambda about: about["sizes"].__setitem__(0, [10**6, 10**6]),
     lambda about: about["json"].update(categories=[3]),
+    lambda about: about.update(maskless=[1]),
+    lambda about: about.update(learned=[1, 2]),
 ])  # fmt: skip
 def test_what_lies_beside_the_records_may_be_anything(prepared, tmp_path, spoil):
     folder = Path(shutil.copytree(prepared, tmp_path / "copy"))

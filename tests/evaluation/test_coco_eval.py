@@ -13,6 +13,7 @@ from rich.console import Console
 from jaxdet.evaluation import (
     STATISTICS,
     check_results,
+    check_truth,
     image_results,
     per_class_table,
     read_results,
@@ -20,6 +21,7 @@ from jaxdet.evaluation import (
     summary_table,
     write_results,
 )
+from jaxdet.experiment import Run
 from jaxdet.structures import Detections, Masks
 
 FAKE = Path(__file__).parents[3] / "shared" / "data" / "coco_eval_fakesegm100"
@@ -166,6 +168,102 @@ class TestScore:
         assert metrics["bbox/AP"] == pytest.approx(1)
         assert metrics["segm/AR100"] == pytest.approx(0.5)
 
+    @pytest.mark.parametrize("fast", [False, True])
+    @pytest.mark.parametrize("key", ["annotation", "image", "category"])
+    @pytest.mark.parametrize("first", [0, -1, -(2**40), 2**40])
+    def test_ids_are_names(self, first: int, key: str, fast: bool) -> None:
+        """Also 0, which pycocotools writes for a detection without a match."""
+        truth = truth_of((7, 3, 10, 10, 40), (7, 90, 60, 60, 20), (9, 3, 5, 5, 20))
+        results = [found(7, 3, 10, 10, 40), found(7, 90, 60, 60, 20), found(9, 3, 5, 5, 20)]
+        for number, annotation in enumerate(truth["annotations"]):
+            annotation["id"] = first + number if key == "annotation" else annotation["id"]
+        if key != "annotation":
+            old = {"image": 7, "category": 3}[key]
+            for entry in truth["images"] if key == "image" else truth["categories"]:
+                entry["id"] = first if entry["id"] == old else entry["id"]
+            for entry in truth["annotations"] + results:
+                entry[f"{key}_id"] = first if entry[f"{key}_id"] == old else entry[f"{key}_id"]
+        scores = score(truth, results, fast=fast)
+        for kind in ("bbox", "segm"):
+            assert scores.metrics[f"{kind}/AP"] == pytest.approx(1)
+            assert scores.metrics[f"{kind}/AR1"] == pytest.approx(1)
+            assert [row[f"{kind}/AP"] for row in scores.per_class.values()] == pytest.approx([1, 1])
+
+    @pytest.mark.parametrize(
+        ("table", "change", "message"),
+        [
+            ("annotations", {"category_id": 4}, r"annotations\[1\] \(id 2\): category_id: expected one that .*, got 4"),
+            ("annotations", {"image_id": 8}, r"annotations\[1\] \(id 2\): image_id: expected one that .*, got 8"),
+            ("annotations", {"id": 1}, "annotation ids that differ, got an id twice: 1"),
+            ("annotations", {"ignore": "yes"}, "ignore: expected 0 or 1"),
+            ("categories", {"id": 90}, "category ids that differ, got an id twice: 90"),
+            ("categories", {"name": 3}, "name: expected a string"),
+            ("images", {"height": None}, r"images\[1\] \(id 7\): expected width and height; write those"),
+            ("images", {"id": 9}, "image ids that differ, got an id twice: 9"),
+        ],
+    )
+    @pytest.mark.parametrize("results", [[], [found(7, 90, 10, 10, 40)]])
+    def test_truth_is_held_to_the_rules_of_training(
+        self, table: str, change: dict[str, Any], message: str, results: list[Any]
+    ) -> None:
+        truth = truth_of((7, 90, 10, 10, 40), (7, 90, 60, 60, 20))
+        truth[table][1] |= change
+        with pytest.raises(ValueError, match=f"ground truth: .*{message}"):
+            score(truth, results)
+        with pytest.raises(ValueError, match=f"ground truth: .*{message}"):
+            check_truth(truth, masks=False)
+
+    @pytest.mark.parametrize("fast", [False, True])
+    @pytest.mark.parametrize("nothing", [None, [], {}, [[]]])
+    def test_a_truth_of_boxes_is_scored_by_boxes(self, nothing: Any, fast: bool) -> None:
+        truth = truth_of((7, 3, 10, 10, 40), (9, 90, 5, 5, 20))
+        for annotation in truth["annotations"]:
+            del annotation["area"]
+            annotation["segmentation"] = nothing
+        boxes = [found(7, 3, 10, 10, 40), found(9, 90, 5, 5, 20)]
+        for results in (boxes, [{k: v for k, v in result.items() if k != "segmentation"} for result in boxes]):
+            metrics = score(truth, results, fast=fast).metrics
+            assert {key.split("/")[0] for key in metrics} == {"bbox"}
+            # sizes are those of the boxes: 1600 and 400 pixels
+            assert (metrics["bbox/AP"], metrics["bbox/AP_s"], metrics["bbox/AP_m"]) == pytest.approx((1, 1, 1))
+        nothing_found = score(truth, [], fast=fast).metrics
+        assert nothing_found["bbox/AP"] == 0
+        assert len(nothing_found) == 12
+        check_truth(truth)
+
+    def test_where_nobody_looks_at_masks_areas_are_those_of_boxes(self) -> None:
+        truth = truth_of((7, 3, 10, 10, 40))
+        del truth["annotations"][0]["area"]
+        for broken in ([[1, 2, 3, 4]], square(0, 0, 5, (50, 50)), "x"):
+            truth["annotations"][0]["segmentation"] = broken
+            metrics = score(truth, [found(7, 3, 10, 10, 40)], masks=False).metrics
+            assert metrics["bbox/AP_m"] == pytest.approx(1)
+            check_truth(truth, masks=False)
+            with pytest.raises(ValueError, match="segmentation"):
+                check_truth(truth)
+
+    def test_masks_of_results_that_the_truth_has_not_are_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        truth = truth_of((7, 3, 10, 10, 40))
+        truth["annotations"][0]["segmentation"] = []
+        score(truth, [found(7, 3, 10, 10, 40)])
+        assert "no masks: boxes alone are scored" in caplog.text
+
+    @pytest.mark.parametrize("fast", [False, True])
+    def test_results_some_of_which_have_boxes(self, fast: bool) -> None:
+        truth = truth_of((7, 3, 10, 10, 40), (9, 90, 5, 5, 20))
+        results = [found(7, 3, 10, 10, 40), found(9, 90, 5, 5, 20)]
+        del results[1]["bbox"]
+        for order in (results, results[::-1]):
+            metrics = score(truth, order, fast=fast).metrics
+            assert (metrics["bbox/AP"], metrics["segm/AP"]) == pytest.approx((1, 1))
+
+    def test_a_truth_without_annotations_is_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        truth = truth_of()
+        for results in ([], [found(7, 3, 0, 0, 9)]):
+            caplog.clear()
+            assert set(score(truth, results).metrics.values()) == {-1}
+            assert "no annotations: there is nothing to score by" in caplog.text
+
     def test_annotation_of_no_image_is_named(self) -> None:
         truth = truth_of((7, 3, 10, 10, 40), (8, 3, 10, 10, 40))
         with pytest.raises(ValueError, match=r"annotations\[1\] \(id 2\)"):
@@ -197,6 +295,61 @@ class TestScore:
             score(truth_of(), [], fast=True)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+class TestLimit:
+    """COCO's numbers count a hundred detections of a class in an image."""
+
+    def crowded(self, count: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Boxes of a class side by side, and detections of all of them."""
+        truth, boxes = truth_of(), [[5 * (n % 24), 5 * (n // 24), 4, 4] for n in range(count)]
+        common = {"image_id": 7, "category_id": 3}
+        truth["annotations"] = [
+            {**common, "id": n, "bbox": box, "area": 16, "iscrowd": 0, "segmentation": []}
+            for n, box in enumerate(boxes)
+        ]
+        return truth, [{**common, "bbox": box, "score": 0.5} for box in boxes]
+
+    def test_numbers_under_both(self, fast: bool, caplog: pytest.LogCaptureFixture) -> None:
+        truth, results = self.crowded(250)
+        metrics = score(truth, results, fast=fast).metrics
+        # recall 100 / 250 at precision 1: 41 of the 101 recall points 0, 0.01, ..., 1
+        coco = {"bbox/AP": 41 / 101, "bbox/AR100": 0.4, "bbox/AR10": 0.04, "bbox/AP_s": 41 / 101, "bbox/AP_m": -1}
+        assert {name: metrics[name] for name in coco} == pytest.approx(coco)
+        assert "1 times an image has more than 100 instances of a class (up to 250)" in caplog.text
+        assert "run.eval_detections=250" in caplog.text
+        caplog.clear()
+        scores = score(truth, results, fast=fast, max_detections=250)
+        assert {name: scores.metrics[name] for name in metrics} == metrics
+        more = {name: value for name, value in scores.metrics.items() if name not in metrics}
+        assert more == pytest.approx({"bbox/AP@250": 1, "bbox/AP50@250": 1, "bbox/AP75@250": 1, "bbox/AR250": 1})
+        assert scores.per_class["dog"]["bbox/AP@250"] == pytest.approx(1)
+        assert scores.per_class["dog"]["bbox/AR100"] == pytest.approx(0.4)
+        assert not caplog.text
+        text = io.StringIO()
+        Console(file=text, width=120).print(per_class_table(scores), summary_table(scores.metrics))
+        assert text.getvalue().count("AP@250") == 2
+
+    def test_a_limit_between(self, fast: bool) -> None:
+        truth, results = self.crowded(200)
+        metrics = score(truth, results, fast=fast, max_detections=150).metrics
+        assert (metrics["bbox/AR100"], metrics["bbox/AR150"]) == pytest.approx((0.5, 0.75))
+
+    def test_a_hundred_are_not_told_and_crowd_does_not_count(
+        self, fast: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        truth, results = self.crowded(120)
+        for annotation in truth["annotations"][100:]:
+            annotation["iscrowd"] = 1
+        score(truth, results, fast=fast)
+        assert not caplog.text
+
+    def test_less_than_cocos(self, fast: bool) -> None:
+        with pytest.raises(ValueError, match=r"max_detections: expected at least 100.* got 99"):
+            score(truth_of(), [], fast=fast, max_detections=99)
+        with pytest.raises(ValueError, match=r"Run\.eval_detections: expected at least 100"):
+            Run(eval_detections=99)
+
+
 class TestChecks:
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -223,6 +376,12 @@ class TestChecks:
     def test_missing_ids(self) -> None:
         with pytest.raises(ValueError, match="image_id in every detection, detection 0"):
             check_results([{"category_id": 3}], truth_of())
+
+    def test_a_fault_of_the_truth_is_told_as_such(self) -> None:
+        truth = truth_of((7, 3, 10, 10, 40))
+        del truth["images"][0]["width"]
+        with pytest.raises(ValueError, match=r"ground truth: images\[0\] \(id 9\): expected width and height"):
+            check_results([], truth)
 
     @pytest.mark.parametrize("text", ["{}", "[1]", "[", ""])
     def test_other_files(self, text: str, tmp_path: Path) -> None:

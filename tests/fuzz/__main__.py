@@ -1,6 +1,6 @@
 """Read many bad data sets and checkpoints, and print what became of them.
 
-    python -m tests.fuzz                     # 11,500 examples, about half an hour of one core
+    python -m tests.fuzz                     # 12,000 examples, about half an hour of one core
     python -m tests.fuzz --examples 50 --kinds masks "pth: programs"
 
 The exit status is 1 if one of them was WRONG: an error of another kind or one that does not name the file, a crash, a

@@ -78,6 +78,57 @@ def _numbers() -> st.SearchStrategy[Files]:
     )
 
 
+#: Values of a json as tools write them, and wrong ones.  "absent" stands for no such key.
+_VALUES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+    "id": (
+        (0, -1, 1, 3, 4.0, 2**31, -(2**40), 2**53 + 1, 2**63 - 1, -(2**63)),
+        (2**63, 1.5, "3", True, None, "@large"),
+    ),
+    "flag": ((0, 0, 0, 1, 1.0, 0.0, True, False, None, "absent"), (2, -1, "1", [], "@large")),
+    "area": ((80, 80.5, 0, -1, 1e-9, 1e10, 1e11, 1e300, None, "absent"), ("80", True, [], "@large")),
+    "side": (("right", "absent", None, "as float"), (21, 0, -20, 1e9, "20", True)),
+    "mask": ((None, [], {}, [[]], [[], []], "absent"), ([[None]], "", {"size": [20, 30]}, [[1, 2]], 0)),
+}
+
+
+@st.composite
+def _values(draw: st.DrawFn) -> Files:
+    """Ids, sizes, areas, flags and masks that are not there, a few of them wrong; the boxes are good."""
+    wrong = draw(st.sampled_from([0, 0, 1, 2]))
+
+    def value(name: str) -> Any:
+        good, bad = _VALUES[name]
+        return draw(st.sampled_from(bad if draw(st.integers(1, 12)) <= wrong else good))
+
+    def ids(count: int) -> list[Any]:
+        return draw(st.permutations(_VALUES["id"][0]))[:count] if draw(st.integers(1, 6)) > wrong else [
+            value("id") for _ in range(count)
+        ]  # fmt: skip
+
+    truth = _truth()
+    for table, key in (("images", "image_id"), ("categories", "category_id")):
+        new = dict(zip([entry["id"] for entry in truth[table]], ids(2), strict=True))
+        for entry in truth[table]:
+            entry["id"] = new[entry["id"]]
+        for entry in truth["annotations"]:
+            entry[key] = new[entry[key]]
+    if draw(st.integers(1, 12)) <= wrong:  # one that nobody lists
+        truth["annotations"][2][draw(st.sampled_from(["image_id", "category_id"]))] = 5
+    without_masks = draw(st.booleans())
+    for entry, name in zip(truth["annotations"], ids(4), strict=True):
+        entry |= {"id": name, "iscrowd": value("flag"), "ignore": value("flag"), "area": value("area")}
+        if without_masks or draw(st.integers(1, 12)) <= wrong:
+            entry["segmentation"] = value("mask")
+    for image in truth["images"]:
+        for side, right in zip(("height", "width"), HW, strict=True):
+            said = value("side")
+            image[side] = right if said == "right" else float(right) if said == "as float" else said
+    for entry in truth["annotations"] + truth["images"]:
+        for key in [key for key, said in entry.items() if said == "absent"]:
+            del entry[key]
+    return folder(truth)
+
+
 @st.composite
 def _masks(draw: st.DrawFn) -> Files:
     points = st.lists(_NUMBERS, max_size=14)
@@ -207,6 +258,7 @@ def valid_results() -> Files:
 KINDS: dict[str, st.SearchStrategy[Files]] = {
     "json: structure": spoilt_tree(_truth()).map(folder),
     "json: numbers": _numbers(),
+    "json: values": _values(),
     "json: bytes": spoilt_bytes(json.dumps(_truth()).encode()).map(folder),
     "masks": _masks(),
     "names": _names(),

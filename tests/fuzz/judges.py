@@ -1,6 +1,8 @@
 """What must hold of any input: it is taken, or refused by a documented error that names the file."""
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxdet.data.check import check, main
+from jaxdet.data.masks import has_masks
+from jaxdet.data.pipeline.ready import check_files
 from jaxdet.data.pipeline.transforms import image_arrays, target_arrays, view_of
-from jaxdet.data.settings import Data
+from jaxdet.data.settings import COCO_DETECTIONS, Data
 from jaxdet.data.sources.coco import open_coco, read_json
 
 LONGEST = 5000
@@ -57,24 +61,43 @@ def judge_data_set(folder: Path) -> str:
 
 
 def _read_all(source: Any, folder: Path) -> str:
-    told = [_told(partial(_arrays, source, index), (str(folder), "image ")) for index in range(min(len(source), 20))]
-    from jaxdet.evaluation.score import score
+    from jaxdet.evaluation.score import check_truth
 
-    first = source[0] if len(source) and not told[0] else None
-    if first is not None:
-        found = [{"image_id": first.image_id, "category_id": source.categories[0].id, "score": 0.5} | _FOUND]
-        told.append(_told(lambda: score(source.ground_truth(), found, masks=False), ("ground truth",)))
+    truth = source.ground_truth()
+    data = replace(_SMALL, masks=has_masks(truth["annotations"]))
+    told = [
+        _told(partial(_arrays, source, index, data), (str(folder), "image ")) for index in range(min(len(source), 20))
+    ]
+    told.append(_told(lambda: check_files(source, "data.val"), ("data.val: expected a file for every image",)))
+    told.append(_told(lambda: check_truth(truth, masks=data.masks), ("ground truth",)))
+    if len(source) and not told[0]:
+        told.append(_told(lambda: _score_perfect(truth), ("ground truth",)))
     return next(filter(None, told), "")
 
 
-_FOUND = {"bbox": [2, 3, 10, 8]}
+def _score_perfect(truth: dict[str, Any]) -> None:
+    """Detections of all instances get an AP of 1, whatever their ids and areas are, from either judge."""
+    from jaxdet.evaluation.score import score
+
+    instances = [entry for entry in truth["annotations"] if not entry.get("iscrowd")]
+    found = [{key: entry[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for entry in instances]
+    judges = (False, True) if len(truth["categories"]) < 100 else (False,)  # the fast one takes memory for each
+    precisions = [score(truth, found, masks=False, fast=fast).metrics["bbox/AP"] for fast in judges]
+    boxes = np.array([entry["bbox"] for entry in instances], np.float64).reshape(-1, 4)
+    pairs = Counter((entry["image_id"], entry["category_id"]) for entry in instances)
+    # Of boxes without an extent, or of such an extent that it drowns the other numbers, no IoU is 1.
+    if (boxes[:, 2:] > 0.1).all() and (np.abs(boxes) < 1e4).all() and max(pairs.values(), default=0) <= COCO_DETECTIONS:
+        areas = [entry["bbox"][2] * entry["bbox"][3] if (a := entry.get("area")) is None else a for entry in instances]
+        # COCO ignores what has another area than these.
+        expected = 1.0 if any(0 <= area <= 1e10 for area in areas) else -1.0
+        assert np.allclose(precisions, expected), f"AP {precisions} of perfect detections"
 
 
-def _arrays(source: Any, index: int) -> None:
+def _arrays(source: Any, index: int, data: Data) -> None:
     record = source[index]
-    view = view_of(record.image.shape[:2], _SMALL)
+    view = view_of(record.image.shape[:2], data)
     image_arrays(record.image, view, record.index)
-    target_arrays(record, view, _SMALL)
+    target_arrays(record, view, data)
 
 
 def judge_results(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Whole runs of a real, tiny model: stopped and continued, refused, finished."""
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -15,7 +16,8 @@ import pytest
 
 from jaxdet.checkpoints.reading import load
 from jaxdet.config import from_data, load_config, override
-from jaxdet.data import open_source
+from jaxdet.data import CocoFolder, open_source
+from jaxdet.data.scenes.write import cached_scenes
 from jaxdet.experiment import Experiment, Run
 from jaxdet.training import train
 from jaxdet.training.log import read_log
@@ -160,6 +162,38 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         train(override(experiment, [change]), folder / "refused")
+    assert not (folder / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "spoil", "message"),
+    [
+        ("val", lambda data: data["annotations"][0].update(segmentation=[[1, 2, 3]]), r"data\.val.*segmentation"),
+        ("val", lambda data: data["annotations"].append(data["annotations"][0]), "annotation ids that differ"),
+        ("val", lambda data: data["images"][0].update(file_name="gone.png"), r"data\.val.*'gone\.png'"),
+        ("train", lambda data: data["images"][0].update(file_name="gone.png"), r"data\.train.*'gone\.png'"),
+        (
+            "train",
+            lambda data: [entry.update(segmentation=[[]]) for entry in data["annotations"]],
+            r"set data\.masks=false",
+        ),
+    ],
+)
+def test_data_that_would_fail_later_fail_before_the_first_step(
+    folder: Path, experiment: Experiment, split: str, spoil: Any, message: str, tmp_path: Path
+) -> None:
+    settings = getattr(experiment.data, split)
+    made = cached_scenes(settings)
+    content = json.loads((made / f"instances_{split}.json").read_text())
+    # An image that training sees: the first one with an instance.
+    used = {entry["image_id"] for entry in content["annotations"] if not entry["iscrowd"]}
+    content["images"].sort(key=lambda image: image["id"] not in used)
+    spoil(content)
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    spoilt = CocoFolder(str(made / "images"), str(tmp_path / "instances.json"))
+    data = dataclasses.replace(experiment.data, **{split: spoilt})
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(experiment, data=data), folder / "refused")
     assert not (folder / "refused").exists()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.data.pipeline.batches import EvalBatches, TrainBatches, stack
-from jaxdet.data.pipeline.plans import Share, eval_plan, train_plan
+from jaxdet.data.pipeline.plans import Share, eval_plan, left_out, train_plan
 from jaxdet.data.pipeline.transforms import image_arrays, view_of
 from jaxdet.data.pipeline.workers import WorkerIterator
 from jaxdet.data.records import Source
@@ -121,7 +121,8 @@ def train_batches(
 ) -> BatchIterator:
     """Iterate over training batches from ``start_step`` on.
 
-    They are the batches, random draws included, that a run from step 0 would see from there on.
+    They are the batches, random draws included, that a run from step 0 would see from there on.  What training leaves
+    out of the source is warned of here, by the first process.
 
     Args:
         source: the data.
@@ -142,6 +143,9 @@ def train_batches(
         raise ValueError(f"start_step: expected 0 or more, got {start_step}")
     share = Share(process_index, process_count, data.batch_size)
     plan = train_plan(source, data, seed)
+    if process_index == 0:
+        for line in left_out(source, data):
+            _log.warning("%s", line)
     count = _ENDLESS if steps is None else steps
     return BatchIterator(TrainBatches(source, data, plan, share, start_step, count), data, plan.steps_per_epoch)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from jaxdet.data.pipeline.transforms import canvas_hw
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
+from jaxdet.data.sources.stored import CHECK, StoredSource
 
 # Part of the seed of each random draw, so that draws for different purposes are independent of each other.
 _ORDER, AUGMENT, REPLACE = 0, 1, 2
@@ -56,6 +57,34 @@ def trainable(source: Source, data: Data) -> NDArray[np.int64]:
             f"got none among {len(source)}; see data.filter_empty, data.min_side and `python -m jaxdet.data.check`"
         )
     return chosen
+
+
+def left_out(source: Source, data: Data) -> list[str]:
+    """Say in a line each what training leaves out of a source: images, annotations, and categories altogether.
+
+    What has no slot among ``data.max_boxes``, and broken images, are counted as they come (`BatchIterator`).
+    """
+    lines = []
+    small = source.sizes.min(axis=1) < data.min_side
+    empty = (source.usable == 0) & ~small & data.filter_empty
+    reasons = []
+    if small.any():
+        reasons.append(f"{small.sum()} with a side under {data.min_side} pixels (data.min_side)")
+    if empty.any():
+        reasons.append(f"{empty.sum()} without usable annotations (data.filter_empty)")
+    if reasons:
+        lines.append(f"{(small | empty).sum()} of {len(source)} images: {', '.join(reasons)}")
+    counts = source.table if isinstance(source, StoredSource) else {}
+    if "left_out" in counts and counts["left_out"].any():
+        lost, all_ = counts["left_out"].sum(), counts["left_out"].sum() + source.usable.sum()
+        lines.append(
+            f"{lost} of {all_} annotations: ignored, without area, under a pixel, or outside of the image; {CHECK}"
+        )
+    if "learned" in counts and not counts["learned"].all():
+        names = [category.name for category, n in zip(source.categories, counts["learned"], strict=True) if not n]
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        lines.append(f"{len(names)} of {len(source.categories)} categories, which have nothing to learn from: {shown}")
+    return [f"training leaves out {line}" for line in lines]
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that lru_cache can key on it

@@ -5,7 +5,7 @@ the category ids in ascending order, as in the reference.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.data.images import load_image, load_map, read_header
+from jaxdet.data.masks import has_mask
 from jaxdet.data.records import Annotation, Category, Record, usable_boxes
 from jaxdet.data.sources.stored import CHECK, SharedArrays, StoredSource, pack_texts, unpack_text
 from jaxdet.data.validation.entries import (
@@ -21,12 +22,14 @@ from jaxdet.data.validation.entries import (
     annotation_of,
     category_of,
     check_categories,
+    check_ids_differ,
     each,
     file_name_of,
     hw_of,
-    short,
+    known,
     whole,
 )
+from jaxdet.data.validation.names import missing_files, missing_text
 from jaxdet.runtime.files import read_json_file
 
 #: What `annotation_of` reads of an annotation; the rest of the json's entry is not kept in memory.
@@ -35,13 +38,15 @@ _TOO_DEEP = "expected annotations of a few levels, got lists or objects nested t
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """Read a COCO instances json.
+    """Read a COCO instances json; one without annotations, as of a test set, gets an empty list of them.
 
     Raises:
-        ValueError: there is no such file, it is not JSON, or it lacks a list of images, annotations or categories.
+        ValueError: there is no such file, it is not JSON, or it lacks a list of images or categories.
     """
     data = read_json_file(path, "annotations")
     keys = ("images", "annotations", "categories")
+    if isinstance(data, dict):
+        data.setdefault("annotations", [])
     missing = [key for key in keys if not isinstance(data, dict) or not isinstance(data.get(key), list)]
     if missing:
         raise ValueError(f"annotations {path}: expected an object with the lists {keys}, got none for {missing}")
@@ -57,8 +62,7 @@ def read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
     """
     check_categories(len(entries))
     categories = tuple(sorted(each("categories", entries, category_of), key=lambda category: category.id))
-    if len({category.id for category in categories}) < len(categories):
-        raise ValueError(f"categories: expected ids that differ, got {short([c.id for c in categories])}")
+    check_ids_differ("category", [category.id for category in categories])
     return categories
 
 
@@ -119,6 +123,17 @@ class CocoFiles:
     def ground_truth(self) -> dict[str, Any]:
         return read_json(self.json)
 
+    def missing(self, indices: Iterable[int]) -> list[str]:
+        names = [self._name(index) for index in indices]
+        wanted = {self.images: names}
+        if self.stuff is not None:
+            wanted[self.stuff] = [str(map_path("", name)) for name in names]
+        return [
+            f"{folder}: {missing_text(Path(folder), name)}"
+            for folder, its in wanted.items()
+            for name in missing_files(Path(folder), its)
+        ]
+
     def _name(self, index: int) -> str:
         return unpack_text(self.table["names"], self.table["name_offsets"], index).decode()
 
@@ -138,32 +153,37 @@ def _pack(data: dict[str, Any], categories: Sequence[Category], folder: str) -> 
     names = each("images", images, file_name_of)
     image_ids = np.array(each("images", images, lambda image: whole(image, "id")), np.int64)
     # An id that comes twice would give both images all annotations of either.
-    if len(np.unique(image_ids)) < len(image_ids):
-        raise ValueError("expected image ids that differ, got an id twice")
+    check_ids_differ("image", image_ids.tolist())
     # Ids of the json -> positions, which everything else uses.
     position = {int(image_id): index for index, image_id in enumerate(image_ids)}
-    owners = np.array(each("annotations", entries, lambda entry: _known(position, entry, "image_id")), np.int64)
+    owners = np.array(each("annotations", entries, lambda entry: known(position, entry, "image_id")), np.int64)
     counts = np.bincount(owners, minlength=len(images))
     _check_counts(counts, names)
-    sizes = np.array(each("images", images, lambda image: _stored_hw(image, folder)), np.int32).reshape(-1, 2)
+    sizes = np.array(each("images", images, lambda image: stored_hw(image, folder)), np.int32).reshape(-1, 2)
     by_image = np.argsort(owners, kind="stable")  # stable: within an image the json's order stays
-    columns, trainable = _annotation_columns(entries, categories, sizes[owners], by_image)
+    columns, counted = _annotation_columns(entries, categories, sizes[owners], by_image)
+    by_name = {name: np.bincount(owners[which], minlength=len(images)) for name, which in counted.items()}
     packed, offsets = pack_texts([name.encode() for name in names])
-    return columns | {
+    return {
+        **columns,
+        **{name: count.astype(np.int32) for name, count in by_name.items()},
         "image_ids": image_ids,
         "sizes": sizes,
         "names": packed,
         "name_offsets": offsets,
         "first": np.concatenate([[0], np.cumsum(counts)]),
-        "usable": np.bincount(owners[trainable], minlength=len(images)).astype(np.int32),
     }
 
 
-def _stored_hw(entry: Any, folder: str) -> tuple[int, int]:
-    """Height and width of an image; they are asked from its file where the json has none."""
+def stored_hw(entry: Any, folder: str) -> tuple[int, int]:
+    """Height and width of an entry of ``images``; its file in ``folder`` is asked where the json lacks one of them.
+
+    Raises:
+        ValueError: they exceed the limits, or the file cannot be read.
+    """
     name = file_name_of(entry)
     if entry.get("height") is None or entry.get("width") is None:
-        return read_header(Path(folder) / name)[0]
+        return read_header(Path(folder) / name).hw
     return hw_of(entry)
 
 
@@ -179,8 +199,8 @@ def _check_counts(counts: NDArray[np.int64], names: list[str]) -> None:
 
 def _annotation_columns(
     entries: list[Any], categories: Sequence[Category], hw: NDArray[np.int32], order: NDArray[np.int64]
-) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-    """Labels and texts of A annotations, and which of them can be learned from.
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+    """Labels and texts of A annotations, how many of a label can be learned from, and which.
 
     Args:
         entries: the json's annotations.
@@ -189,10 +209,11 @@ def _annotation_columns(
         order: ``[A]`` the order in which labels and texts are returned.
 
     Returns:
-        The arrays for `SharedArrays`, and ``[A]`` bool in the order of ``entries``.
+        The arrays for `SharedArrays`, and by the names under which `StoredSource` counts them, ``[A]`` bool in the
+        order of ``entries``.
     """
     label = {category.id: index for index, category in enumerate(categories)}
-    read = each("annotations", entries, lambda entry: annotation_of(entry, _known(label, entry, "category_id")))
+    read = each("annotations", entries, lambda entry: annotation_of(entry, known(label, entry, "category_id")))
     boxes = np.array([annotation.bbox for annotation in read], np.float64).reshape(-1, 4)
     areas = np.array([annotation.area for annotation in read], np.float64)
     # Crowd regions are never positives, and the annotators ask to leave ignored ones out.
@@ -200,8 +221,13 @@ def _annotation_columns(
     labels = np.array([annotation.label for annotation in read], np.int32)
     # Annotations are kept as JSON text, which loses no digit of them and takes a third of the memory of lists.
     texts, offsets = pack_texts([_text(entries[row]) for row in order])
-    columns: dict[str, NDArray[Any]] = {"labels": labels[order]}
-    return columns | {"entries": texts, "entry_offsets": offsets}, usable_boxes(boxes, areas, hw) & offered
+    check_ids_differ("annotation", [annotation.id for annotation in read])
+    usable = usable_boxes(boxes, areas, hw) & offered
+    crowd = np.array([annotation.crowd for annotation in read], np.bool_)
+    masked = np.array([has_mask(annotation.segmentation) for annotation in read], np.bool_)
+    columns: dict[str, NDArray[Any]] = {"labels": labels[order], "entries": texts, "entry_offsets": offsets}
+    columns["learned"] = np.bincount(labels[usable], minlength=len(categories)).astype(np.int32)
+    return columns, {"usable": usable, "left_out": ~usable & ~crowd, "maskless": usable & ~masked}
 
 
 def _text(entry: dict[str, Any]) -> bytes:
@@ -211,11 +237,3 @@ def _text(entry: dict[str, Any]) -> bytes:
         return json.dumps(kept, separators=(",", ":")).encode()
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
-
-
-def _known(table: dict[int, int], entry: Any, key: str) -> int:
-    """What ``table`` has for the id that an entry refers to under ``key``."""
-    value = whole(entry, key)
-    if value not in table:
-        raise ValueError(f"expected a {key} that the json lists, got {value}")
-    return table[value]

@@ -4,7 +4,7 @@ Whatever is known of all images (sizes, ids, and for COCO the annotations) is pa
 source is opened.  The json as Python objects would take three times that memory, and once more in every worker.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,13 +77,20 @@ class Store(Protocol):
         """As ``records.Source.ground_truth``, but images may lack width and height."""
         ...
 
+    def missing(self, indices: Iterable[int]) -> list[str]:
+        """Describe which files of the images at some positions, and of their semantic maps, are not there."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class StoredSource:
     """A ``records.Source`` over a store."""
 
     categories: tuple[Category, ...]
-    table: SharedArrays  #: has for all images ``sizes [N, 2]``, ``image_ids [N]`` and ``usable [N]``
+    table: SharedArrays
+    """Has for all images ``sizes [N, 2]``, ``image_ids [N]`` and ``usable [N]``.  Absent from TFDS data sets of earlier
+    builders: ``left_out [N]``, annotations that are no crowd and that training cannot use; ``maskless [N]``, usable
+    ones without a mask; ``learned [K]``, usable ones of each label."""
     store: Store
 
     @property

@@ -1,7 +1,7 @@
 """A TFDS data set as a source: random access to what ``tfds_builder`` wrote, without tensorflow."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,15 @@ def _source(about: Any, examples: Any) -> StoredSource:
         "sizes": np.array(about["sizes"], np.int32).reshape(-1, 2),
         "usable": np.array(about["usable"], np.int32),
     }
+    columns |= {name: np.array(about[name], np.int32) for name in ("left_out", "maskless") if name in about}
     counts = {name: len(column) for name, column in columns.items()} | {"records": len(examples)}
     if len(set(counts.values())) > 1:
         raise ValueError(f"expected as many of each, got {counts}")
     for height, width in columns["sizes"].tolist():
         check_sides(height, width)
     categories = read_categories(about["json"]["categories"])
+    if "learned" in about:
+        columns["learned"] = np.array(about["learned"], np.int32).reshape(len(categories))
     return StoredSource(categories, SharedArrays(columns), _TfdsFiles(examples, about["json"]))
 
 
@@ -77,6 +80,9 @@ class _TfdsFiles:
         except Exception as error:  # array_record and TFDS raise errors of many kinds for a damaged record
             raise ValueError(f"TFDS record {index} (image id {image_id}): expected a whole one, got {error}") from error
         return Record(index, image_id, name, image, annotations)
+
+    def missing(self, indices: Iterable[int]) -> list[str]:
+        return []  # the images are in the records
 
     def ground_truth(self) -> dict[str, Any]:
         images, annotations = [], []

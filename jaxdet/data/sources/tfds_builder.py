@@ -80,7 +80,7 @@ class JaxdetCoco(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
         self.info.metadata[_SPLITS[split]] = {
             "image_ids": source.image_ids.tolist(),
             "sizes": source.sizes.tolist(),
-            "usable": source.usable.tolist(),
+            **{name: source.table[name].tolist() for name in ("usable", "left_out", "maskless", "learned")},
             "json": {key: raw[key] for key in _INFO_KEYS if key in raw},
         }
         of_image: dict[int, list[dict[str, Any]]] = {}

@@ -8,6 +8,7 @@ Only `each` knows the place in the json, so that the others need not be told it.
 import os
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -155,6 +156,21 @@ def each(name: str, entries: Iterable[Any], read: Callable[[Any], _T]) -> list[_
             known = f" (id {short(entry['id'])})" if isinstance(entry, Mapping) and "id" in entry else ""
             raise ValueError(f"{name}[{place}]{known}: {error}") from error
     return results
+
+
+def known(table: Mapping[int, _T], entry: Any, key: str) -> _T:
+    """Return what ``table`` has for the id that an entry refers to under ``key``."""
+    value = whole(entry, key)
+    if value not in table:
+        raise ValueError(f"{key}: expected one that the json lists, got {value}")
+    return table[value]
+
+
+def check_ids_differ(what: str, ids: Iterable[int]) -> None:
+    """Raise a ValueError that names an id which occurs twice; ``what`` they are ids of is for the message."""
+    twice = [value for value, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(f"expected {what} ids that differ, got an id twice: {twice[0]}; number them anew")
 
 
 def category_of(entry: Any) -> Category:

@@ -15,7 +15,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from jaxdet.data.images import load_image, load_map, read_header, suffixes
-from jaxdet.data.masks import encode_mask
+from jaxdet.data.masks import encode_mask, has_mask, has_masks
+from jaxdet.data.settings import COCO_DETECTIONS, Data
 from jaxdet.data.sources.coco import map_path
 from jaxdet.data.validation.entries import (
     MAX_ANNOTATIONS,
@@ -23,12 +24,15 @@ from jaxdet.data.validation.entries import (
     check_categories,
     file_name_of,
     flag,
-    hw_of,
     is_number,
     short,
     text,
     whole,
 )
+from jaxdet.data.validation.names import missing_text
+
+#: Brightest value, of 255, below which an image of more than 8 bits counts as read dark: 14 bits of 16.
+_DARK = 64
 
 _Severity: TypeAlias = Literal["error", "warning", "note"]
 
@@ -84,7 +88,7 @@ def _entry_problem(entry: Any, needed: tuple[str, ...]) -> str:
 
 def repeated(entries: Iterable[dict[str, Any]], key: str, kind: str, severity: _Severity) -> Iterator[Finding]:
     """Find values of ``key`` that occur more than once; ``kind`` and ``severity`` are the findings'."""
-    for value, count in Counter(str(entry[key]) for entry in entries).items():
+    for value, count in Counter(entry[key] for entry in entries).items():  # ids 3 and 3.0 are one
         if count > 1:
             yield Finding(severity, kind, f"{value} ({count} times)")
 
@@ -104,44 +108,47 @@ def image_findings(entry: dict[str, Any], folder: Path, quick: bool) -> Iterator
         return
     path = folder / name
     if not os.path.isfile(path):
-        yield Finding("error", "image file missing", name)
+        yield Finding("error", "image file missing", missing_text(folder, name))
         return
     try:
-        (height, width), orientation = read_header(path)
-        if not quick:
-            load_image(path)
+        header = read_header(path)
+        brightest = None if quick else int(load_image(path).max())
     except ValueError as error:
         yield Finding("error", "image broken", f"{name}: {error}")
         return
-    expected = entry.get("width"), entry.get("height")
-    if expected == (None, None):
-        yield Finding("warning", "image without width and height in the json", name)
+    (height, width), expected = header.hw, (entry.get("width"), entry.get("height"))
+    if None in expected:
+        yield Finding("warning", "image without width or height in the json (its file is asked)", name)
     elif expected != (width, height):
         yield Finding(
             "error", "image size differs from the json", f"{name}: json {short(expected)}, file {width} x {height}"
         )
-    if orientation not in (0, 1):  # 1: upright; 0: a tag that is no number
+    if header.deep and brightest is not None and brightest < _DARK:
+        kind = (
+            "image of more than 8 bits that is read dark (its upper 8 bits; stretch all images alike, save as 8 bits)"
+        )
+        yield Finding("warning", kind, f"{name}: brightest value {brightest} of 255")
+    if header.orientation not in (0, 1):  # 1: upright; 0: a tag that is no number
         yield Finding("warning", "image with EXIF rotation (not applied)", name)
 
 
-def map_findings(entry: dict[str, Any], stuff: Path) -> Iterator[Finding]:
-    """Examine the semantic map of an image, which lies in the folder ``stuff``: as `image_findings`."""
+def map_findings(entry: dict[str, Any], stuff: Path, hw: tuple[int, int] | None) -> Iterator[Finding]:
+    """Examine the semantic map of an image of size ``hw``, which lies in the folder ``stuff``: as `image_findings`."""
     try:
         name = file_name_of(entry)
     except ValueError:
         return  # `image_findings` reports it
     path = map_path(str(stuff), name)
     if not os.path.isfile(path):
-        yield Finding("error", "semantic map missing", name)
+        yield Finding("error", "semantic map missing", missing_text(stuff, str(map_path("", name))))
         return
     try:
-        size = load_map(path).shape[::-1]
+        height, width = load_map(path).shape
     except ValueError as error:
         yield Finding("error", "semantic map unreadable", f"{name}: {error}")
         return
-    expected = entry.get("width"), entry.get("height")
-    if expected not in ((None, None), size):
-        yield Finding("error", "semantic map of another size", f"{name}: json {short(expected)}, map {size}")
+    if hw not in (None, (height, width)):
+        yield Finding("error", "semantic map of another size", f"{name}: image {hw}, map {(height, width)}")
 
 
 def unreferenced(names: set[str], folder: Path) -> Iterator[Finding]:
@@ -154,14 +161,20 @@ def unreferenced(names: set[str], folder: Path) -> Iterator[Finding]:
 
 
 def annotation_findings(
-    entry: dict[str, Any], images: dict[int, dict[str, Any]], categories: set[int]
+    entry: dict[str, Any],
+    images: dict[int, dict[str, Any]],
+    sizes: dict[int, tuple[int, int]],
+    categories: set[int],
+    masks: bool,
 ) -> Iterator[Finding]:
     """Examine the references, flags, box, area and segmentation of an annotation.
 
     Args:
         entry: an entry of ``annotations`` that `entries_of` found good.
         images: entries of ``images`` by id.
+        sizes: height and width of the images by id, as far as they can be known.
         categories: ids of the categories.
+        masks: whether the data set has masks at all.
     """
     if entry["category_id"] not in categories:
         yield Finding("error", "unknown category", f"annotation {entry['id']}: category {entry['category_id']}")
@@ -170,9 +183,8 @@ def annotation_findings(
         yield Finding("error", "annotation of an unknown image", f"annotation {entry['id']}: image {entry['image_id']}")
         return
     where = f"annotation {entry['id']} of {image['file_name']}"
-    try:
-        hw = hw_of(image)
-    except ValueError:
+    hw = sizes.get(entry["image_id"])
+    if hw is None:
         return  # reported with the image
     yield from _flag_findings(entry, where)
     box_findings = list(_box_findings(entry["bbox"], hw, where))
@@ -180,7 +192,10 @@ def annotation_findings(
     yield from _area_findings(entry, where)
     # Without a usable box there is nothing that the mask could be compared with.
     broken_box = any(finding.kind == "box malformed" for finding in box_findings)
-    yield from _segmentation_findings(entry, hw, where, broken_box)
+    if has_mask(entry.get("segmentation")):
+        yield from _segmentation_findings(entry, hw, where, broken_box)
+    elif masks:  # COCO's evaluation of masks needs one for every annotation, crowd or not
+        yield Finding("error", "no segmentation (needs data.masks=false)", where)
 
 
 def _numbers(values: Any) -> list[float] | None:
@@ -196,6 +211,9 @@ def _flag_findings(entry: dict[str, Any], where: str) -> Iterator[Finding]:
             flag(entry, key)
         except ValueError as error:
             yield Finding("error", "flag malformed", f"{where}: {error}")
+            return
+    if entry.get("ignore") and not entry.get("iscrowd"):
+        yield Finding("warning", "ignored annotation (not trained on, but scored; iscrowd=1 leaves out of both)", where)
 
 
 def _box_findings(box: Any, hw: tuple[int, int], where: str) -> Iterator[Finding]:
@@ -228,11 +246,7 @@ def _area_findings(entry: dict[str, Any], where: str) -> Iterator[Finding]:
 def _segmentation_findings(
     entry: dict[str, Any], hw: tuple[int, int], where: str, broken_box: bool
 ) -> Iterator[Finding]:
-    # COCO's evaluation of masks needs one for every annotation, crowd or not.
-    segmentation = entry.get("segmentation")
-    if segmentation is None or segmentation in ([], {}):
-        yield Finding("error", "no segmentation (needs data.masks=False)", where)
-        return
+    segmentation = entry["segmentation"]
     if isinstance(segmentation, list):
         yield from _polygon_findings(segmentation, hw, where, bool(entry.get("iscrowd")))
     try:
@@ -263,18 +277,54 @@ def _polygon_findings(polygons: list[Any], hw: tuple[int, int], where: str, crow
 
 
 def usage_findings(
-    images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: list[dict[str, Any]], slots: int
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    categories: list[dict[str, Any]],
+    sizes: dict[int, tuple[int, int]],
+    data: Data,
 ) -> Iterator[Finding]:
-    """Find images without annotations or with too many, and categories that are not used or too many.
+    """Find what training or evaluation leaves out, or what the data set as a whole has too many or none of.
 
     Args:
         images: good entries of ``images``.
         annotations: good entries of ``annotations``.
         categories: good entries of ``categories``.
-        slots: annotations that training has room for in an image; more are left out there, which is a note.
+        sizes: height and width of the images by id, as far as they can be known.
+        data: settings that say what training leaves out, which is a note.
     """
+    try:
+        check_categories(len(categories))
+    except ValueError as error:
+        yield Finding("error", "too many categories", str(error))
+    for entry in images:
+        if min(sizes.get(entry["id"], (data.min_side,))) < data.min_side:
+            kind = f"image with a side under {data.min_side} pixels (not trained on; data.min_side)"
+            yield Finding("note", kind, f"{entry['file_name']}: height, width {sizes[entry['id']]}")
+    if not annotations:
+        kind = "json without annotations (to be predicted: eval.py --out; there is nothing to train on or to score by)"
+        yield Finding("note", kind, f"{len(images)} images")
+        return
+    if not has_masks(annotations):
+        kind = "data set without masks (train with data.masks=false and a model without masks; scored by boxes)"
+        yield Finding("note", kind, f"none of {len(annotations)} annotations has a segmentation")
+    yield from _crowded_images(images, annotations, data.max_boxes)
+    of_category = Counter(entry["category_id"] for entry in annotations)
+    instances = Counter(entry["category_id"] for entry in annotations if not entry.get("iscrowd"))
+    for entry in categories:
+        if not of_category[entry["id"]]:
+            yield Finding("note", "category without annotations", str(entry["name"]))
+        elif not instances[entry["id"]]:
+            kind = "category of crowd regions only (not learned, not scored; masks from a brush need iscrowd=0)"
+            yield Finding("warning", kind, f"{entry['name']}: {of_category[entry['id']]} annotations with iscrowd=1")
+
+
+def _crowded_images(images: list[dict[str, Any]], annotations: list[dict[str, Any]], slots: int) -> Iterator[Finding]:
+    """Find images without annotations, and with more than training or evaluation counts."""
     per_image = Counter(entry["image_id"] for entry in annotations)
-    used = {entry["category_id"] for entry in annotations}
+    pairs = Counter((entry["image_id"], entry["category_id"]) for entry in annotations if not entry.get("iscrowd"))
+    most: Counter[int] = Counter()
+    for (image, _), count in pairs.items():
+        most[image] = max(most[image], count)
     for entry in images:
         count, name = per_image[entry["id"]], str(entry["file_name"])
         if not count:
@@ -282,11 +332,7 @@ def usage_findings(
         elif count > MAX_ANNOTATIONS:
             yield Finding("error", f"image with more than {MAX_ANNOTATIONS} annotations", name)
         elif count > slots:
-            yield Finding("note", f"image with more than {slots} annotations", name)
-    try:
-        check_categories(len(categories))
-    except ValueError as error:
-        yield Finding("error", "too many categories", str(error))
-    for entry in categories:
-        if entry["id"] not in used:
-            yield Finding("note", "category without annotations", str(entry["name"]))
+            yield Finding("note", f"image with more than {slots} annotations (data.max_boxes)", name)
+        if most[entry["id"]] > COCO_DETECTIONS:
+            kind = f"image with more than {COCO_DETECTIONS} instances of a class (evaluation counts as many; "
+            yield Finding("note", f"{kind}run.eval_detections)", f"{name}: {most[entry['id']]}")
