@@ -15,6 +15,9 @@ import pytest
 FAMILIES = {
     "Mask R-CNN": "mask_rcnn_r50",
     "RetinaNet": "retinanet_r50",
+    "RDSNet": "rdsnet_refine_r50",
+    "CondInst": "condinst_r50",
+    "YOLACT": "yolact_r50",
     "Hybrid Task Cascade": "htc_semantic_r50",
     "Mask Scoring R-CNN": "ms_rcnn_r50",
     "GRoIE": "groie1_mask",

@@ -16,7 +16,7 @@ GRADIENT = 5e-3  #: relative difference of a gradient's norm
 MATCHED = 0.98  #: share of golden detections with a partner
 STEPS_LOSS = 1e-2  #: relative difference of a loss during five steps
 STEPS_NORM = 5e-4  #: relative difference of a parameter's norm after them
-TENSORS = re.compile(r"(backbone|fpn|rpn|head|semantic|loop\d+|mask)/")  #: what is compared element by element
+TENSORS = re.compile(r"(backbone|fpn|rpn|head|semantic|proto|loop\d+|mask)/")  #: what is compared element by element
 NOT_COMPARED = re.compile(r"rpn/proposals|mask/iou_labels|.*/rois")
 
 Arrays = dict[str, Any]
@@ -49,7 +49,7 @@ def load_inputs(model: str = "") -> Arrays:
     inputs = load("inputs")
     if (GOLDEN / f"inputs_{model}.npz").exists():
         inputs |= load(f"inputs_{model}")
-    inputs["gt_masks"] = np.unpackbits(inputs["gt_masks"], axis=-1)
+    inputs["gt_masks"] = np.unpackbits(inputs["gt_masks"], axis=-1, count=inputs["image"].shape[-1])
     return inputs
 
 
@@ -96,6 +96,20 @@ def detections(golden: Arrays, ours: Arrays, prefix: str, hw: tuple[int, int]) -
         partner = ours[f"{prefix}/masks"][fits[row].argmax()]
         matched[row] &= (mask & partner).sum() >= 0.97 * (mask | partner).sum()  # two empty masks are equal
     return Row(f"{prefix} detections unmatched", float(1 - matched.mean()), 1 - MATCHED)
+
+
+def resized(golden: Arrays, ours: Arrays) -> list[Row]:
+    """RDSNet: share of golden detections without a partner, and of golden masks that have another area."""
+    boxes = golden.get("test_rescale0/mbrm_boxes", golden["test_rescale0/det_bboxes"])
+    same = golden["test_rescale0/det_labels"][:, None] == ours["resized/labels"][None]
+    near = np.abs(boxes[:, None, :4] - ours["resized/boxes"][None, :, :4]).max(-1)
+    scored = np.abs(boxes[:, None, 4] - ours["resized/boxes"][None, :, 4]) < 2e-3
+    fits = same & scored & (near < 0.05)
+    areas = np.abs(golden["test_rescale0/mask_area"][:, None] - ours["resized/mask_area"][None]) <= 2
+    return [
+        Row("detections unmatched", float(1 - fits.any(1).mean()), 1 - MATCHED),
+        Row("detections with another mask", float(1 - (fits & areas).any(1).mean()), 1 - MATCHED),
+    ]
 
 
 def training(golden: Arrays, ours: Arrays) -> list[Row]:

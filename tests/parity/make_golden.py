@@ -40,12 +40,19 @@ MODELS = (
     "sbr_cnn",
     "retinanet_r50",
     "htc_semantic_r50",
+    "condinst_r50",
+    "rdsnet_r50",
+    "rdsnet_refine_r50",
+    "yolact_r50",
 )
-WITH_FEATURES = (FIRST, "faster_rcnn_r50", "retinanet_r50")
+WITH_FEATURES = (FIRST, "faster_rcnn_r50", "retinanet_r50", "condinst_r50", "rdsnet_r50", "yolact_r50")
 SAMPLES = 499
 """Elements kept of a tensor; prime, so that a step is seldom a multiple of a row."""
-WHOLE = re.compile(r"test(_fixedprop)?/(?!mask_area_extent)|train/.*loss|train/grad_(names|norms)$")
-TENSORS = re.compile(r"backbone/|fpn/|rpn/|head/|semantic/|(loop\d+|mask)/(?!rois|iou_labels)")
+WHOLE = re.compile(
+    r"test(_fixedprop)?/(?!mask_area_extent)|train/.*loss|train/grad_(names|norms)$"
+    r"|test_rescale0/(det_bboxes|det_labels|mask_area|mbrm_boxes)"
+)
+TENSORS = re.compile(r"backbone/|fpn/|rpn/|head/|semantic/|proto/|(loop\d+|mask)/(?!rois|iou_labels)")
 OPS = (
     "roi_align/",
     "nms/",
@@ -137,6 +144,8 @@ def main() -> None:
     first = compact_model(read(args.folder / f"golden_{FIRST}.npz"), {}, shared={})
     for model in args.models:
         if own := read(args.folder / f"inputs_{model}.npz"):
+            if "gt_masks" in own:
+                own["gt_masks"] = np.packbits(own["gt_masks"], axis=-1)
             write(f"inputs_{model}", own)
         golden, sgd = (read(args.folder / f"{kind}_{model}.npz") for kind in ("golden", "golden_sgd5"))
         write(model, compact_model(golden, sgd, shared={} if model in WITH_FEATURES else first))

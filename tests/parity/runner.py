@@ -29,6 +29,7 @@ from jaxdet.evaluation.paste import paste_masks
 from jaxdet.models.dense import DenseDetector
 from jaxdet.models.features import Normalization, extract_features, feature_intermediates, semantic_losses
 from jaxdet.models.one_stage import OneStage
+from jaxdet.models.parts.boundaries import PUBLISHED
 from jaxdet.models.parts.instances import InstanceMasks
 from jaxdet.models.roi.boxes import pad
 from jaxdet.models.two_stage import TwoStage
@@ -97,6 +98,11 @@ def load_variables(model: Any, state_dict: Arrays, batch: Batch) -> Arrays:
     What the state dict has beyond that stays away.
     """
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, method="predict"))
+    # The released code has the weights of its refinement in the program, and not among those of a checkpoint.
+    weights, bias = PUBLISHED
+    state_dict = {"mbrm.weight": np.float32([[weights]]), "mbrm.bias": np.float32([bias])} | state_dict
+    if "boundaries" not in like["params"]:
+        state_dict = {name: value for name, value in state_dict.items() if not name.startswith("mbrm.")}
     empty = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
     found = from_mmdet(state_dict, like)
     variables, _ = merge(empty, found, skip=("^unmapped/",) if "unmapped" in found else ())
@@ -208,6 +214,8 @@ def _one_stage(
         found = _apply(net, variables, batch, method="predict")
         out |= _detections("test", found, batch)
         out["test/boxes"][:, 2:4] -= net.dense.places.least_side / np.asarray(batch.scale[0])[::-1]
+        if net.dense.places.least_side:
+            out |= _resized(found, batch)
     if "train" in groups:
         (total, (terms, _)), grads = _loss_and_grads(net, variables, batch, jax.random.key(0), method="losses")
         out |= {f"train/{name}": value for name, value in terms.items()} | {"train/total_loss": total}
@@ -473,6 +481,19 @@ def _detections(prefix: str, found: Detections, batch: Batch) -> Arrays:
         pasted = [coco_mask.decode(rle) for rle in paste_masks(masks, hw)]
         out[f"{prefix}/masks"] = np.array(pasted, bool).reshape(-1, *hw)
     return out
+
+
+def _resized(found: Detections, batch: Batch) -> Arrays:
+    """Valid detections in pixels of the resized image, as RDSNet's code has them, and the areas of their masks."""
+    hw = tuple(int(side) for side in batch.true_hw[0])
+    unscaled = batch.replace(scale=np.ones_like(batch.scale), original_hw=np.int32([hw]))
+    out = _detections("resized", found, unscaled)
+    boxes = out["resized/boxes"] - np.float32([0, 0, 1, 1, 0])
+    return {
+        "resized/boxes": boxes,
+        "resized/labels": out["resized/labels"],
+        "resized/mask_area": out["resized/masks"].sum((1, 2)),
+    }
 
 
 def _norms(net: Any, tree: Any, trained_only: bool) -> dict[str, float]:

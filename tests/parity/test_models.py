@@ -54,9 +54,13 @@ def test_model(model: str) -> None:
     inputs, golden = judge.load_inputs(model), judge.load(model)
     ours = runner.run(model, make_state(model, inputs), inputs, {"heads", "test", "train"})
     kinds = [prefix for prefix in ("test", "test_fixedprop") if f"{prefix}/boxes" in golden]
-    found = [judge.detections(golden, ours, prefix, canvas(inputs)) for prefix in kinds]
-    assert found
-    check([*judge.tensors(golden, ours), *found, *judge.training(golden, ours)])
+    rows = [judge.detections(golden, ours, prefix, canvas(inputs)) for prefix in kinds]
+    if "test_rescale0/det_bboxes" in golden:
+        rows += judge.resized(golden, ours)
+    assert rows
+    if "train/grad_names" in golden:  # RDSNet's code does not train its refinement
+        rows += judge.training(golden, ours)
+    check([*judge.tensors(golden, ours), *rows])
 
 
 @pytest.mark.parity

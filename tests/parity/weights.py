@@ -38,12 +38,29 @@ WEIGHT_GAIN = {
     "conv_mask": 1.0,
     "conv_res.conv": 1.0,
     "pre_module": 1.0,
+    "retina_rep": 1.0,
+    "conv_reps": 1.0,
+    "bbox_head.conv_cls": 1.0,
+    "bbox_head.conv_reg": 0.5,
+    "controller": 0.6,
+    "conv_coeff": 0.3,
+    "conv_pred": 0.3,
+    "protonet.10.": 0.3,
+    "segm_conv": 0.5,
 }
 """Standard deviation times sqrt(fan in), by a part of the name; sqrt(2) for all others."""
 
 
-BIAS_SHIFT = {"retina_cls.bias": -2.0}
-"""What is added to a bias, by a part of the name: else one class in two of every place would count as found."""
+BIAS_SHIFT = {
+    ("retina_cls.bias", 720): -2.0,
+    ("conv_cls.bias", 80): -2.0,
+    ("conv_reg.bias", 4): 3.0,
+    ("conv_coeff.bias", 96): 0.3,
+}
+"""What is added to a bias, by the end of its name and its length.
+
+Else one class in two of every place would count as found, FCOS's boxes would have no area, YOLACT's masks no pixel.
+"""
 
 
 def normal(tag: str, shape: tuple[int, ...], salt: str = "") -> np.ndarray:
@@ -61,11 +78,12 @@ def named_weight(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarra
     elif kind == "running_var":
         values = np.exp(0.1 * noise)
     elif kind == "bias":
-        values = 0.05 * noise + next((shift for part, shift in BIAS_SHIFT.items() if part in name), 0.0)
+        shifts = (shift for (end, size), shift in BIAS_SHIFT.items() if name.endswith(end) and shape == (size,))
+        values = 0.05 * noise + next(shifts, 0.0)
     elif kind == "gamma":  # layers that start at zero get other values, so that they are tested
         values = np.full(shape, 0.5)
-    elif len(shape) == 1 or (len(shape) == 3 and shape[1:] == (1, 1)):
-        # the scale of a normalisation; the last of a bottleneck is small, as in training
+    elif kind == "scale" or len(shape) == 1 or (len(shape) == 3 and shape[1:] == (1, 1)):
+        # the scale of a normalisation, or of a level; the last of a bottleneck is small, as in training
         values = 1.0 + 0.1 * noise
         values = 0.4 * values if name.endswith("bn3.weight") else values
     else:
@@ -77,6 +95,7 @@ def named_weight(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarra
 
 
 def state_dict(shapes: Variables | Mapping[str, object], salt: str = "") -> dict[str, np.ndarray]:
-    """Torch-named weights for a model's variables (arrays or shapes of them)."""
+    """Torch-named weights for a model's variables (arrays or shapes of them); RDSNet's refinement keeps its own."""
     zeros = unflatten({path: np.zeros(leaf.shape, np.float32) for path, leaf in flatten(shapes).items()})
-    return {name: named_weight(name, value.shape, salt) for name, value in to_mmdet(zeros).items()}
+    names = {name: value.shape for name, value in to_mmdet(zeros).items() if not name.startswith("mbrm.")}
+    return {name: named_weight(name, shape, salt) for name, shape in names.items()}

@@ -22,7 +22,7 @@ from jaxdet.structures import Features, Masks, Targets
 BoxesFrom: TypeAlias = Literal["regression", "mask", "mbrm"]
 Start: TypeAlias = Literal["published", "edge", "zeros"]
 
-_PUBLISHED = (-0.2968, -0.2892, -0.2635, -3.2545, -0.1874, 2.5041, 0.0196, 0.0651, 0.0917), -1.9536
+PUBLISHED = (-0.2968, -0.2892, -0.2635, -3.2545, -0.1874, 2.5041, 0.0196, 0.0651, 0.0917), -1.9536
 """Weights and bias of the released RDSNet, whose reach is 4."""
 
 _NO_MASKS = (
@@ -149,12 +149,12 @@ def _profiles(masks: Masks, canvas_hw: tuple[int, int], true_hw: jax.Array | Non
 def _start(start: Start, reach: int) -> tuple[tuple[float, ...] | np.ndarray, float]:
     """Weights ``[2s + 1]`` and bias before training."""
     if start == "published":
-        if 2 * reach + 1 != len(_PUBLISHED[0]):
+        if 2 * reach + 1 != len(PUBLISHED[0]):
             raise ValueError(
                 f"BoundaryRefinement: the published weights are of reach=4, got reach={reach}: "
                 "set start to edge or zeros in it (model.parts.1.start=edge, say) and train"
             )
-        return _PUBLISHED
+        return PUBLISHED
     if start == "zeros":
         return np.zeros(2 * reach + 1), 0.0
     # The greatest where all pixels before are 0 and all behind are 1; -1 where nothing changes.
