@@ -18,9 +18,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
-from jax.extend.core import ClosedJaxpr, Jaxpr
+
+_core: Any = jax.extend.core  # whose types do not show what it exports
 
 
 class Compiled(NamedTuple):
@@ -207,9 +209,9 @@ def _products(jaxpr: Any, *, whole: bool) -> float:
 def _programs_in(params: Mapping[str, Any]) -> Iterator[Any]:
     for value in params.values():
         for each in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(each, ClosedJaxpr):
+            if isinstance(each, _core.ClosedJaxpr):
                 yield each.jaxpr
-            elif isinstance(each, Jaxpr):
+            elif isinstance(each, _core.Jaxpr):
                 yield each
 
 

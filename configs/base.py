@@ -4,6 +4,8 @@ Every function returns a whole experiment on COCO with ResNet-50, 1x schedule if
 (mmdetection 2.x and the authors' forks of it) unless a docstring says otherwise.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -15,9 +17,10 @@ from jaxdet.models.dense import DenseDetector, Selection, rpn
 from jaxdet.models.detector import Detector
 from jaxdet.models.features import Normalization
 from jaxdet.models.one_stage import OneStage
-from jaxdet.models.parts.boundaries import BoundaryRefinement
+from jaxdet.models.parts.boundaries import BoundaryRefinement, BoxesFrom
 from jaxdet.models.parts.instances import InstanceMasks, PixelClasses
 from jaxdet.models.parts.masks import MaskPrediction, MaskScoring
+from jaxdet.models.parts.part import Part
 from jaxdet.models.roi.heads import BoxBranch, MaskBranch
 from jaxdet.models.roi.schedule import Stage, make_stages
 from jaxdet.models.two_stage import TwoStage
@@ -36,7 +39,16 @@ from jaxdet.nn.heads.trunk import FC2, FCC
 from jaxdet.nn.necks import FPN, StridedConvs
 from jaxdet.ops.anchors import Anchors, Points
 from jaxdet.ops.boxes import DeltaCoder, DistanceCoder
-from jaxdet.ops.instances import Correlation, CroppedEntropy, CutEntropy, Dice, DynamicConvs, Prototypes
+from jaxdet.ops.instances import (
+    Correlation,
+    CroppedEntropy,
+    CutEntropy,
+    Dice,
+    DynamicConvs,
+    InstanceLoss,
+    MaskMaker,
+    Prototypes,
+)
 from jaxdet.ops.losses import BoxLoss, CrossEntropy, Focal, GIoU, SmoothL1
 from jaxdet.ops.matching import CentreSampling, Matcher
 from jaxdet.ops.sampling import HardNegatives
@@ -125,7 +137,7 @@ def mask_rcnn(
     return coco(model, Optimizer(schedule=Schedule(length=epochs, drops=drops)))
 
 
-def mask_parts(branches: Sequence[MaskBranch], score: Trunk | None = None) -> tuple[nn.Module, ...]:
+def mask_parts(branches: Sequence[MaskBranch], score: Trunk | None = None) -> tuple[Part, ...]:
     """What follows the boxes: masks, and where ``score`` is a trunk, how good they are."""
     masks = MaskPrediction(tuple(branches))
     return (masks,) if score is None else (masks, MaskScoring(MaskIoUHead(score())))
@@ -234,13 +246,26 @@ def retina_detector(head: DenseHead, **changes: Any) -> DenseDetector:
     return DenseDetector(head, **settings | changes)
 
 
-def rdsnet(depth: int = 50, *, refine: bool = False) -> Experiment:
+def rdsnet(
+    depth: int = 50,
+    *,
+    boxes_from: BoxesFrom | None = None,
+    gamma: float = 0.05,
+    reach: int = 4,
+    epochs: Literal[12, 24] = 12,
+    **data: Any,
+) -> Experiment:
     """RDSNet (Wang et al. 2020): RetinaNet's places have codes, which the pixels of an image compare with their own.
 
-    ``refine``: masks move the sides of boxes (MBRM).
+    ``boxes_from``: what masks do to boxes, ``"mbrm"`` the boundary refinement with its ``gamma`` and ``reach``; None:
+    nothing.  ``data``: other data settings.
     """
     maker = Correlation()
-    masks = InstanceMasks(PixelStream(), maker, CroppedEntropy(), least_area=100.0)
+    parts: tuple[Part, ...] = (InstanceMasks(PixelStream(), maker, CroppedEntropy(), least_area=100.0),)
+    if boxes_from is not None:
+        # The published weights are of a kernel of nine.
+        start: Literal["published", "edge"] = "published" if reach == 4 else "edge"
+        parts += (BoundaryRefinement(boxes_from, start, gamma, reach),)
     model = OneStage(
         num_classes=80,
         backbone=ResNet(depth=depth),
@@ -251,10 +276,45 @@ def rdsnet(depth: int = 50, *, refine: bool = False) -> Experiment:
             places=Anchors(levels=(3, 4, 5, 6, 7), scales=THIRDS, legacy=True),
             box_loss=SmoothL1(0.11),
         ),
-        parts=(masks, BoundaryRefinement()) if refine else (masks,),
+        parts=parts,
     )
-    schedule = Schedule(warmup_ratio=1 / 3)
-    return coco(model, Optimizer(lr=0.005, clip_norm=35.0, schedule=schedule), whole_masks=True)
+    drops = {12: (8, 11), 24: (16, 22)}[epochs]
+    schedule = Schedule(length=epochs, drops=drops, warmup_ratio=1 / 3)
+    return coco(model, Optimizer(lr=0.005, clip_norm=35.0, schedule=schedule), whole_masks=True, **data)
+
+
+def rdsnet_s(
+    masks: Literal["correlation", "linear"] = "correlation",
+    *,
+    expand_train: float = 1.5,
+    expand_test: float = 1.2,
+    hard_background: bool = True,
+) -> Experiment:
+    """RDSNet_s (Wang et al. 2020, section 4.2): backbone and dense head of YOLACT, which sees images of 550 pixels.
+
+    ``masks``: by correlation, cut at boxes that are expanded by ``expand_train`` and ``expand_test``; or linear
+    combinations as YOLACT's, cut at boxes.
+    """
+    experiment = yolact(depth=101)
+    model: Any = experiment.model
+    maker: MaskMaker = Prototypes() if masks == "linear" else Correlation(expand=expand_test)
+    loss: InstanceLoss = CutEntropy() if masks == "linear" else CroppedEntropy(expand_train, hard_background)
+    # The original code of YOLACT makes anchors of all ratios square, and its last levels from the pyramid.
+    sides = (3.0, 3 * math.sqrt(1 / 2), 3 * math.sqrt(2))
+    dense = model.dense.clone(
+        head=YOLACTHead(code=maker.code),
+        places=dataclasses.replace(model.dense.places, scales=sides, ratios=(1.0,)),
+        matcher=dataclasses.replace(model.dense.matcher, ignore_cover=0.7),
+    )
+    model = model.clone(
+        neck=model.neck.clone(top=StridedConvs(source="pyramid")),
+        dense=dense,
+        parts=(InstanceMasks(Protonet(relu=masks == "linear"), maker, loss), PixelClasses()),
+    )
+    schedule = Schedule(length=800_000, drops=(280_000, 600_000, 700_000, 750_000), unit="steps", warmup_ratio=0.1)
+    return dataclasses.replace(
+        experiment, model=model, optimizer=dataclasses.replace(experiment.optimizer, schedule=schedule)
+    )
 
 
 def condinst(depth: int = 50) -> Experiment:

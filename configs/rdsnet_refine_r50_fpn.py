@@ -16,4 +16,4 @@ from jaxdet.experiment import Experiment
 
 
 def get_config() -> Experiment:
-    return rdsnet(depth=50, refine=True)
+    return rdsnet(depth=50, boxes_from="mbrm")

@@ -82,7 +82,7 @@ def test_named_configs_are_the_rows_of_the_tables() -> None:
 def test_rows_of_a_table_differ() -> None:
     for table, module in zoo.tables():
         experiments = [row.experiment for row in module.ROWS.values()]
-        assert len({(e.model, e.optimizer) for e in experiments}) == len(experiments), table
+        assert len({(e.model, e.optimizer, e.data) for e in experiments}) == len(experiments), table
 
 
 def test_evaluation_loops_are_one_model() -> None:

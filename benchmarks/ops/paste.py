@@ -50,7 +50,7 @@ def row(repeats: int, number: int) -> Row:
         note = f"{differ} of {number} masks differ" if differ else f"same {number} masks"
     (ms,) = in_turn([ours], theirs, repeats)
     inside = np.clip(boxes, 0, HW[::-1] * 2)
-    pixels = (inside[:, 2:] - inside[:, :2]).prod(1).sum()
+    pixels = float((inside[:, 2:] - inside[:, :2]).prod(1).sum())
     return Row(f"{number} detections, {HW[0]} x {HW[1]}", Cost(FLOPS * pixels, 4 * pixels), *ms, note)
 
 

@@ -3,8 +3,10 @@
 A table file has ``ROWS`` and ``get_config``, so that ``--config configs/tables/sbr_table6.py:row_3`` trains row 3.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 
@@ -17,6 +19,10 @@ from jaxdet.ops.losses import SmoothL1
 FASTER_RCNN = (41_753_056, 41_527_712)
 MASK_RCNN = (44_396_336, 44_170_992)
 HTC = (77_456_190, 77_230_846)
+CONDINST = (34_164_299, 33_938_955)
+RETINANET_R101 = (56_960_820, 56_735_476)
+RDSNET_R101 = (63_611_796, 63_386_452)
+RDSNET_REFINE_R101 = (63_611_806, 63_386_462)
 R3_NAIVE = (44_138_228, 43_912_884)
 R3_DEEPER = (60_830_105, 60_604_761)
 R3_ADVANCED = (50_298_020, 50_072_676)
@@ -38,6 +44,12 @@ class Row:
     params: tuple[int, int] | None = None  #: all and trained ones of the authors' code
     background: int = 0  #: parameters of the authors' code for the background class; here it has none
     note: str = ""
+
+
+def deeper(experiment: Experiment) -> Experiment:
+    """The same model with ResNet-101."""
+    model: Any = experiment.model
+    return dataclasses.replace(experiment, model=model.clone(backbone=model.backbone.clone(depth=101)))
 
 
 def by_name(rows: Mapping[str, Row]) -> Callable[[str], Experiment]:

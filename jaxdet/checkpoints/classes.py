@@ -74,7 +74,10 @@ def rearrange(here: Mapping[str, Any], there: Mapping[str, Any], match: ClassMat
         name = "/".join(path)
         if path not in ours or not depends_on_classes(name):
             continue
-        source = _source(name, ours[path].shape[-1:], value.shape[-1:], match)
+        # A dense head has logits for each anchor of a cell, and four deltas.
+        deltas = ours.get(tuple("deltas" if part == "logits" else part for part in path)) if "dense" in path else None
+        groups = 1 if deltas is None else deltas.shape[-1] // 4
+        source = _source(name, ours[path].shape[-1:], value.shape[-1:], match, groups)
         if source is None or ours[path].shape[:-1] != value.shape[:-1]:
             continue
         kept: Array = np.asarray(ours[path], np.float32)
@@ -84,16 +87,18 @@ def rearrange(here: Mapping[str, Any], there: Mapping[str, Any], match: ClassMat
     return unflatten(result), frozenset(done)
 
 
-def _source(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], match: ClassMatch) -> NDArray[np.int64] | None:
+def _source(
+    name: str, ours: tuple[int, ...], theirs: tuple[int, ...], match: ClassMatch, groups: int
+) -> NDArray[np.int64] | None:
     """For each place of a leaf's last axis here that of the axis there, or -1; None where the axis is another one."""
     agnostic = re.search(r"/deltas/", name) and ours == theirs == (4,)
     if agnostic:  # one box for all classes, which belongs to none of them
         return np.arange(4)
     before, after = len(match.theirs), len(match.ours)
-    # The background of the softmax of boxes is the last one and matches itself.
-    softmax = bool(re.search(r"^params/heads_\d+/head/logits/", name))
+    # The background of a softmax is the last one and matches itself.
+    dense = "/dense/" in name and theirs == (groups * (before + 1),)
+    softmax = dense or bool(re.search(r"^params/heads_\d+/head/logits/", name))
     size = 4 if "/deltas/" in name else 1
-    groups = sum(theirs) // before if "/dense/" in name else 1  # the anchors of a cell
     wanted = (groups * (after + softmax) * size, groups * (before + softmax) * size)
     if (*ours, *theirs) != wanted:
         return None

@@ -14,7 +14,12 @@ import numpy as np
 from jaxdet.checkpoints.tree import Variables, flatten, unflatten
 
 #: The leaves whose shape or meaning depends on the list of classes.
-_CLASS_DEPENDENT = (r"/heads_\d+/head/(logits|deltas)/", r"/mask_scores/head/iou/", r"/dense/head/logits/")
+_CLASS_DEPENDENT = (
+    r"/heads_\d+/head/(logits|deltas)/",
+    r"/mask_scores/head/iou/",
+    r"/dense/head/logits/",
+    r"/pixel_classes/logits/",
+)
 
 #: The first level above the backbone's last, whose shape says which map it is made from.
 _FIRST_OF_TOP = re.compile(r"/neck/top/conv6/kernel$")

@@ -26,7 +26,8 @@ def all_devices() -> list[jax.Device]:
         return jax.devices()
     except (AssertionError, RuntimeError) as error:  # without a plugin for a GPU jax has nothing but an assertion
         reason = f": {error}" if str(error) else ""
-        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
+        config: Any = jax.config  # whose types know its settings in newer versions alone
+        wanted = config.jax_platforms
         raise ValueError(
             f"devices: expected one of the kind that the environment variable JAX_PLATFORMS={wanted} names, but jax "
             f"finds none{reason}. Leave the variable out to take what there is, or install jax and a driver for it, "

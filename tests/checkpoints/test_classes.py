@@ -16,7 +16,7 @@ from jaxdet.checkpoints.tree import unflatten
 from jaxdet.config import load_config
 from jaxdet.experiment import Run
 from jaxdet.nn.heads.box import BoxHead
-from jaxdet.nn.heads.dense import RetinaHead
+from jaxdet.nn.heads.dense import RetinaHead, YOLACTHead
 from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.score import MaskIoUHead
 from jaxdet.nn.heads.trunk import FC2
@@ -46,6 +46,10 @@ def ious(module: nn.Module, variables: Any, classes: int) -> Any:
     return module.apply(variables, X, MASK, classes)
 
 
+def place_softmax(module: nn.Module, variables: Any, classes: int) -> Any:
+    return module.apply(variables, X, classes + 1).logits.reshape(2, -1, classes + 1)
+
+
 def place_logits(module: nn.Module, variables: Any, classes: int) -> Any:
     return module.apply(variables, X, classes).logits.reshape(2, -1, classes)  # as the dense detector reads them
 
@@ -58,6 +62,7 @@ def place_logits(module: nn.Module, variables: Any, classes: int) -> Any:
         (FCN(channels=4, convs=1), "masks/heads_0/head", mask_logits),
         (MaskIoUHead(FC2(8), channels=4), "mask_scores/head", ious),
         (RetinaHead(anchors=2, channels=4, convs=1), "dense/head", place_logits),
+        (YOLACTHead(anchors=2, channels=4, code=3), "dense/head", place_softmax),
     ],
 )
 def test_a_class_that_both_have_is_predicted_as_before(module: nn.Module, place: str, outputs: Any) -> None:
@@ -65,7 +70,8 @@ def test_a_class_that_both_have_is_predicted_as_before(module: nn.Module, place:
     path = ("params", *place.split("/"))
 
     def fresh(seed: int, classes: int) -> Any:
-        made = module.init(jax.random.key(seed), *arguments, classes)["params"]
+        columns = classes + isinstance(module, YOLACTHead)
+        made = module.init(jax.random.key(seed), *arguments, columns)["params"]
         # Biases are no zeros, so that they too are looked at.
         return jax.tree.map(lambda leaf: np.asarray(leaf) + np.arange(leaf.shape[-1], dtype=np.float32), made)
 
@@ -79,13 +85,14 @@ def test_a_class_that_both_have_is_predicted_as_before(module: nn.Module, place:
     before = outputs(module, {"params": theirs}, len(THEIRS))
     for label, source in SAME.items():
         np.testing.assert_array_equal(after[..., label], before[..., source])
-    if outputs is softmax_logits:  # the background is a class that both have
+    if outputs in (softmax_logits, place_softmax):  # the background is a class that both have
         np.testing.assert_array_equal(after[..., -1], before[..., -1])
     layer = {softmax_logits: "logits", deltas: "deltas", ious: "iou"}.get(outputs, "logits")
-    size, groups = (4 if outputs is deltas else 1), (2 if outputs is place_logits else 1)
+    size, groups = (4 if outputs is deltas else 1), (2 if outputs in (place_logits, place_softmax) else 1)
+    columns = len(OURS) + (outputs is place_softmax)
     for part in ("kernel", "bias"):
         new, own = (
-            np.asarray(tree[layer][part])[..., : groups * len(OURS) * size].reshape(-1, groups, len(OURS), size)
+            np.asarray(tree[layer][part])[..., : groups * columns * size].reshape(-1, groups, columns, size)
             for tree in (node, ours)
         )
         np.testing.assert_array_equal(new[:, :, [1, 3]], own[:, :, [1, 3]])

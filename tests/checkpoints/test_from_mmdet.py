@@ -230,7 +230,10 @@ def reference_state(model):
     spec = importlib.util.spec_from_file_location("recipe", REFERENCE / "recipe.py")
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    return recipe.state_dict(json.loads((REFERENCE / "golden" / "shapes.json").read_text())[model])
+    shapes = {}
+    for name in ("shapes", "shapes_extra"):
+        shapes |= json.loads((REFERENCE / "golden" / f"{name}.json").read_text())
+    return recipe.state_dict(shapes[model])
 
 
 # Configs of the project, and parameter counts of the reference.
@@ -242,6 +245,9 @@ MODELS = {
     "groie1_mask": ("groie_mask_rcnn_r50_fpn", 48_190_258),
     "sbr_cnn": ("sbr_cnn", 62_026_052),
     "retinanet_r50": ("retinanet_r50_fpn", 37_968_692),
+    "rdsnet_r50": ("rdsnet_r50_fpn", 44_619_668),
+    "yolact_r50": ("yolact_r50_fpn", 35_293_711),
+    "condinst_r50": ("condinst_r50_fpn", 34_164_299),
 }
 
 

@@ -29,6 +29,8 @@ COUNTED = {
     "sbr_table8": 7,
     "sbr_table9": 7,
     "sbr_table10": 2,
+    "rds_table2": 6,
+    "rds_table4": 3,
 }
 """Tables of which every row has a number to compare with, and how many."""
 
@@ -48,7 +50,9 @@ ROWS = dict(rows())
 def test_tables_are_whole() -> None:
     counted = [name.split(":")[0] for name, row in ROWS.items() if row.params]
     assert {table: counted.count(table) for table in COUNTED} == COUNTED
-    assert [name for name, row in ROWS.items() if row.params is None] == ["r3_table4:row_5"]
+    # The authors of RDSNet have not released the code of RDSNet_s, nor the sweeps.
+    without = {name for name, row in ROWS.items() if row.params is None and not name.startswith("rds")}
+    assert without == {"r3_table4:row_5"}
 
 
 @pytest.mark.parametrize("name", list(ROWS))
