@@ -127,6 +127,17 @@ def test_a_lonely_object_is_cut_out_at_each_overlap():
     assert min(ious) < 0.3
 
 
+def test_a_part_has_an_instance_even_if_it_need_not_overlap_any():
+    one = record(boxes=((4.0, 3.0, 8.0, 6.0),))
+    data = Data(short_side=600, long_side=900, augment=(MinIoUCrop(ious=(0.0,), least=0.3),), flip_probability=0)
+    drawn = views(data, 100, one)
+    assert sum(view.hw != view.resized_hw for view in drawn) > 40
+    for view in drawn:
+        x1, y1, x2, y2 = seen_of(view)
+        assert x1 - 0.1 < 8 < x2 + 0.1
+        assert y1 - 0.1 < 6 < y2 + 0.1
+
+
 def test_without_objects_parts_are_cut_all_the_same():
     data = Data(short_side=60, long_side=90, augment=(MinIoUCrop(),))
     assert any(view.hw != view.resized_hw for view in views(data, 30, record(boxes=())))
@@ -185,6 +196,18 @@ def test_colours_are_drawn_from_their_ranges():
     assert max(values) in (119, 120)
     assert 50 < values.count(100) < 110  # a quarter has neither
     np.testing.assert_array_equal(distort(grey, Data(augment=(Expand(),)), np.random.default_rng(0)), grey)
+
+
+def test_colours_change_in_batches_and_nothing_else(scenes, small):
+    drawn = taken(scenes, dataclasses.replace(small, augment=(PhotometricDistortion(),)), 0, 4)
+    changed = []
+    for batch, plain in zip(drawn, taken(scenes, small, 0, 4), strict=True):
+        changed += (batch.image != plain.image).any(axis=(1, 2, 3)).tolist()
+        same(dataclasses.replace(batch, image=plain.image), plain)
+        for image, (height, width) in zip(batch.image, batch.true_hw.astype(int), strict=True):
+            assert not image[height:].any()
+            assert not image[:, width:].any()
+    assert sum(changed) > 10
 
 
 def taken(source, data: Data, start: int, count: int, **options) -> list:

@@ -162,6 +162,16 @@ def test_instances_go_with_their_centres_and_crowds_with_their_pixels():
     assert targets["masks"][1].sum() == whole.sum() == 100
 
 
+def test_a_box_that_the_image_cuts_has_its_centre_in_the_image():
+    beyond = instance(2, 30, 12, 90, segmentation=None)
+    data = dataclasses.replace(DATA, masks=False)
+    assert target_arrays(record([beyond]), view_of(HW, data), data)["valid"][0]
+    # What the image has of it, 30 to 40, is cut at 36 and at 34.
+    for end, expected in ((36, True), (34, False)):
+        view = view_of(HW, data, window=Window(0, 0, 24, end))
+        assert target_arrays(record([beyond]), view, data)["valid"][0] == expected
+
+
 def test_an_object_whose_pixels_are_out_of_sight_has_an_empty_mask():
     view = view_of(HW, DATA, window=Window(0, 10, 24, 30))
     c_shape = [[4.0, 2, 6, 2, 6, 20, 4, 20]]
