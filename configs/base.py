@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 
-from jaxdet.data.settings import CocoFolder, Data
+from jaxdet.data.settings import CocoFolder, Data, Expand, MinIoUCrop, PhotometricDistortion, ShortSide
 from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
 from jaxdet.models.dense import DenseDetector, Selection, rpn
 from jaxdet.models.detector import Detector
@@ -318,7 +318,10 @@ def rdsnet_s(
 
 
 def condinst(depth: int = 50) -> Experiment:
-    """CondInst (Tian et al. 2020): FCOS, whose places give the weights of small networks that draw their masks."""
+    """CondInst (Tian et al. 2020): FCOS, whose places give the weights of small networks that draw their masks.
+
+    Images are trained on with a short side of 640, 672, ... 800.
+    """
     maker = DynamicConvs()
     model = OneStage(
         num_classes=80,
@@ -337,12 +340,17 @@ def condinst(depth: int = 50) -> Experiment:
         parts=(InstanceMasks(PixelBranch(), maker, Dice(), limit=300),),
     )
     schedule = Schedule(length=90_000, drops=(60_000, 80_000), unit="steps", warmup_steps=1000)
-    return coco(model, Optimizer(lr=0.01, schedule=schedule), whole_masks=True)
+    return coco(model, Optimizer(lr=0.01, schedule=schedule), whole_masks=True, augment=(ShortSide(640, step=32),))
 
 
 def yolact(depth: int = 50) -> Experiment:
-    """YOLACT (Bolya et al. 2019): masks are sums of prototypes of the image, each place says of how much of which."""
+    """YOLACT (Bolya et al. 2019): masks are sums of prototypes of the image, each place says of how much of which.
+
+    Images fill 550 x 550 whatever their ratio; in training SSD's augmentation comes before it, and objects that are
+    under 4 pixels after it are left out.
+    """
     maker = Prototypes()
+    normalization = Normalization((123.68, 116.78, 103.94), (58.40, 57.12, 57.38))
     model = OneStage(
         num_classes=80,
         # Nothing is frozen, and batch normalisation learns.
@@ -361,11 +369,13 @@ def yolact(depth: int = 50) -> Experiment:
             test=Selection(1000, FastNMS()),
         ),
         parts=(InstanceMasks(Protonet(), maker, CutEntropy()), PixelClasses()),
-        normalization=Normalization((123.68, 116.78, 103.94), (58.40, 57.12, 57.38)),
+        normalization=normalization,
     )
     schedule = Schedule(length=55, drops=(20, 42, 49, 52), warmup_ratio=0.1)
     optimizer = Optimizer(lr=1e-3, base_batch=8, weight_decay=5e-4, schedule=schedule)
-    return coco(model, optimizer, whole_masks=True, short_side=550, long_side=550, pad_multiple=1, batch_size=8)
+    data: dict[str, Any] = {"short_side": 550, "long_side": 550, "keep_ratio": False, "pad_multiple": 1}
+    augment = (Expand(colour=normalization.mean), MinIoUCrop(), PhotometricDistortion())
+    return coco(model, optimizer, whole_masks=True, batch_size=8, augment=augment, min_box=4.0, **data)
 
 
 def fcc(

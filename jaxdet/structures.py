@@ -88,13 +88,16 @@ class Batch:
 
     image: Array  #: ``[B, H, W, 3]`` uint8 RGB, resized, not normalised
     true_hw: Array  #: ``[B, 2]`` float32, size of the resized image inside the canvas
-    scale: Array  #: ``[B, 2]`` float32, resized size / original size, (y, x)
+    #: ``[B, 2]`` float32, resized size / original size, (y, x).  In training an offset may come after it
+    #: (``data.augment``), which does not travel: nothing is mapped back there.
+    scale: Array
     original_hw: Array  #: ``[B, 2]`` int32, size of the image as stored
     index: Array  #: ``[B]`` int32, position in the data source
     valid: Array  #: ``[B]`` bool, False: a slot that only fills the batch
     targets: Targets | None = None
-    #: ``[B]`` int32 by name, in training: ``dropped``, the instances without a slot (``data.max_boxes``), and with
-    #: ``data.skip_broken`` the ``skipped_images``.  A step sums them up, over all processes.
+    #: ``[B]`` int32 by name, in training: ``dropped``, the instances without a slot (``data.max_boxes``); with
+    #: ``data.min_box`` the ``small_boxes``, and with ``data.skip_broken`` the ``skipped_images``.  A step sums them up,
+    #: over all processes.
     counts: dict[str, Array] = struct.field(default_factory=dict)
 
 

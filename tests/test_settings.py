@@ -67,7 +67,9 @@ def test_a_number_out_of_range_is_refused_under_its_key_and_its_name() -> None:
 
 
 #: Classes whose settings need no model: that they can be made is all.
-WITHOUT_A_MODEL = {"Data", "Scenes", "Optimizer", "Schedule", "Run"}
+WITHOUT_A_MODEL = {"Data", "Scenes", "Optimizer", "Schedule", "Run"} | {
+    *("ShortSide", "Expand", "MinIoUCrop", "PhotometricDistortion"),
+}
 
 
 def with_groie() -> TwoStage:

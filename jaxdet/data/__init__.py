@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     from jaxdet.data.pipeline.loaders import BatchIterator, eval_batches, single_batch, train_batches
     from jaxdet.data.records import Annotation, Category, Record, Source
     from jaxdet.data.scenes.write import write_scenes
-    from jaxdet.data.settings import CocoFolder, Data, Scenes, SourceSettings, Tfds
+    from jaxdet.data.settings import (
+        CocoFolder,
+        Data,
+        Expand,
+        MinIoUCrop,
+        PhotometricDistortion,
+        Scenes,
+        ShortSide,
+        SourceSettings,
+        Tfds,
+    )
     from jaxdet.data.sources.open import open_source
 
 #: Which module of this package defines a name.
@@ -28,7 +38,11 @@ _HOME = {
     "write_scenes": "scenes.write",
     "CocoFolder": "settings",
     "Data": "settings",
+    "Expand": "settings",
+    "MinIoUCrop": "settings",
+    "PhotometricDistortion": "settings",
     "Scenes": "settings",
+    "ShortSide": "settings",
     "SourceSettings": "settings",
     "Tfds": "settings",
     "open_source": "sources.open",
@@ -40,8 +54,12 @@ __all__ = [
     "Category",
     "CocoFolder",
     "Data",
+    "Expand",
+    "MinIoUCrop",
+    "PhotometricDistortion",
     "Record",
     "Scenes",
+    "ShortSide",
     "Source",
     "SourceSettings",
     "Tfds",

@@ -54,17 +54,88 @@ SourceSettings: TypeAlias = CocoFolder | Tfds | Scenes
 
 
 @dataclass(frozen=True)
+class ShortSide:
+    """Draw the limit of an image's shorter side: ``least``, ``least + step``, and so on up to ``data.short_side``.
+
+    The canvas stays that of the largest, and ``data.long_side`` the limit of the longer side (mmdetection's
+    ``multiscale_mode``: "range" is a step of 1, "value" the step between the values).
+    """
+
+    least: int  #: the smallest limit, in pixels of the resized image
+    step: int = 1  #: pixels from one to the next
+
+    def __post_init__(self) -> None:
+        check_ranges(self, least=Range(1, _SIDE), step=Range(1, _SIDE))
+
+
+@dataclass(frozen=True)
+class Expand:
+    """Lay the image somewhere on a plain ground with up to ``most`` times its sides: objects get smaller (SSD)."""
+
+    most: float = 4.0  #: sides of the ground, in sides of the image; drawn from 1 to it, one factor for both
+    probability: float = 0.5  #: share of the images that it happens to
+    colour: tuple[float, float, float] = (123.675, 116.28, 103.53)  #: of the ground, RGB; ImageNet's mean
+
+    def __post_init__(self) -> None:
+        check_ranges(self, most=Range(1, 16), probability=SHARE, colour=Range(0, 255))
+
+
+@dataclass(frozen=True)
+class MinIoUCrop:
+    """Cut out a part of which every instance overlaps, and so make objects larger (SSD, as mmdetection has it).
+
+    With equal chances the image stays whole, or one of ``ious`` or 0 is drawn, and a part whose IoU with the box of
+    every instance is at least that.  The part has the centre of an instance, and sides of which none is more than
+    twice the other.  Of 50 parts the first that will do is taken; if none does, the draw is repeated.
+    """
+
+    ious: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    least: float = 0.3  #: the smallest side of the part, in sides of the image
+
+    def __post_init__(self) -> None:
+        check_ranges(self, ious=SHARE, least=Range(0.1, 1))  # a tenth: the whole image is enlarged to cut it out
+
+
+@dataclass(frozen=True)
+class PhotometricDistortion:
+    """Change brightness, contrast, saturation and hue, each with probability one half (SSD).
+
+    Contrast comes before or after the other two, with equal chances.  Numbers of 0..255 are kept within it.
+    """
+
+    brightness: float = 32.0  #: the most that is added or taken off, of 255
+    contrast: tuple[float, float] = (0.5, 1.5)  #: least and largest factor of all values
+    saturation: tuple[float, float] = (0.5, 1.5)  #: least and largest factor
+    hue: float = 18.0  #: the most that it turns, in degrees
+
+    def __post_init__(self) -> None:
+        check_ranges(self, brightness=Range(0, 255), hue=Range(0, 180))
+        check_ranges(self, contrast=Range(0, 10), saturation=Range(0, 10))
+        for name in ("contrast", "saturation"):
+            least, largest = getattr(self, name)
+            if least > largest:
+                raise ValueError(
+                    f"PhotometricDistortion.{name}: expected the least and the largest factor, got {least}, {largest}"
+                )
+
+
+Augmentation: TypeAlias = ShortSide | Expand | MinIoUCrop | PhotometricDistortion
+
+
+@dataclass(frozen=True)
 class Data:
     """How records become batches.  The defaults are those of the reference's COCO training.
 
     An image is resized, its ratio kept, so that it fits into ``short_side`` x ``long_side``, and is laid on one of two
-    canvases, landscape or portrait, whose sides are these numbers rounded up to ``pad_multiple``.
+    canvases, landscape or portrait, whose sides are these numbers rounded up to ``pad_multiple``.  In training
+    ``augment`` draws what is seen of it, in the order given, and then its colours.
     """
 
     train: SourceSettings | None = None  #: the training set; None: for evaluation alone
     val: SourceSettings | None = None  #: the validation set; None: training is not evaluated
     short_side: int = 800  #: limit of an image's shorter side, in pixels
     long_side: int = 1333  #: limit of an image's longer side, in pixels
+    keep_ratio: bool = True  #: False: an image fills ``short_side`` x ``long_side``, each axis with a scale of its own
     pad_multiple: int = 32  #: sides of a canvas are multiples of it; 32 is the stride of the coarsest backbone level
     batch_size: int = 16  #: images in a training batch, over all processes
     max_boxes: int = 100  #: ground-truth slots of an image; what does not fit is counted and reported
@@ -72,6 +143,8 @@ class Data:
     mask_size: int = 112  #: side of the bitmap into which an instance's mask is cropped for the batch
     whole_masks: bool = False  #: True: masks are bitmaps of the whole canvas in a batch, which is exact and large
     flip_probability: float = 0.5  #: share of training images that are mirrored
+    augment: tuple[Augmentation, ...] = ()  #: what else is drawn for a training image
+    min_box: float = 0.0  #: leave out objects with a side under this, in pixels of the batch, which is counted
     filter_empty: bool = True  #: leave out training images without usable annotations
     min_side: int = 32  #: leave out training images with a shorter side than this, in pixels
     skip_broken: bool = False  #: True: another image takes the place of a broken one in training, which is counted
@@ -83,8 +156,14 @@ class Data:
         check_ranges(self, workers=Range(0, 10**4), prefetch=Range(1, 10**4), flip_probability=SHARE)
         check_ranges(self, mask_size=Range(4, 4096))  # at least 4: there is a ring of 1 around a mask
         check_ranges(self, short_side=Range(1, _SIDE), long_side=Range(1, _SIDE), min_side=Range(0, 10**6))
+        check_ranges(self, min_box=Range(0, _SIDE))
         if self.long_side < self.short_side:
             raise ValueError(
                 f"data.long_side: expected at least data.short_side={self.short_side}, got {self.long_side}; set both, "
                 f"as in data.short_side={self.short_side} data.long_side={self.short_side * 5 // 3}"
+            )
+        if not self.keep_ratio and any(isinstance(entry, ShortSide) for entry in self.augment):
+            raise ValueError(
+                "data.augment: expected no ShortSide, which draws sizes of images whose ratio is kept, with "
+                "data.keep_ratio=False; leave it out, or set data.keep_ratio=True"
             )

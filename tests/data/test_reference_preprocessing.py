@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxdet.data.masks import resize_mask
-from jaxdet.data.pipeline.transforms import View, resize_image, resized_hw
+from jaxdet.data.pipeline.transforms import View, resize_image, view_of
+from jaxdet.data.settings import Data
 
 MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
 
@@ -21,7 +22,7 @@ def limits(request):
 
 def test_resize(golden, limits):
     bgr, name = golden["pre/img_bgr_uint8"], "{}x{}".format(*limits)
-    hw = resized_hw(bgr.shape[:2], min(limits), max(limits))
+    hw = view_of(bgr.shape[:2], Data(short_side=min(limits), long_side=max(limits))).hw
     expected = golden[f"pre/rescale_{name}"]
     assert hw == expected.shape[:2]
     np.testing.assert_array_equal(resize_image(np.ascontiguousarray(bgr[..., ::-1]), hw)[..., ::-1], expected)
@@ -30,7 +31,7 @@ def test_resize(golden, limits):
 def test_normalised_and_padded(golden, limits):
     """The device normalises and zeroes what lies beyond the image; here the same is done in NumPy."""
     bgr, expected = golden["pre/img_bgr_uint8"], golden["pre/norm_pad_{}x{}".format(*limits)]
-    hw = resized_hw(bgr.shape[:2], min(limits), max(limits))
+    hw = view_of(bgr.shape[:2], Data(short_side=min(limits), long_side=max(limits))).hw
     view = View(bgr.shape[:2], hw, expected.shape[:2])
     image = (view.image(np.ascontiguousarray(bgr[..., ::-1])).astype(np.float32) - MEAN) / STD
     image[hw[0] :] = 0

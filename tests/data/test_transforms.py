@@ -5,7 +5,7 @@ import pytest
 
 from jaxdet.data import Annotation, Data, Record
 from jaxdet.data.masks import crop_mask, resize_mask
-from jaxdet.data.pipeline.transforms import View, canvas_hw, image_arrays, resized_hw, target_arrays, view_of
+from jaxdet.data.pipeline.transforms import View, canvas_hw, image_arrays, target_arrays, view_of
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,14 @@ from jaxdet.data.pipeline.transforms import View, canvas_hw, image_arrays, resiz
     ],
 )
 def test_resized_sizes(hw, expected):
-    assert resized_hw(hw, 800, 1333) == expected
+    assert view_of(hw, Data()).hw == expected
 
 
 def test_every_resized_image_fits_its_canvas():
     data = Data()
     rng = np.random.default_rng(0)
     for hw in rng.integers(1, 3000, (500, 2)).tolist():
-        size, canvas = resized_hw(tuple(hw), 800, 1333), canvas_hw(tuple(hw), data)
+        size, canvas = view_of(tuple(hw), data).hw, canvas_hw(tuple(hw), data)
         assert size[0] <= canvas[0]
         assert size[1] <= canvas[1]
 

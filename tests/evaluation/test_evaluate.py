@@ -120,6 +120,18 @@ def test_results_are_in_order_and_in_pixels_of_the_stored_images() -> None:
         assert result["segmentation"]["size"] == source.sizes[i].tolist()
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_images_whose_ratio_is_not_kept(whole: bool) -> None:
+    """Each axis has a scale of its own, other ones for landscape and portrait, and goes back by it."""
+    source, data = Squares(6), Data(short_side=80, long_side=80, keep_ratio=False, pad_multiple=1, workers=0)
+    metrics = evaluate(DarkSquare(whole=whole), VARIABLES, source, data, batch_size=4)
+    assert metrics["bbox/AP"] > 0.85
+    assert metrics["segm/AP50"] == pytest.approx(1)
+    for i, result in enumerate(detect(DarkSquare(whole=whole), VARIABLES, source, data, batch_size=4)):
+        np.testing.assert_allclose(result["bbox"], [4 + i, 5, 20, 20], atol=0.8)
+        assert result["segmentation"]["size"] == source.sizes[i].tolist()
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 def test_batch_size_changes_nothing(batch_size: int) -> None:
     source = Squares(5)

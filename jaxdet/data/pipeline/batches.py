@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdet.data.pipeline.augment import distort, draw_view
 from jaxdet.data.pipeline.plans import AUGMENT, REPLACE, Share, TrainPlan
 from jaxdet.data.pipeline.transforms import IGNORED, canvas_hw, image_arrays, target_arrays, view_of
 from jaxdet.data.records import Source
@@ -76,10 +77,16 @@ class TrainBatches:
         # One generator for each slot of each step: the draws depend on neither workers nor processes.
         rng = np.random.default_rng([self.plan.seed, AUGMENT, step, slot])
         record = self.source[index]
-        view = view_of(_hw(record.image), self.data, flip=bool(rng.random() < self.data.flip_probability))
+        view = draw_view(record, self.data, rng)
         targets = target_arrays(record, view, self.data)
         counts = {"dropped": targets.pop("dropped")}
-        return image_arrays(record.image, view, index) | {"targets": targets, "counts": counts}
+        small = targets.pop("small")
+        if self.data.min_box:
+            counts["small_boxes"] = small
+        arrays = image_arrays(record.image, view, index)
+        seen = arrays["image"][: view.hw[0], : view.hw[1]]
+        seen[:] = distort(seen, self.data, rng)
+        return arrays | {"targets": targets, "counts": counts}
 
 
 def _without_targets(example: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +94,8 @@ def _without_targets(example: dict[str, Any]) -> dict[str, Any]:
     targets = example["targets"] | {"valid": np.zeros_like(example["targets"]["valid"])}
     if "semantic" in targets:
         targets["semantic"] = np.full_like(targets["semantic"], IGNORED)
-    counts = example["counts"] | {"dropped": np.int32(0)}
+    # Broken images were met all the same.
+    counts = {name: count if name == "skipped_images" else np.int32(0) for name, count in example["counts"].items()}
     return example | {"targets": targets, "counts": counts, "index": np.int32(-1), "valid": np.bool_(False)}
 
 

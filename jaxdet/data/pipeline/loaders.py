@@ -33,12 +33,13 @@ class BatchIterator(Iterator["Batch"]):
 
     Attributes:
         dropped: number of instances so far, on this process, for which there was no slot (``data.max_boxes``).
+        small: number of instances so far with a side under ``data.min_box``.
         skipped: number of broken images so far whose place another image took (``data.skip_broken``).
         steps_per_epoch: training steps in an epoch; in evaluation the number of batches.
     """
 
     def __init__(self, batches: TrainBatches | EvalBatches, data: Data, steps_per_epoch: int) -> None:
-        self.dropped = self.skipped = 0
+        self.dropped = self.small = self.skipped = 0
         self.steps_per_epoch = steps_per_epoch
         self._max_boxes = data.max_boxes
         self._iterator: Any = _prepared(batches, data)
@@ -60,7 +61,7 @@ class BatchIterator(Iterator["Batch"]):
         self._count(**{name: int(count.sum()) for name, count in batch.counts.items()})
         return batch
 
-    def _count(self, dropped: int = 0, skipped_images: int = 0) -> None:
+    def _count(self, dropped: int = 0, small_boxes: int = 0, skipped_images: int = 0) -> None:
         """Add up what `target_arrays` and `TrainBatches` counted; the first loss is logged at once."""
         if dropped and not self.dropped:  # one warning: in dense data it would come with every batch
             _log.warning(
@@ -69,6 +70,7 @@ class BatchIterator(Iterator["Batch"]):
                 self._max_boxes,
             )
         self.dropped += dropped
+        self.small += small_boxes
         self.skipped += skipped_images
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdet.data.pipeline.augment import check_augment
 from jaxdet.data.pipeline.transforms import canvas_hw
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
@@ -111,7 +112,8 @@ class TrainPlan:
 
 
 def train_plan(source: Source, data: Data, seed: int) -> TrainPlan:
-    """Plan the training on a source; ValueError if it has no image to train on."""
+    """Plan the training on a source; ValueError if it has no image to train on, or `data.augment` does not fit."""
+    check_augment(data)
     return TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from jaxdet.data.pipeline.augment import check_augment
 from jaxdet.data.pipeline.plans import trainable
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
@@ -32,11 +33,13 @@ def check_files(source: Source, setting: str, chosen: Iterable[int] | None = Non
 def check_trainable(source: Source, data: Data) -> None:
     """Make sure that the images to train on have their files, and masks if these are to be learned.
 
-    With ``data.skip_broken`` other images take the place of those that have not, and all pass.
+    With ``data.skip_broken`` other images take the place of those that have not, and all pass.  What is drawn for them
+    must fit their sizes (`check_augment`).
 
     Raises:
         ValueError: what is missing, and the setting that does without it.
     """
+    check_augment(data)
     if data.skip_broken:
         return
     chosen = trainable(source, data)
