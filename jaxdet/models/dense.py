@@ -34,7 +34,7 @@ from jaxdet.ops.matching import Assigner, Matcher
 from jaxdet.ops.rounding import whole_parts
 from jaxdet.ops.sampling import Choice, HardNegatives, Sampler
 from jaxdet.ops.suppression import NMS, Suppression
-from jaxdet.ranges import Range, check_ranges
+from jaxdet.ranges import SHARE, WEIGHT, Range, check_ranges
 from jaxdet.structures import Detections, Features, Proposals, Targets
 
 
@@ -87,6 +87,9 @@ class Selection:
     suppression: Suppression = NMS()
     pairs_above: float | None = None
 
+    def __post_init__(self) -> None:
+        check_ranges(self, per_level=Range(1, 10**7), pairs_above=SHARE)
+
 
 @struct.dataclass
 class _Candidates:
@@ -97,9 +100,6 @@ class _Candidates:
     valid: jax.Array  #: ``[M]``
     index: jax.Array  #: ``[M]``, the place in the level
     labels: jax.Array  #: ``[M]``, the class, where there is the score of one
-
-    def __post_init__(self) -> None:
-        check_ranges(self, per_level=Range(1, 10**7))
 
 
 class DenseDetector(nn.Module):
@@ -132,6 +132,7 @@ class DenseDetector(nn.Module):
 
     def __post_init__(self) -> None:
         check_ranges(self, border=Range(-1e6, 1e6), pad_multiple=Range(1, 4096))
+        check_ranges(self, box_weight=WEIGHT, least_positives=Range(0, 10**6))
         super().__post_init__()
 
     def __call__(self, features: Features, true_hw: jax.Array, num_classes: int = 1) -> DenseOutputs:

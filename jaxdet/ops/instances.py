@@ -17,7 +17,10 @@ import jax.numpy as jnp
 from jaxdet.ops.bilinear import resize
 from jaxdet.ops.losses import binary_cross_entropy
 from jaxdet.ops.sampling import hardest
+from jaxdet.ranges import CHANNELS, WEIGHT, Range, check_ranges, positive
 from jaxdet.structures import Masks
+
+_EXPAND = Range(1, 1000)
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
@@ -57,6 +60,10 @@ class Correlation:
     expand: float = 1.2
     threshold: float = 0.4
 
+    def __post_init__(self) -> None:
+        # Probabilities 0 and 1 have no logit, as which a threshold is compared.
+        check_ranges(self, size=CHANNELS, expand=_EXPAND, threshold=Range(0, 1, without=(0, 1)))
+
     @property
     def code(self) -> int:
         return 2 * self.size
@@ -84,6 +91,9 @@ class Prototypes:
     """
 
     size: int = 32
+
+    def __post_init__(self) -> None:
+        check_ranges(self, size=CHANNELS)
 
     @property
     def code(self) -> int:
@@ -116,6 +126,9 @@ class DynamicConvs:
     inputs: int = 8
     layers: int = 3
     reach: float = 8.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, inputs=CHANNELS, layers=Range(2, 100), reach=positive(1e6))
 
     @property
     def code(self) -> int:
@@ -185,6 +198,9 @@ class CroppedEntropy:
     expand: float = 1.5
     hard_background: bool = True
 
+    def __post_init__(self) -> None:
+        check_ranges(self, expand=_EXPAND)
+
     @property
     def spare(self) -> int:
         return 1
@@ -215,6 +231,9 @@ class CutEntropy:
     """
 
     weight: float = 6.125
+
+    def __post_init__(self) -> None:
+        check_ranges(self, weight=WEIGHT)
 
     @property
     def spare(self) -> int:

@@ -9,7 +9,7 @@ from flax import struct
 
 from jaxdet.ops.devices import top_k
 from jaxdet.ops.matching import Match
-from jaxdet.ranges import DETECTIONS, SHARE, check_ranges
+from jaxdet.ranges import DETECTIONS, SHARE, check_ranges, positive
 
 
 @struct.dataclass
@@ -107,8 +107,7 @@ class HardNegatives:
     ratio: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.ratio <= 0:
-            raise ValueError(f"HardNegatives.ratio: expected more than 0 negatives for each positive, got {self.ratio}")
+        check_ranges(self, ratio=positive(1e6))
 
     def __call__(self, loss: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
         """Weights ``[..., N]`` of the losses ``[..., N]`` of positives and negatives, 0 to 1."""

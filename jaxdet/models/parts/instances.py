@@ -19,6 +19,7 @@ from jaxdet.ops.instances import InstanceLoss, MaskMaker
 from jaxdet.ops.losses import binary_cross_entropy, masked_sum
 from jaxdet.ops.masks import masks_on_grid
 from jaxdet.ops.sampling import choose
+from jaxdet.ranges import DETECTIONS, LEVELS, WEIGHT, Range, check_ranges
 from jaxdet.structures import Features, Masks, Targets
 
 
@@ -38,6 +39,10 @@ class InstanceMasks(nn.Module):
     limit: int = 100
     least_area: float = 0.0
     order: Literal["random", "first"] = "random"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, limit=DETECTIONS, least_area=Range(0, 1e12))
+        super().__post_init__()
 
     def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
         codes, places = self._origins(found)
@@ -121,6 +126,10 @@ class PixelClasses(nn.Module):
 
     level: int = 3
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, level=LEVELS, weight=WEIGHT)
+        super().__post_init__()
 
     @nn.compact
     def logits(self, features: Features, num_classes: int) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 
 from jaxdet.nn.blocks.layers import BatchNorm, Conv, GroupNorm, gaussian, kaiming_uniform, xavier_uniform
 from jaxdet.ops.bilinear import resize
+from jaxdet.ranges import CHANNELS, LAYERS, LEVELS, check_ranges
 from jaxdet.structures import Features
 
 
@@ -23,6 +24,10 @@ class PixelStream(nn.Module):
     code: int = 32
     groups: int = 32
     levels: tuple[int, ...] = (3, 4, 5)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, code=CHANNELS, groups=CHANNELS, levels=LEVELS)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, features: Features) -> jax.Array:
@@ -56,6 +61,10 @@ class Protonet(nn.Module):
     level: int = 3
     relu: bool = True
 
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, code=CHANNELS, convs=LAYERS, level=LEVELS)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, features: Features) -> jax.Array:
         (x,) = features.select((self.level,), "the protonet")
@@ -77,6 +86,10 @@ class PixelBranch(nn.Module):
     code: int = 8
     convs: int = 4
     levels: tuple[int, ...] = (3, 4, 5)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, code=CHANNELS, convs=LAYERS, levels=LEVELS)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, features: Features) -> jax.Array:
