@@ -112,11 +112,7 @@ def test_a_number_in_range_makes_a_model(make: Callable[[], Any], value: int) ->
 
 
 def test_every_accepted_number_is_in_one_of_these_models() -> None:
-    built = {
-        (type(owner).__name__, setting)
-        for make in MODELS
-        for _, owner, setting in numbers_of(make())
-    }
+    built = {(type(owner).__name__, setting) for make in MODELS for _, owner, setting in numbers_of(make())}
     _, accepted = tried()
     assert {(owner, setting) for owner, setting, _ in accepted if owner not in WITHOUT_A_MODEL} <= built
 

@@ -73,8 +73,9 @@ class Correlation:
         return 0.0
 
     def logits(self, pixels: jax.Array, codes: jax.Array, places: jax.Array, canvas_hw: Size) -> jax.Array:
+        _check_map(pixels, self, size=self.size)
         # A softmax of two is a sigmoid of the difference, so that one product does for both.
-        both = codes.reshape(-1, 2, self.size)
+        both = codes.astype(jnp.float32).reshape(-1, 2, self.size)
         return _products(pixels, both[:, 1] - both[:, 0])
 
     def masks(self, logits: jax.Array, boxes: jax.Array, canvas_hw: Size) -> Masks:
@@ -104,6 +105,7 @@ class Prototypes:
         return 0.0
 
     def logits(self, pixels: jax.Array, codes: jax.Array, places: jax.Array, canvas_hw: Size) -> jax.Array:
+        _check_map(pixels, self, size=self.size)
         return _products(pixels, codes)
 
     def masks(self, logits: jax.Array, boxes: jax.Array, canvas_hw: Size) -> Masks:
@@ -139,9 +141,8 @@ class DynamicConvs:
         return 0.5
 
     def logits(self, pixels: jax.Array, codes: jax.Array, places: jax.Array, canvas_hw: Size) -> jax.Array:
-        height, width, channels = pixels.shape
-        if channels != self.inputs:
-            raise ValueError(f"DynamicConvs.inputs: expected the {channels} numbers of the map, got {self.inputs}")
+        _check_map(pixels, self, inputs=self.inputs)
+        height, width = pixels.shape[:2]
         weights, biases = self._split(codes.astype(jnp.float32))
         centre, unit = (places[:, :2] + places[:, 2:]) / 2, self.reach * (places[:, 2:] - places[:, :2])
         # [N, w] and [N, h]: the first layer is linear, so that x and y enter its sum each on its own.
@@ -213,7 +214,7 @@ class CroppedEntropy:
         inside = inside_y[:, :, None] & inside_x[:, None]
         loss = binary_cross_entropy(logits, bitmaps)
         # [N, y * x]
-        loss, inside, objects = (x.reshape(len(boxes), -1) for x in (loss, inside, bitmaps > 0))
+        loss, inside, objects = (x.reshape(len(boxes), grid[0] * grid[1]) for x in (loss, inside, bitmaps > 0))
         objects = objects & inside
         background = inside & ~objects
         if self.hard_background:
@@ -292,6 +293,16 @@ def cells_inside(boxes: jax.Array, grid_hw: Size, canvas_hw: Size) -> jax.Array:
         place = jnp.arange(cells)
         axes.append((place >= low[:, None] - 1) & (place < high[:, None] + 1))
     return axes[0][:, :, None] & axes[1][:, None]
+
+
+def _check_map(pixels: jax.Array, maker: MaskMaker, **setting: int) -> None:
+    """ValueError where a map has another number of channels than the setting of the maker."""
+    for name, value in setting.items():
+        if pixels.shape[-1] != value:
+            raise ValueError(
+                f"{type(maker).__name__}.{name}: expected the {pixels.shape[-1]} numbers of the map, got {value}; "
+                "the number of the map is code of the module in pixels"
+            )
 
 
 def _products(pixels: jax.Array, codes: jax.Array) -> jax.Array:
