@@ -186,7 +186,7 @@ def initialize(model: Detector, batch: Batch) -> Any:
 
     def louder(path: Any, leaf: jax.Array) -> jax.Array:
         names = [entry.key for entry in path]
-        factor = 30 if {"logits", "deltas"} & set(names) and names[-1] == "kernel" else 1
+        factor = 30 if {"logits", "deltas", "codes"} & set(names) and names[-1] == "kernel" else 1
         return factor * leaf + 0.01 * jnp.sin(jnp.arange(float(leaf.size))).reshape(leaf.shape)
 
     @jax.jit

@@ -91,7 +91,7 @@ class InstanceMasks(nn.Module):
         if codes.shape[-1] != self.maker.code:
             raise ValueError(
                 f"the dense head gives {codes.shape[-1]} numbers a place, {type(self.maker).__name__} needs "
-                f"{self.maker.code}: set code={self.maker.code} in the head"
+                f"{self.maker.code}: set model.dense.head.code={self.maker.code}"
             )
         canvas = features.canvas_hw
         # Geometry and masks are float32 whatever the map was computed in.
@@ -107,7 +107,7 @@ class InstanceMasks(nn.Module):
         return found.origins.codes, found.origins.places
 
     def _no_codes(self) -> str:
-        return f"InstanceMasks needs codes, the dense head gives none: set code={self.maker.code} in the head"
+        return f"InstanceMasks needs codes, the dense head gives none: set model.dense.head.code={self.maker.code}"
 
 
 _ONE_STAGE = (
@@ -145,7 +145,7 @@ class PixelClasses(nn.Module):
     def losses(
         self, features: Features, seen: Seen, targets: Targets, setting: Setting, key: jax.Array
     ) -> tuple[Losses, Seen]:
-        """``loss_segm``: cross entropy of each class in each cell, summed over classes, mean over cells."""
+        """``loss_segm``: cross entropy of each class in each cell, summed over classes, mean over cells of images."""
         check_masks(targets)
         logits = self.logits(features, setting.num_classes)
         grid = logits.shape[1], logits.shape[2]
@@ -154,7 +154,8 @@ class PixelClasses(nn.Module):
         # A class is where any of its objects is.  [B, G, h, w] and [B, G, K] -> [B, h, w, K].
         classes = jax.nn.one_hot(targets.labels, setting.num_classes) * counts[..., None]
         truth = jnp.einsum("bghw,bgk->bhwk", jnp.where(counts[..., None, None], bitmaps, 0.0), classes) > 0
-        return {"loss_segm": self.weight * binary_cross_entropy(logits, truth).sum(-1).mean()}, seen
+        cells = binary_cross_entropy(logits, truth).sum(-1).mean((1, 2))
+        return {"loss_segm": self.weight * masked_sum(cells, seen.images) / jnp.maximum(seen.images.sum(), 1)}, seen
 
     def intermediates(
         self, features: Features, found: Found, setting: Setting, before: dict[str, Any]
