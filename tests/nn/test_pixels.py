@@ -184,6 +184,8 @@ def test_a_pyramid_that_lacks_a_level_is_an_error(module: nn.Module, message: st
         (lambda: PixelStream(channels=0), "PixelStream.channels"),
         (lambda: PixelStream(groups=0), "PixelStream.groups"),
         (lambda: PixelStream(levels=()), "PixelStream.levels"),
+        (lambda: PixelStream(levels=(5, 4, 3)), "PixelStream.levels"),
+        (lambda: PixelBranch(levels=(3, 4, 4)), "PixelBranch.levels"),
         (lambda: Protonet(convs=-1), "Protonet.convs"),
         (lambda: Protonet(level=40), "Protonet.level"),
         (lambda: PixelBranch(code=0), "PixelBranch.code"),

@@ -27,6 +27,7 @@ class PixelStream(nn.Module):
 
     def __post_init__(self) -> None:
         check_ranges(self, channels=CHANNELS, code=CHANNELS, groups=CHANNELS, levels=LEVELS)
+        _check_order(self, self.levels)
         super().__post_init__()
 
     @nn.compact
@@ -89,6 +90,7 @@ class PixelBranch(nn.Module):
 
     def __post_init__(self) -> None:
         check_ranges(self, channels=CHANNELS, code=CHANNELS, convs=LAYERS, levels=LEVELS)
+        _check_order(self, self.levels)
         super().__post_init__()
 
     @nn.compact
@@ -108,3 +110,9 @@ class PixelBranch(nn.Module):
     def _conv(self, x: jax.Array, name: str) -> jax.Array:
         x = Conv(self.channels, 3, bias=False, kernel_init=kaiming_uniform, name=name)(x)
         return nn.relu(BatchNorm(frozen=False, name=name.replace("conv", "norm"))(x))
+
+
+def _check_order(module: nn.Module, levels: tuple[int, ...]) -> None:
+    """ValueError for levels that are not from fine to coarse: all are brought to the size of the first."""
+    if list(levels) != sorted(set(levels)):
+        raise ValueError(f"{type(module).__name__}.levels: expected each level once, the finest first, got {levels}")
