@@ -13,6 +13,7 @@ LONGEST = (
     "nn/test_groie.py",
     "training/test_run.py",
     "training/test_endurance.py",
+    "models/parts/test_instances.py",
     "models/parts/test_masks.py",
     "ops/test_roi_align.py",
     "tools/test_zoo.py",

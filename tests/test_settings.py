@@ -15,7 +15,16 @@ from jaxdet.nn.extractors.groie import GRoIE
 from jaxdet.nn.heads.semantic import SemanticHead
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ranges import Range
-from tests.models.small import make_batch, make_box_branch, make_model, make_one_stage, make_targets
+from tests.models.small import (
+    make_batch,
+    make_box_branch,
+    make_condinst,
+    make_model,
+    make_one_stage,
+    make_rdsnet,
+    make_targets,
+    make_yolact,
+)
 from tests.test_configs import ROOT, names
 
 TRIED = (-1, 0, 10**12)
@@ -77,16 +86,22 @@ def with_groie() -> TwoStage:
     return make_model(heads=(branch,), semantic=SemanticHead(channels=8), test_heads=(0,))
 
 
+TOGETHER = ("levels", "level", "code", "pairs_above")
+"""Settings that must fit another part, which has tests of its own: the neck, the masks, the suppression."""
+
+MODELS = (make_model, make_one_stage, with_groie, make_rdsnet, make_condinst, make_yolact)
+
+
 @pytest.mark.parametrize("value", [0, -1])
-@pytest.mark.parametrize("make", [make_model, make_one_stage, with_groie])
+@pytest.mark.parametrize("make", MODELS)
 def test_a_number_in_range_makes_a_model(make: Callable[[], Any], value: int) -> None:
-    """All that are accepted, in one model; levels are those that another part makes, and are looked at below."""
+    """All that are accepted, in one model."""
     _, accepted = tried()
     model = make()
     changes = [
         f"{key}={value}"
         for key, owner, setting in numbers_of(model)
-        if (type(owner).__name__, setting, value) in accepted and setting != "levels"
+        if (type(owner).__name__, setting, value) in accepted and setting not in TOGETHER
     ]
     batch = make_batch([make_targets(0)])
     changed = override(model, changes)
@@ -99,11 +114,7 @@ def test_a_number_in_range_makes_a_model(make: Callable[[], Any], value: int) ->
 
 
 def test_every_accepted_number_is_in_one_of_these_models() -> None:
-    built = {
-        (type(owner).__name__, setting)
-        for model in (make_model(), make_one_stage(), with_groie())
-        for _, owner, setting in numbers_of(model)
-    }
+    built = {(type(owner).__name__, setting) for make in MODELS for _, owner, setting in numbers_of(make())}
     _, accepted = tried()
     assert {(owner, setting) for owner, setting, _ in accepted if owner not in WITHOUT_A_MODEL} <= built
 

@@ -55,7 +55,7 @@ def paste_mask(
         ``[h, w]``; all False for a frame or crop without extent or with a coordinate that is not finite.
 
     Raises:
-        ValueError: shapes other than these, or a size below 1.
+        ValueError: shapes other than these, a size below 1, or a threshold that is no probability of a logit.
     """
     top, left, inside = _window(values, frame, hw, threshold, crop, logits)
     mask = np.zeros(hw, bool)
@@ -104,6 +104,8 @@ def _window(
         raise ValueError(f"paste: expected a box [4] for one instance, got shape {given}")
     if min(hw) < 1:
         raise ValueError(f"paste: expected an image of at least 1 x 1 pixels, got height, width = {hw}")
+    if logits and not 0 < threshold < 1:
+        raise ValueError(f"paste: threshold of logits: expected more than 0 and less than 1, got {threshold}")
     if not _has_extent(frame) or (crop is not None and not _has_extent(crop)):
         return 0, 0, np.zeros((0, 0), bool)
     low, high = frame.astype(np.float32).reshape(2, 2)

@@ -133,7 +133,7 @@ class DenseDetector(nn.Module):
 
     def __post_init__(self) -> None:
         check_ranges(self, border=Range(-1e6, 1e6), pad_multiple=Range(1, 4096))
-        check_ranges(self, box_weight=WEIGHT, least_positives=Range(0, 1000))
+        check_ranges(self, box_weight=WEIGHT, least_positives=Range(0, 10**6))
         super().__post_init__()
 
     def __call__(self, features: Features, true_hw: jax.Array, num_classes: int = 1) -> DenseOutputs:
@@ -148,10 +148,7 @@ class DenseDetector(nn.Module):
             maps = self.head(x, columns, i)
             batch, height, width, channels = maps.deltas.shape
             if channels != 4 * self.places.per_cell:
-                raise ValueError(
-                    f"the head scores {channels // 4} anchors a cell, the anchors have {self.places.per_cell} "
-                    f"(scales times ratios): set model.{self.name or 'dense'}.head.anchors={self.places.per_cell}"
-                )
+                raise ValueError(self._wrong_places(channels // 4))
             # NumPy until here: places depend on shapes alone and become constants of the program.
             outputs.places.append(jnp.asarray(self.places.grid(level, height, width, features.canvas_hw)))
             outputs.exists.append(on_image(padded / 2**level, height, width, self.places.per_cell))
@@ -163,6 +160,16 @@ class DenseDetector(nn.Module):
             if maps.quality is not None:
                 quality.append(maps.quality.reshape(batch, -1).astype(jnp.float32))
         return dataclasses.replace(outputs, codes=codes or None, quality=quality or None)
+
+    def _wrong_places(self, scored: int) -> str:
+        own, head = f"model.{self.name or 'dense'}", type(self.head).__name__
+        mend = f"set {own}.head.anchors={self.places.per_cell}"
+        if not hasattr(self.head, "anchors"):
+            mend = f"{head} has a single one, take Points as {own}.places"
+        return (
+            f"the head scores {scored} anchors a cell, the anchors have {self.places.per_cell} (scales times ratios): "
+            + mend
+        )
 
     def intermediates(self, outputs: DenseOutputs, name: str) -> dict[str, Any]:
         """``{name}/{level}/logits [B, n, K]``, ``deltas [B, n, 4]``, and ``codes`` and ``quality`` if there are any."""

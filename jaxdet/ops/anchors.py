@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.ranges import LEVELS, check_ranges, positive
+from jaxdet.ranges import LEVELS, SHARE, check_ranges, positive
 
 
 class Places(Protocol):
@@ -62,7 +62,7 @@ class Anchors:
     legacy: bool = False
 
     def __post_init__(self) -> None:
-        check_ranges(self, levels=LEVELS, scales=positive(1e4), ratios=positive(1e3))
+        check_ranges(self, levels=LEVELS, scales=positive(1e4), ratios=positive(1e3), offset=SHARE)
 
     @property
     def per_cell(self) -> int:
@@ -106,6 +106,9 @@ class Points:
     """One place in each cell: the cell itself, its centre the point, its side the stride (FCOS, Tian et al. 2019)."""
 
     levels: tuple[int, ...] = (3, 4, 5, 6, 7)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, levels=LEVELS)
 
     @property
     def per_cell(self) -> int:

@@ -17,7 +17,10 @@ import jax.numpy as jnp
 from jaxdet.ops.bilinear import resize
 from jaxdet.ops.losses import binary_cross_entropy
 from jaxdet.ops.sampling import hardest
+from jaxdet.ranges import CHANNELS, WEIGHT, Range, check_ranges, positive
 from jaxdet.structures import Masks
+
+_EXPAND = Range(1, 1000)
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
@@ -57,6 +60,10 @@ class Correlation:
     expand: float = 1.2
     threshold: float = 0.4
 
+    def __post_init__(self) -> None:
+        # Probabilities 0 and 1 have no logit, as which a threshold is compared.
+        check_ranges(self, size=CHANNELS, expand=_EXPAND, threshold=Range(0, 1, without=(0, 1)))
+
     @property
     def code(self) -> int:
         return 2 * self.size
@@ -66,8 +73,9 @@ class Correlation:
         return 0.0
 
     def logits(self, pixels: jax.Array, codes: jax.Array, places: jax.Array, canvas_hw: Size) -> jax.Array:
+        _check_map(pixels, self, size=self.size)
         # A softmax of two is a sigmoid of the difference, so that one product does for both.
-        both = codes.reshape(-1, 2, self.size)
+        both = codes.astype(jnp.float32).reshape(-1, 2, self.size)
         return _products(pixels, both[:, 1] - both[:, 0])
 
     def masks(self, logits: jax.Array, boxes: jax.Array, canvas_hw: Size) -> Masks:
@@ -85,6 +93,9 @@ class Prototypes:
 
     size: int = 32
 
+    def __post_init__(self) -> None:
+        check_ranges(self, size=CHANNELS)
+
     @property
     def code(self) -> int:
         return self.size
@@ -94,6 +105,7 @@ class Prototypes:
         return 0.0
 
     def logits(self, pixels: jax.Array, codes: jax.Array, places: jax.Array, canvas_hw: Size) -> jax.Array:
+        _check_map(pixels, self, size=self.size)
         return _products(pixels, codes)
 
     def masks(self, logits: jax.Array, boxes: jax.Array, canvas_hw: Size) -> Masks:
@@ -117,6 +129,9 @@ class DynamicConvs:
     layers: int = 3
     reach: float = 8.0
 
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, inputs=CHANNELS, layers=Range(2, 100), reach=positive(1e6))
+
     @property
     def code(self) -> int:
         return sum(a * b + b for a, b in self._shapes())
@@ -126,9 +141,8 @@ class DynamicConvs:
         return 0.5
 
     def logits(self, pixels: jax.Array, codes: jax.Array, places: jax.Array, canvas_hw: Size) -> jax.Array:
-        height, width, channels = pixels.shape
-        if channels != self.inputs:
-            raise ValueError(f"DynamicConvs.inputs: expected the {channels} numbers of the map, got {self.inputs}")
+        _check_map(pixels, self, inputs=self.inputs)
+        height, width = pixels.shape[:2]
         weights, biases = self._split(codes.astype(jnp.float32))
         centre, unit = (places[:, :2] + places[:, 2:]) / 2, self.reach * (places[:, 2:] - places[:, :2])
         # [N, w] and [N, h]: the first layer is linear, so that x and y enter its sum each on its own.
@@ -185,6 +199,9 @@ class CroppedEntropy:
     expand: float = 1.5
     hard_background: bool = True
 
+    def __post_init__(self) -> None:
+        check_ranges(self, expand=_EXPAND)
+
     @property
     def spare(self) -> int:
         return 1
@@ -197,7 +214,7 @@ class CroppedEntropy:
         inside = inside_y[:, :, None] & inside_x[:, None]
         loss = binary_cross_entropy(logits, bitmaps)
         # [N, y * x]
-        loss, inside, objects = (x.reshape(len(boxes), -1) for x in (loss, inside, bitmaps > 0))
+        loss, inside, objects = (x.reshape(len(boxes), grid[0] * grid[1]) for x in (loss, inside, bitmaps > 0))
         objects = objects & inside
         background = inside & ~objects
         if self.hard_background:
@@ -215,6 +232,9 @@ class CutEntropy:
     """
 
     weight: float = 6.125
+
+    def __post_init__(self) -> None:
+        check_ranges(self, weight=WEIGHT)
 
     @property
     def spare(self) -> int:
@@ -273,6 +293,16 @@ def cells_inside(boxes: jax.Array, grid_hw: Size, canvas_hw: Size) -> jax.Array:
         place = jnp.arange(cells)
         axes.append((place >= low[:, None] - 1) & (place < high[:, None] + 1))
     return axes[0][:, :, None] & axes[1][:, None]
+
+
+def _check_map(pixels: jax.Array, maker: MaskMaker, **setting: int) -> None:
+    """ValueError where a map has another number of channels than the setting of the maker."""
+    for name, value in setting.items():
+        if pixels.shape[-1] != value:
+            raise ValueError(
+                f"{type(maker).__name__}.{name}: expected the {pixels.shape[-1]} numbers of the map, got {value}; "
+                "the number of the map is code of the module in pixels"
+            )
 
 
 def _products(pixels: jax.Array, codes: jax.Array) -> jax.Array:

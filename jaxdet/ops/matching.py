@@ -9,7 +9,7 @@ from flax import struct
 
 from jaxdet.ops.boxes import area, coverage, iou
 from jaxdet.ops.masks import centroids
-from jaxdet.ranges import SHARE, check_ranges
+from jaxdet.ranges import SHARE, check_ranges, positive
 from jaxdet.structures import Masks
 
 
@@ -119,6 +119,9 @@ class CentreSampling:
     """
 
     radius: float = 1.5
+
+    def __post_init__(self) -> None:
+        check_ranges(self, radius=positive(1e3))
 
     def __call__(
         self,

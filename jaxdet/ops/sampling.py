@@ -9,7 +9,7 @@ from flax import struct
 
 from jaxdet.ops.devices import top_k
 from jaxdet.ops.matching import Match
-from jaxdet.ranges import DETECTIONS, SHARE, check_ranges
+from jaxdet.ranges import DETECTIONS, SHARE, check_ranges, positive
 
 
 @struct.dataclass
@@ -81,10 +81,11 @@ def hardest(values: jax.Array, candidate: jax.Array, number: jax.Array) -> jax.A
 
     There is no sort: the smallest value that still counts is found bit by bit, in 31 passes of counting.
     """
-    values = jax.lax.stop_gradient(jnp.where(candidate, values.astype(jnp.float32), -1.0))
+    values = jax.lax.stop_gradient(values.astype(jnp.float32))
     number = jnp.minimum(number, candidate.sum(-1)).astype(jnp.int32)
-    # The bits of floats that are not negative, read as whole numbers, are in the order of the floats; -1.0 is below.
-    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    # The bits of floats that are not negative, read as whole numbers, are in the order of the floats; those of -0.0 are
+    # the lowest of all, and become those of 0.
+    bits = jnp.where(candidate, jnp.maximum(jax.lax.bitcast_convert_type(values, jnp.int32), 0), -1)
 
     def add_bit(i: jax.Array, limit: jax.Array) -> jax.Array:
         higher = limit | (jnp.int32(1) << (30 - i))
@@ -107,8 +108,7 @@ class HardNegatives:
     ratio: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.ratio <= 0:
-            raise ValueError(f"HardNegatives.ratio: expected more than 0 negatives for each positive, got {self.ratio}")
+        check_ranges(self, ratio=positive(1e6))
 
     def __call__(self, loss: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
         """Weights ``[..., N]`` of the losses ``[..., N]`` of positives and negatives, 0 to 1."""

@@ -3,12 +3,15 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import cv2
+import jax
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from jaxdet.evaluation.paste import paste_mask, paste_masks, paste_rle
-from jaxdet.structures import Masks
+from jaxdet.evaluation.inference import for_host
+from jaxdet.evaluation.paste import LOGIT_RANGE, paste_mask, paste_masks, paste_rle
+from jaxdet.structures import Detections, Masks
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 
@@ -292,3 +295,70 @@ def _recipe() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# Masks that are logits.
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x.astype(np.float64)))
+
+
+@pytest.mark.parametrize("threshold", [0.4, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(2))
+def test_logits_are_interpolated_before_the_sigmoid(seed: int, threshold: float) -> None:
+    """By OpenCV, and otherwise than probabilities would be."""
+    logits, hw = np.random.default_rng(seed).normal(0, 6, (6, 8)).astype(np.float32), (37, 53)
+    frame = np.float32([0, 0, 53, 37])
+    found = paste_mask(logits, frame, hw, threshold, frame, logits=True)
+    values = sigmoid(cv2.resize(logits, hw[::-1], interpolation=cv2.INTER_LINEAR))
+    clear = np.abs(values - threshold) > 1e-4
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(found[clear], (values >= threshold)[clear])
+    others = paste_mask(sigmoid(logits).astype(np.float32), frame, hw, threshold, frame)
+    assert (found != others).mean() > 0.01
+    cut = np.float32([10, 5, 30, 20])
+    inside = np.zeros(hw, bool)
+    inside[5:20, 10:30] = True
+    np.testing.assert_array_equal(paste_mask(logits, frame, hw, threshold, cut, logits=True), found & inside)
+    rle = paste_rle(logits, frame, hw, threshold, cut, logits=True)
+    np.testing.assert_array_equal(decode(rle), found & inside)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.4, 0.5, 0.8])
+def test_a_constant_logit_at_the_threshold_is_inside(threshold: float) -> None:
+    frame, exact = np.float32([0, 0, 8, 8]), np.log(threshold / (1 - threshold))
+    for step, inside in ((0.0, True), (1e-3, True), (-1e-3, False)):
+        values = np.full((2, 2), exact + step, np.float32)
+        if step or threshold == 0.5:  # float32 may round the exact one to either side
+            assert paste_mask(values, frame, (8, 8), threshold, frame, logits=True).all() == inside
+    assert not paste_mask(np.full((2, 2), np.nan, np.float32), frame, (8, 8), threshold, frame, logits=True).any()
+    assert paste_mask(np.full((2, 2), np.inf, np.float32), frame, (8, 8), threshold, frame, logits=True).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -0.5, 1.5])
+def test_a_threshold_that_is_no_probability_of_a_logit_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match=r"threshold of logits: expected more than 0 and less than 1, got"):
+        paste_mask(np.zeros((2, 2)), np.float32([0, 0, 4, 4]), (4, 4), threshold, logits=True)
+
+
+@pytest.mark.parametrize("threshold", [0.4, 0.5])
+def test_logits_in_eight_bits_say_the_same_but_near_the_threshold(threshold: float) -> None:
+    """Half a step of 255 over the range is 0.031 of a logit."""
+    logits, hw = np.random.default_rng(2).normal(0, 6, (80, 70)).astype(np.float32), (80, 70)
+    assert np.abs(logits).max() > LOGIT_RANGE
+    frames = np.float32([[[0, 0, 70, 80]]])
+    one = np.ones((1, 1))
+    masks = Masks(logits[None, None], frames, frames, threshold, logits=True)
+    sent = for_host(Detections(frames, one, one.astype(int), one > 0, one.astype(int), masks)).masks
+    assert sent is not None
+    assert (sent.values.dtype, sent.logits, sent.threshold) == (np.uint8, True, threshold)
+    coarse = np.asarray(sent.values[0, 0])
+    assert (coarse.min(), coarse.max()) == (0, 255)
+    assert (coarse[logits > LOGIT_RANGE] == 255).all()
+    found, fine = (paste_mask(x, frames[0, 0], hw, threshold, frames[0, 0], True) for x in (coarse, logits))
+    clear = np.abs(logits - np.log(threshold / (1 - threshold))) > LOGIT_RANGE / 255 + 1e-4
+    assert 0.98 < clear.mean() < 1
+    np.testing.assert_array_equal(found[clear], fine[clear])
+    together = paste_masks(jax.tree.map(lambda leaf: np.asarray(leaf)[0], sent), hw)
+    np.testing.assert_array_equal(decode(together[0]), found)

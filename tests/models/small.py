@@ -10,6 +10,7 @@ import numpy as np
 from jaxdet.models.dense import DenseDetector, Selection, rpn
 from jaxdet.models.detector import Detector
 from jaxdet.models.one_stage import OneStage
+from jaxdet.models.parts.instances import InstanceMasks, PixelClasses
 from jaxdet.models.parts.masks import MaskPrediction
 from jaxdet.models.roi.heads import BoxBranch, MaskBranch
 from jaxdet.models.roi.schedule import Stage
@@ -17,15 +18,18 @@ from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.box import BoxHead
-from jaxdet.nn.heads.dense import RetinaHead, RPNHead
+from jaxdet.nn.heads.dense import FCOSHead, RetinaHead, RPNHead, YOLACTHead
 from jaxdet.nn.heads.mask import FCN
+from jaxdet.nn.heads.pixels import PixelBranch, PixelStream, Protonet
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.nn.necks import FPN, StridedConvs
-from jaxdet.ops.anchors import Anchors
-from jaxdet.ops.losses import Focal, SmoothL1
-from jaxdet.ops.matching import Matcher
-from jaxdet.ops.sampling import Sampler
-from jaxdet.ops.suppression import NMS
+from jaxdet.ops.anchors import Anchors, Points
+from jaxdet.ops.boxes import DistanceCoder
+from jaxdet.ops.instances import Correlation, CroppedEntropy, CutEntropy, Dice, DynamicConvs, Prototypes
+from jaxdet.ops.losses import CrossEntropy, Focal, GIoU, SmoothL1
+from jaxdet.ops.matching import CentreSampling, Matcher
+from jaxdet.ops.sampling import HardNegatives, Sampler
+from jaxdet.ops.suppression import NMS, FastNMS
 from jaxdet.structures import Batch, Masks, Targets
 
 CLASSES = 3
@@ -99,6 +103,47 @@ def make_one_stage(**changes: Any) -> OneStage:
     return OneStage(**settings | changes)
 
 
+def make_rdsnet(**changes: Any) -> OneStage:
+    """Anchors in the old convention, codes that are compared with those of pixels; masks are logits."""
+    maker = Correlation(size=4)
+    head = RetinaHead(anchors=3, channels=8, convs=1, groups=2, code=maker.code)
+    masks = InstanceMasks(PixelStream(channels=8, code=4, groups=2), maker, CroppedEntropy(), limit=6, order="first")
+    dense = make_dense(head=head, places=Anchors(levels=(3, 4, 5), scales=(3.0,), legacy=True))
+    return make_one_stage(**{"backbone": Pooled(), "neck": Same(), "dense": dense, "parts": (masks,)} | changes)
+
+
+def make_condinst(**changes: Any) -> OneStage:
+    """Points with a centerness, codes that are small networks."""
+    maker = DynamicConvs(channels=2, inputs=3)
+    dense = make_dense(
+        head=FCOSHead(channels=8, convs=1, groups=2, code=maker.code),
+        places=Points(levels=(3, 4, 5)),
+        coder=DistanceCoder(),
+        matcher=CentreSampling(),
+        box_loss=GIoU(),
+        least_positives=0,
+        test=Selection(40, NMS(score_threshold=None, max_detections=20), pairs_above=0.001),
+    )
+    masks = InstanceMasks(PixelBranch(channels=8, code=3, convs=1), maker, Dice(), limit=6, order="first")
+    return make_one_stage(**{"backbone": Pooled(), "neck": Same(), "dense": dense, "parts": (masks,)} | changes)
+
+
+def make_yolact(**changes: Any) -> OneStage:
+    """Softmax scores, the hardest negatives, prototypes, and a loss of pixels."""
+    dense = make_dense(
+        head=YOLACTHead(anchors=3, channels=8, code=4),
+        places=Anchors(levels=(3, 4, 5), scales=(3.0,), offset=0.5, even=True),
+        matcher=Matcher(positive_iou=0.5, negative_iou=0.4, min_positive_iou=0.0, ties=False),
+        mining=HardNegatives(3.0),
+        class_loss=CrossEntropy(),
+        box_weight=1.5,
+        test=Selection(40, FastNMS(score_threshold=0.001, max_detections=20)),
+    )
+    masks = InstanceMasks(Protonet(channels=8, code=4, convs=1), Prototypes(4), CutEntropy(), limit=6, order="first")
+    parts = masks, PixelClasses()
+    return make_one_stage(**{"backbone": Pooled(), "neck": Same(), "dense": dense, "parts": parts} | changes)
+
+
 def make_targets(seed: int, kind: str = "objects", fill: float = 0.0, slots: int = SLOTS) -> Targets:
     """One image's ground truth: three ``objects``, three ``crowd`` regions, or ``nothing``; the rest is ``fill``."""
     rng = np.random.default_rng(seed)
@@ -141,7 +186,7 @@ def initialize(model: Detector, batch: Batch) -> Any:
 
     def louder(path: Any, leaf: jax.Array) -> jax.Array:
         names = [entry.key for entry in path]
-        factor = 30 if {"logits", "deltas"} & set(names) and names[-1] == "kernel" else 1
+        factor = 30 if {"logits", "deltas", "codes"} & set(names) and names[-1] == "kernel" else 1
         return factor * leaf + 0.01 * jnp.sin(jnp.arange(float(leaf.size))).reshape(leaf.shape)
 
     @jax.jit

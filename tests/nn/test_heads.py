@@ -9,54 +9,12 @@ import pytest
 
 from jaxdet.nn.extractors.single_level import SingleLevel, crops_as_batch
 from jaxdet.nn.heads.box import BoxHead
-from jaxdet.nn.heads.dense import RetinaHead, RPNHead
 from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.structures import Features
-from tests.nn.blocks import random_variables, slow_layer
 from tests.ops.golden import INPUTS, OPS
 
 KEY = jax.random.key(0)
-
-
-def test_rpn_head_shapes() -> None:
-    head = RPNHead(anchors=3, channels=8)
-    maps, variables = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((2, 4, 6, 16)), 1))
-    assert (maps.logits.shape, maps.deltas.shape, maps.codes) == ((2, 4, 6, 3), (2, 4, 6, 12), None)
-    assert set(variables["params"]) == {"conv", "objectness", "deltas"}
-
-
-def test_retina_head_shapes() -> None:
-    head = RetinaHead(anchors=2, channels=8, convs=2)
-    maps, variables = jax.eval_shape(lambda: head.init_with_output(KEY, jnp.zeros((2, 4, 6, 16)), 5))
-    assert (maps.logits.shape, maps.deltas.shape, maps.codes) == ((2, 4, 6, 10), (2, 4, 6, 8), None)
-    towers = {f"{tower}_conv{i}" for tower in ("class", "box") for i in (1, 2)}
-    assert set(variables["params"]) == towers | {"logits", "deltas"}
-
-
-@pytest.mark.parametrize("prior", [0.01, 0.3])
-def test_retina_head_begins_with_its_prior(prior: float) -> None:
-    """On a map of zeros every place has that probability of each class, and stays where it is."""
-    head = RetinaHead(anchors=2, channels=4, convs=1, prior=prior)
-    maps, _ = head.init_with_output(KEY, jnp.zeros((1, 2, 3, 4)), 3)
-    np.testing.assert_allclose(jax.nn.sigmoid(maps.logits), prior, rtol=1e-5)
-    np.testing.assert_array_equal(maps.deltas, 0)
-    noisy, _ = head.init_with_output(KEY, jax.random.normal(KEY, (1, 2, 3, 4)), 3)
-    np.testing.assert_allclose(jax.nn.sigmoid(noisy.logits), prior, rtol=0.1)
-
-
-def test_retina_head_against_loops() -> None:
-    """Each tower sees the map, not the other tower; the last convolutions have no ReLU."""
-    head, rng = RetinaHead(anchors=2, channels=3, convs=2), np.random.default_rng(0)
-    level = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
-    variables = random_variables(head, level, 3)
-    params, maps = variables["params"], head.apply(variables, level, 3)
-    for i, x in enumerate(level):
-        for tower, last, found in (("class", "logits", maps.logits), ("box", "deltas", maps.deltas)):
-            seen = x
-            for j in (1, 2):
-                seen = np.maximum(slow_layer(seen, params[f"{tower}_conv{j}"], pad=1), 0)
-            np.testing.assert_allclose(found[i], slow_layer(seen, params[last], pad=1), atol=1e-5)
 
 
 @pytest.mark.parametrize(("agnostic", "boxes"), [(False, 5), (True, 1)])

@@ -7,6 +7,7 @@ import pytest
 
 from jaxdet.nn.necks import FPN, StridedConvs, Subsample, upsample_to
 from tests.nn.blocks import random_variables, slow_layer
+from tests.ops.oracles import resize as slow_resize
 
 KEY = jax.random.key(0)
 MAPS = {2 + i: jax.ShapeDtypeStruct((1, 16 >> i, 24 >> i, 4 << i), jnp.float32) for i in range(4)}
@@ -93,3 +94,23 @@ def test_upsampling_is_cut_to_odd_sizes() -> None:
     small = jnp.arange(4.0).reshape(1, 2, 2, 1)
     large = upsample_to(small, jnp.zeros((1, 3, 4, 1)))
     np.testing.assert_array_equal(large[0, :, :, 0], [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]])
+
+
+@pytest.mark.parametrize("hw", [(69, 69), (5, 8)])
+def test_a_bilinear_pyramid_by_a_slow_one(hw: tuple[int, int]) -> None:
+    """Coarser levels are brought to any size of the next finer one, and the sums are handed down."""
+    rng = np.random.default_rng(0)
+    sides = [hw, *((-(-hw[0] // n), -(-hw[1] // n)) for n in (2, 4))]
+    maps = {3 + i: rng.normal(size=(1, *side, 2)).astype(np.float32) for i, side in enumerate(sides)}
+    neck = FPN(channels=2, lowest=3, bilinear=True)
+    variables = random_variables(neck, maps)
+    params, found = variables["params"], jax.jit(neck.apply)(variables, maps)
+    merged = {i: slow_layer(x[0], params[f"lateral{i}"], pad=0)[None] for i, x in maps.items()}
+    for level in (4, 3):
+        merged[level] = merged[level] + slow_resize(merged[level + 1], merged[level].shape[1:3], "cells")
+    for level, x in merged.items():
+        expected = slow_layer(x[0], params[f"output{level}"], pad=1)
+        np.testing.assert_allclose(found[level][0], expected, rtol=1e-4, atol=1e-4)
+    plain = FPN(channels=2, lowest=3).apply(variables, maps)
+    np.testing.assert_allclose(plain[5], found[5], atol=1e-5)
+    assert np.abs(plain[3] - found[3]).max() > 0.01

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.ops.anchors import Anchors, inside, on_image
+from jaxdet.ops.anchors import Anchors, Points, inside, on_image
 from tests.ops.golden import OPS, compare
 
 RETINA = Anchors(levels=(3, 4, 5, 6, 7), scales=tuple(4 * 2 ** (k / 3) for k in range(3)))
@@ -64,3 +64,76 @@ def test_golden_number_inside(border: int) -> None:
 def test_a_larger_canvas_adds_anchors_and_moves_none() -> None:
     small, large = (Anchors().grid(3, *hw).reshape(*hw, 3, 4) for hw in ((3, 4), (5, 6)))
     np.testing.assert_array_equal(large[:3, :4], small)
+
+
+def test_points_by_hand() -> None:
+    points = Points(levels=(2, 3))
+    assert (points.per_cell, points.least_side) == (1, 0)
+    grid = points.grid(2, 2, 3)
+    assert grid.dtype == np.float32
+    np.testing.assert_array_equal(grid[:4], [[0, 0, 4, 4], [4, 0, 8, 4], [8, 0, 12, 4], [0, 4, 4, 8]])
+    np.testing.assert_array_equal((grid[:, :2] + grid[:, 2:]) / 2 % 4, 2)  # FCOS: half a stride into the cell
+    np.testing.assert_array_equal(points.grid(3, 1, 1), [[0, 0, 8, 8]])
+    with pytest.raises(ValueError, match=r"Points\.levels: expected a number from 0 to 12 in each place, got \(3, 40"):
+        Points(levels=(3, 40))
+    with pytest.raises(ValueError, match=r"Points\.levels"):
+        Points(levels=())
+
+
+def test_an_offset_moves_anchors_into_their_cells() -> None:
+    corner, centre = Anchors(levels=(3,)), Anchors(levels=(3,), offset=0.5)
+    np.testing.assert_array_equal(centre.grid(3, 3, 4), corner.grid(3, 3, 4) + 4)
+    with pytest.raises(ValueError, match=r"Anchors\.offset: expected a number from 0 to 1, got 8"):
+        Anchors(offset=8)
+
+
+@pytest.mark.parametrize(("level", "cells"), [(3, 69), (4, 35), (5, 18), (6, 9), (7, 5)])
+def test_even_anchors_are_yolacts(level: int, cells: int) -> None:
+    """Of 550 pixels: 24 pixels and doubled from level to level, around centres at (i + 0.5) * 550 / cells."""
+    anchors = Anchors(levels=(3, 4, 5, 6, 7), scales=(3.0,), offset=0.5, even=True)
+    grid = anchors.grid(level, cells, cells, (550, 550)).reshape(cells, cells, 3, 4)
+    size = 24 * 2 ** (level - 3)
+    for i, j in ((0, 0), (cells - 1, 1), (cells // 2, cells - 1)):
+        y, x = (i + 0.5) * 550 / cells, (j + 0.5) * 550 / cells
+        for ratio, found in zip((0.5, 1, 2), grid[i, j], strict=True):
+            w, h = size / ratio**0.5, size * ratio**0.5
+            np.testing.assert_allclose(found, [x - w / 2, y - h / 2, x + w / 2, y + h / 2], rtol=1e-5, atol=1e-3)
+    # The sides of a canvas are divided each by its own cells; without a canvas the step is the stride.
+    other = anchors.grid(level, cells, 2, (550, 40)).reshape(cells, 2, 3, 4)
+    np.testing.assert_allclose((other[0, :, 1, 0] + other[0, :, 1, 2]) / 2, [10, 30], atol=1e-3)
+    strides = Anchors(levels=(3, 4, 5, 6, 7), scales=(3.0,), offset=0.5)
+    np.testing.assert_array_equal(anchors.grid(level, 2, 3), strides.grid(level, 2, 3))
+    np.testing.assert_array_equal(strides.grid(level, 2, 3, (550, 550)), strides.grid(level, 2, 3))
+
+
+def old_anchors(stride: int, scales: tuple[float, ...], ratios: tuple[float, ...]) -> np.ndarray:
+    """``AnchorGenerator.gen_base_anchors`` of mmdetection 1.x, in whose boxes x2 is the last pixel."""
+    found = []
+    centre = 0.5 * (stride - 1)
+    for ratio in ratios:
+        for scale in scales:
+            w, h = stride * scale / ratio**0.5, stride * scale * ratio**0.5
+            side = [centre - 0.5 * (w - 1), centre - 0.5 * (h - 1), centre + 0.5 * (w - 1), centre + 0.5 * (h - 1)]
+            found.append([round(x) for x in side])  # half to even, as torch
+    return np.array(found)
+
+
+@pytest.mark.parametrize("level", RETINA.levels)
+def test_legacy_anchors_are_those_of_mmdetection_1(level: int) -> None:
+    """In their own convention, in which a box of one pixel has x1 = x2: sides, centres and steps."""
+    legacy = Anchors(RETINA.levels, RETINA.scales, RETINA.ratios, legacy=True)
+    stride = 2**level
+    cell = legacy.cell(level)
+    np.testing.assert_array_equal(cell - [0, 0, 1, 1], old_anchors(stride, RETINA.scales, RETINA.ratios))
+    np.testing.assert_array_equal(cell % 1, 0)
+    # The anchors lie around the middle of the cell's pixels.
+    np.testing.assert_allclose((cell[:, :2] + cell[:, 2:]) / 2, stride / 2, atol=0.5)
+    grid = legacy.grid(level, 2, 3).reshape(2, 3, 9, 4)
+    np.testing.assert_array_equal(grid[1, 2], cell + np.array([2, 1, 2, 1]) * stride)
+    assert (legacy.least_side, RETINA.least_side) == (1, 0)
+
+
+def test_a_legacy_anchor_by_hand() -> None:
+    """Stride 8, 32 pixels: from pixel -12 to pixel 19, both included."""
+    anchors = Anchors(levels=(3,), scales=(4.0,), ratios=(1.0,), legacy=True)
+    np.testing.assert_array_equal(anchors.cell(3), [[-12, -12, 20, 20]])

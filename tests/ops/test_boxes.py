@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.ops.boxes import DeltaCoder, area, clip, coverage, intersection, iou, safe
+from jaxdet.ops.anchors import Points
+from jaxdet.ops.boxes import DeltaCoder, DistanceCoder, area, clip, coverage, intersection, iou, safe
 from tests.ops import oracles
 from tests.ops.golden import INPUTS, OPS, compare, normal
 
@@ -122,3 +123,50 @@ def test_golden_overlaps() -> None:
     compare("assign/iou", iou(INPUTS["gt_boxes"], INPUTS["fixed_proposals"]))
     ignored = jnp.array([[200.0, 30.0, 300.0, 140.0]])
     compare("assign/iof_ignore", coverage(INPUTS["fixed_proposals"], ignored))
+
+
+def test_a_box_keeps_a_pixel_wherever_it_lies() -> None:
+    """mmdetection 1.x cuts first and last pixel of a box to the image; in jaxdet a box ends behind the last one."""
+    boxes = jnp.array(
+        [
+            [-5.0, -2.0, 400.0, 300.0],
+            [400.0, 300.0, 500.0, 310.0],
+            [-50.0, -30.0, -20.0, -10.0],
+            [309.5, 10.0, 320.0, 249.75],
+            [20.0, 30.0, 20.25, 30.5],
+        ]
+    )
+    behind = np.float32([0, 0, 1, 1])
+    expected = np.clip(np.asarray(boxes) - behind, 0, [309, 249, 309, 249]) + behind
+    found = clip(boxes, HW, 1.0)
+    np.testing.assert_array_equal(found[:4], expected[:4])
+    assert (np.asarray(found[:4, 2:] - found[:4, :2]) >= 1).all()
+    np.testing.assert_array_equal(found[4], boxes[4])  # a smaller one stays as it is
+    np.testing.assert_array_equal(clip(boxes, HW, 0.0), clip(boxes, HW))
+
+
+# Distances to the sides, of points.
+
+
+def test_distances_by_hand() -> None:
+    """From the point (12, 20) of a cell of 8 pixels, in units of it."""
+    cell, box = jnp.array([8.0, 16.0, 16.0, 24.0]), jnp.array([4.0, 12.0, 44.0, 36.0])
+    np.testing.assert_array_equal(DistanceCoder().encode(cell, box), [1, 1, 4, 2])
+    np.testing.assert_array_equal(DistanceCoder().decode(cell, jnp.array([1.0, 1, 4, 2])), box)
+    np.testing.assert_array_equal(DistanceCoder().encode(cell, jnp.array([14.0, 12, 44, 18])), [-0.25, 1, 4, -0.25])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_distances_decode_and_scale(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cells, boxes = Points().grid(3, 5, 6), oracles.random_boxes(rng, 30)
+    coder = DistanceCoder()
+    distances = coder.encode(jnp.asarray(cells), jnp.asarray(boxes))
+    np.testing.assert_allclose(coder.decode(jnp.asarray(cells), distances), boxes, atol=1e-5)
+    np.testing.assert_allclose(coder.encode(jnp.asarray(4 * cells), jnp.asarray(4 * boxes)), distances, rtol=1e-5)
+    mirror = np.float32([-1, 1, -1, 1])
+    flipped = [jnp.asarray((x * mirror)[:, [2, 1, 0, 3]]) for x in (cells, boxes)]
+    np.testing.assert_allclose(coder.encode(*flipped), distances[:, jnp.array([2, 1, 0, 3])], rtol=1e-5, atol=1e-6)
+    more = coder.decode(jnp.asarray(oracles.padded(cells, 2, np.nan)), jnp.zeros((32, 4)))
+    np.testing.assert_array_equal(more[:30], coder.decode(jnp.asarray(cells), jnp.zeros((30, 4))))
+    assert coder.decode(jnp.asarray(cells), jnp.zeros((30, 4), jnp.bfloat16)).dtype == jnp.float32

@@ -3,14 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.ops.boxes import DeltaCoder, safe
+from jaxdet.ops.boxes import DeltaCoder, DistanceCoder, safe
 from jaxdet.ops.losses import (
     BinaryCrossEntropy,
     BoxLoss,
+    CrossEntropy,
     Focal,
     GIoU,
     SmoothL1,
     binary_cross_entropy,
+    centerness,
     cross_entropy,
     mask_iou,
     masked_sum,
@@ -274,3 +276,62 @@ def test_mask_iou_by_hand() -> None:
     np.testing.assert_allclose(gradient, [[-0.25, 0.05], [0.0, 0.0]], rtol=1e-6)
     assert mask_iou(predicted, jnp.zeros((2, 2))) == 0
     assert mask_iou(predicted.astype(jnp.bfloat16), target).dtype == jnp.float32
+
+
+# What logits mean: how many there are, and the scores of classes.
+
+
+def test_columns_and_scores_of_sigmoids_and_of_a_softmax() -> None:
+    logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [1.0, 1.0, 2.0]]))
+    for loss in (BinaryCrossEntropy(), Focal()):
+        assert loss.columns(3) == 3
+        np.testing.assert_allclose(loss.scores(logits), [[1 / 2, 2 / 3, 5 / 6], [1 / 2, 1 / 2, 2 / 3]], rtol=1e-6)
+    # Two classes, and background behind them, of which there is no score.
+    assert CrossEntropy().columns(2) == 3
+    np.testing.assert_allclose(CrossEntropy().scores(logits), [[1 / 8, 2 / 8], [1 / 4, 1 / 4]], rtol=1e-6)
+    np.testing.assert_allclose(CrossEntropy()(logits, jnp.array([0, 2])), np.log([8, 2]), rtol=1e-6)
+
+
+def test_softmax_cross_entropy_of_places_against_loops() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 4, (2, 5, 4)).astype(np.float32), rng.integers(0, 4, (2, 5))
+    found = CrossEntropy()(jnp.asarray(logits), jnp.asarray(labels))
+    for place in np.ndindex(2, 5):
+        exponents = np.exp(logits[place].astype(np.float64))
+        assert float(found[place]) == pytest.approx(-np.log(exponents[labels[place]] / exponents.sum()), rel=1e-5)
+    moved = CrossEntropy().scores(jnp.asarray(logits + 100))
+    np.testing.assert_allclose(moved, CrossEntropy().scores(jnp.asarray(logits)), rtol=1e-4)
+    assert float(CrossEntropy()(jnp.array([1e4, -1e4]), 1)) == pytest.approx(2e4)
+    assert CrossEntropy()(jnp.ones((3, 2), jnp.bfloat16), jnp.zeros(3, int)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([0, 0, 8, 8], 1.0),  # the point (4, 4) is its middle
+        ([2, 0, 8, 8], np.sqrt(2 / 4)),
+        ([3, 1, 13, 10], np.sqrt(1 / 9 * 3 / 6)),
+        ([4, 0, 8, 8], 0.0),  # on a side
+        ([5, 0, 8, 8], 0.0),  # outside
+        ([5, 5, 8, 8], 0.0),  # outside along both axes, where the product of two ratios below 0 would be above
+        ([4, 4, 4, 4], 0.0),
+    ],
+)
+def test_centerness_by_hand(box: list[float], expected: float) -> None:
+    cell, box_ = jnp.array([0.0, 0.0, 8.0, 8.0]), jnp.asarray(box, jnp.float32)
+    assert float(centerness(cell, box_)) == pytest.approx(expected, abs=1e-6)
+    # In other units it is the same.
+    assert float(centerness(4 * cell, 4 * box_)) == pytest.approx(expected, abs=1e-6)
+    mirrored = [x[jnp.array([2, 1, 0, 3])] * jnp.array([-1.0, 1, -1, 1]) for x in (cell, box_)]
+    assert float(centerness(*mirrored)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_giou_of_distances() -> None:
+    """Boxes around one point: from (12, 20), a box of 16 x 16 inside one of 16 x 32, of which it is a half."""
+    cell, box = jnp.array([8.0, 16.0, 16.0, 24.0]), jnp.array([4.0, 4.0, 20.0, 36.0])
+    assert float(GIoU()(DistanceCoder(), cell, jnp.array([1.0, 1, 1, 1]), box)) == pytest.approx(0.5)
+    assert float(GIoU()(DistanceCoder(), cell, jnp.array([1.0, 2, 1, 2]), box)) == pytest.approx(0, abs=1e-6)
+    # A head that begins with distances of 0: a box without area, as far away as can be, and a gradient to grow.
+    gradient = jax.grad(lambda d: GIoU()(DistanceCoder(), cell, d, box))(jnp.full(4, 1e-3))
+    assert np.isfinite(gradient).all()
+    assert (gradient < 0).all()

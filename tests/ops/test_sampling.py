@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdet.ops.matching import Match
-from jaxdet.ops.sampling import Choice, Sampler, choose
+from jaxdet.ops.sampling import Choice, HardNegatives, Sampler, choose, hardest
 from tests.ops import oracles
 
 KEY = jax.random.key(0)
@@ -109,3 +109,85 @@ def test_random_choice_is_uniform_and_decided_by_the_key() -> None:
     np.testing.assert_array_equal(choice.index, again.index)
     pairs = {tuple(sorted(row[:2])) for row in np.asarray(choice.index)}
     assert pairs == set(itertools.combinations(range(10), 2)), "some pairs are never chosen together"
+
+
+# The hardest of the negatives.
+
+
+run_hardest = jax.jit(hardest)
+
+
+def slow_hardest(values: np.ndarray, candidate: np.ndarray, number: int) -> np.ndarray:
+    """By sorting: those above the last place count, those that tie for it share what is left."""
+    weights = np.zeros(len(values))
+    order = sorted(np.flatnonzero(candidate), key=lambda i: -values[i])[:number]
+    if order:
+        last = values[order[-1]]
+        above, tied = candidate & (values > last), candidate & (values == last)
+        weights[above], weights[tied] = 1, (len(order) - above.sum()) / tied.sum()
+    return weights
+
+
+@pytest.mark.parametrize("number", [0, 1, 5, 11, 12, 13, 40])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "equal", "zeros", "infinite", "wide"])
+def test_hardest_against_sorting(kind: str, number: int) -> None:
+    rng = np.random.default_rng(0)
+    values = {
+        "distinct": rng.random(20),
+        "ties": rng.integers(0, 4, 20) / 4,
+        "equal": np.full(20, 0.7),
+        "zeros": np.where(np.arange(20) % 4, 0.0, rng.random(20)),
+        "infinite": np.where(np.arange(20) % 5, rng.random(20), np.inf),
+        "wide": 10.0 ** rng.integers(-44, 38, 20),
+    }[kind].astype(np.float32)
+    candidate = np.arange(20) % 5 < 3  # 12 of them
+    found = run_hardest(values, candidate, np.int32(number))
+    np.testing.assert_allclose(found, slow_hardest(values, candidate, number), rtol=1e-6)
+    np.testing.assert_allclose(found.sum(), min(number, 12), rtol=1e-6)
+
+
+def test_hardest_does_not_look_at_others() -> None:
+    values, candidate = np.float32([3, np.nan, 1, np.inf, 2, -5]), np.array([1, 0, 1, 0, 1, 0], bool)
+    np.testing.assert_array_equal(run_hardest(values, candidate, 2), [1, 0, 0, 0, 1, 0])
+    np.testing.assert_array_equal(run_hardest(values, candidate, 9), candidate)
+    np.testing.assert_array_equal(run_hardest(values, np.zeros(6, bool), 2), 0)
+
+
+def test_zeros_of_either_sign_are_equal() -> None:
+    """A loss of -0.0 is no loss below 0."""
+    values = np.float32([-0.0, 0.0, 1.0, -0.0])
+    np.testing.assert_allclose(run_hardest(values, np.ones(4, bool), 3), [2 / 3, 2 / 3, 1, 2 / 3], rtol=1e-6)
+    np.testing.assert_array_equal(run_hardest(values[:1], np.ones(1, bool), 1), 1)
+
+
+def test_hardest_of_rows_and_in_any_order() -> None:
+    rng = np.random.default_rng(1)
+    values, candidate = rng.integers(0, 9, (3, 2, 20)).astype(np.float32), rng.random((3, 2, 20)) < 0.7
+    number = rng.integers(0, 20, (3, 2)).astype(np.int32)
+    found = run_hardest(values, candidate, number)
+    for i in np.ndindex(3, 2):
+        np.testing.assert_allclose(found[i], slow_hardest(values[i], candidate[i], number[i]), rtol=1e-6)
+    turned = run_hardest(values[..., ::-1], candidate[..., ::-1], number)
+    np.testing.assert_array_equal(turned[..., ::-1], found)
+
+
+def test_no_gradient_flows_through_the_choice() -> None:
+    values = np.float32([3, 1, 2, 5])
+    gradient = jax.grad(lambda x: (x * hardest(x, np.ones(4, bool), np.int32(2))).sum())(values)
+    np.testing.assert_array_equal(gradient, [1, 0, 0, 1])
+
+
+def test_hard_negatives_by_hand() -> None:
+    """Two for each positive; all where there is no positive; what is neither counts nothing."""
+    loss = np.float32([[9, 1, 2, 3, 4, 8]] * 3)
+    positive = np.array([[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0]], bool)
+    negative = ~positive & (np.arange(6) > 0)  # the first one is neither
+    weights = jax.jit(HardNegatives(2.0).__call__)(loss, positive, negative)
+    np.testing.assert_array_equal(weights, [[0, 1, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(HardNegatives(1.5)(loss[:1], positive[:1], negative[:1]), [[0, 1, 0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan")])
+def test_hard_negatives_need_a_ratio(ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"HardNegatives\.ratio: expected a number from 0 to 1,000,000, not 0, got"):
+        HardNegatives(ratio)

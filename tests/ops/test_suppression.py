@@ -1,5 +1,5 @@
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -354,3 +354,55 @@ def test_scores_of_one_candidate_count_for_its_classes_alone() -> None:
         # only the second class, whose detections are those of before
         one = suppression(boxes[0], scores[0] * np.float32([0, 1, 0]), np.ones(20, bool))
         assert pairs_of(one) == [pair for pair in pairs_of(jax.tree.map(lambda a: a[0], together)) if pair[1] == 1]
+
+
+# Candidates that have the score of one class each.
+
+
+@pytest.mark.parametrize("within", ["class", "level"])
+@pytest.mark.parametrize("minimum", [None, 0.2])
+def test_labelled_candidates_against_loops(within: Literal["class", "level"], minimum: float | None) -> None:
+    rng = np.random.default_rng(4)
+    boxes = np.round(oracles.random_boxes(rng, 30, 24.0))
+    boxes[10:20] = boxes[:10]  # places that are there with two classes
+    scores = rng.permutation(30).astype(np.float32)[:, None] / 40
+    labels, level = rng.integers(0, 3, 30).astype(np.int32), np.arange(30, dtype=np.int32) // 10
+    suppression = NMS(minimum, 0.317, 40, within)
+    found = jax.jit(suppression)(boxes[:, None], scores, np.ones(30, bool), level, labels)
+    groups = (labels if within == "class" else level)[:, None]
+    expected = [row for row, _ in slow_nms(boxes[:, None], scores, groups, minimum or -1.0, 0.317)]
+    number = int(found.valid.sum())
+    assert 5 < number == len(expected) < 30
+    np.testing.assert_array_equal(found.index[:number], expected)
+    np.testing.assert_array_equal(found.labels[:number], labels[expected])
+    np.testing.assert_array_equal(found.boxes[:number], boxes[expected])
+    np.testing.assert_array_equal(found.scores[:number], scores[expected, 0])
+
+
+def test_two_classes_of_a_place_both_stay() -> None:
+    boxes = np.tile(np.float32([0, 0, 10, 10]), (3, 1, 1))
+    scores, labels = np.float32([[0.9], [0.8], [0.7]]), np.int32([4, 1, 4])
+    found = NMS(None, 0.5, 4)(boxes, scores, np.ones(3, bool), labels=labels)
+    np.testing.assert_array_equal(found.valid, [True, True, False, False])
+    np.testing.assert_array_equal(found.labels[:2], [4, 1])
+    np.testing.assert_array_equal(found.index, [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("value", oracles.GARBAGE)
+def test_labelled_slots_that_do_not_count_change_nothing(value: float) -> None:
+    rng = np.random.default_rng(5)
+    boxes, scores = oracles.random_boxes(rng, 20, 24.0), rng.random((20, 1)).astype(np.float32)
+    labels, level = rng.integers(0, 3, 20).astype(np.int32), np.zeros(20, np.int32)
+    call = jax.jit(NMS(0.1, 0.3, 30))
+    expected = call(boxes[:, None], scores, np.ones(20, bool), level, labels)
+    arrays = [oracles.padded(a, 5, value) for a in (boxes[:, None], scores, np.ones(20, bool), level, labels)]
+    jax.tree.map(np.testing.assert_array_equal, call(*arrays), expected)
+    none = call(boxes[:0, None], scores[:0], np.ones(0, bool), level[:0], labels[:0])
+    assert not none.valid.any()
+    np.testing.assert_array_equal(none.index, 0)
+
+
+def test_fast_nms_refuses_labels() -> None:
+    boxes, scores = np.zeros((3, 1, 4), np.float32), np.ones((3, 1), np.float32)
+    with pytest.raises(ValueError, match=r"scores of all classes of a candidate: set .*pairs_above=None"):
+        FastNMS()(boxes, scores, np.ones(3, bool), labels=np.zeros(3, np.int32))

@@ -19,6 +19,7 @@ from jaxdet.ops.instances import InstanceLoss, MaskMaker
 from jaxdet.ops.losses import binary_cross_entropy, masked_sum
 from jaxdet.ops.masks import masks_on_grid
 from jaxdet.ops.sampling import choose
+from jaxdet.ranges import DETECTIONS, LEVELS, WEIGHT, Range, check_ranges
 from jaxdet.structures import Features, Masks, Targets
 
 
@@ -38,6 +39,10 @@ class InstanceMasks(nn.Module):
     limit: int = 100
     least_area: float = 0.0
     order: Literal["random", "first"] = "random"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, limit=DETECTIONS, least_area=Range(0, 1e12))
+        super().__post_init__()
 
     def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
         codes, places = self._origins(found)
@@ -88,7 +93,7 @@ class InstanceMasks(nn.Module):
         if codes.shape[-1] != self.maker.code:
             raise ValueError(
                 f"the dense head gives {codes.shape[-1]} numbers a place, {type(self.maker).__name__} needs "
-                f"{self.maker.code}: set code={self.maker.code} in the head"
+                f"{self.maker.code}: set model.dense.head.code={self.maker.code}"
             )
         canvas = features.canvas_hw
         # Geometry and masks are float32 whatever the map was computed in.
@@ -104,7 +109,7 @@ class InstanceMasks(nn.Module):
         return found.origins.codes, found.origins.places
 
     def _no_codes(self) -> str:
-        return f"InstanceMasks needs codes, the dense head gives none: set code={self.maker.code} in the head"
+        return f"InstanceMasks needs codes, the dense head gives none: set model.dense.head.code={self.maker.code}"
 
 
 _ONE_STAGE = (
@@ -124,6 +129,10 @@ class PixelClasses(nn.Module):
     level: int = 3
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_ranges(self, level=LEVELS, weight=WEIGHT)
+        super().__post_init__()
+
     @nn.compact
     def logits(self, features: Features, num_classes: int) -> jax.Array:
         """``[B, h, w, K]`` float32 at the size of the level."""
@@ -138,7 +147,7 @@ class PixelClasses(nn.Module):
     def losses(
         self, features: Features, seen: Seen, targets: Targets, setting: Setting, key: jax.Array
     ) -> tuple[Losses, Seen]:
-        """``loss_segm``: cross entropy of each class in each cell, summed over classes, mean over cells."""
+        """``loss_segm``: cross entropy of each class in each cell, summed over classes, mean over cells of images."""
         check_masks(targets)
         logits = self.logits(features, setting.num_classes)
         grid = logits.shape[1], logits.shape[2]
@@ -147,7 +156,8 @@ class PixelClasses(nn.Module):
         # A class is where any of its objects is.  [B, G, h, w] and [B, G, K] -> [B, h, w, K].
         classes = jax.nn.one_hot(targets.labels, setting.num_classes) * counts[..., None]
         truth = jnp.einsum("bghw,bgk->bhwk", jnp.where(counts[..., None, None], bitmaps, 0.0), classes) > 0
-        return {"loss_segm": self.weight * binary_cross_entropy(logits, truth).sum(-1).mean()}, seen
+        cells = binary_cross_entropy(logits, truth).sum(-1).mean((1, 2))
+        return {"loss_segm": self.weight * masked_sum(cells, seen.images) / jnp.maximum(seen.images.sum(), 1)}, seen
 
     def intermediates(
         self, features: Features, found: Found, setting: Setting, before: dict[str, Any]

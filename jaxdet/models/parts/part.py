@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from jaxdet.models.dense import Assigned, DenseOutputs, Origins
@@ -63,6 +64,14 @@ class Seen:
     masks: TrainedMasks | None = None  #: the masks of the last stage
     instances: Instances | None = None  #: what was trained on, with its masks
     metrics: Losses = struct.field(default_factory=dict)  #: of parts, by name; they join those of the model
+
+    @property
+    def images(self) -> jax.Array:
+        """Which images there are: bool ``[B]``, False for a slot that only fills the batch."""
+        # Without an image there is no cell of any level, nor a box.
+        if self.dense is not None:
+            return jnp.concatenate(self.dense.outputs.exists, 1).any(1)
+        return self.samples[0].valid.any(1)
 
 
 class Part(Protocol):

@@ -194,8 +194,10 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
         if c % self.groups:
+            # Heads and branches have a setting for either, a backbone its width alone.
             raise ValueError(
-                f"channels must be a multiple of groups={self.groups}, got {c}; change model.backbone.width"
+                f"{'/'.join(self.path) or 'GroupNorm'}: channels must be a multiple of groups={self.groups}, got {c}; "
+                "change channels or groups of the module, or model.backbone.width where it is the backbone"
             )
         # [B, pixels, groups, channels of a group]: statistics over the second and the last axis.
         grouped = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)

@@ -9,6 +9,7 @@ import jax
 
 from jaxdet.nn.blocks.layers import BatchNorm, Conv, GroupNorm, gaussian, kaiming_uniform, xavier_uniform
 from jaxdet.ops.bilinear import resize
+from jaxdet.ranges import CHANNELS, LAYERS, LEVELS, check_ranges
 from jaxdet.structures import Features
 
 
@@ -23,6 +24,11 @@ class PixelStream(nn.Module):
     code: int = 32
     groups: int = 32
     levels: tuple[int, ...] = (3, 4, 5)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, code=CHANNELS, groups=CHANNELS, levels=LEVELS)
+        _check_order(self, self.levels)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, features: Features) -> jax.Array:
@@ -56,6 +62,10 @@ class Protonet(nn.Module):
     level: int = 3
     relu: bool = True
 
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, code=CHANNELS, convs=LAYERS, level=LEVELS)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, features: Features) -> jax.Array:
         (x,) = features.select((self.level,), "the protonet")
@@ -78,6 +88,11 @@ class PixelBranch(nn.Module):
     convs: int = 4
     levels: tuple[int, ...] = (3, 4, 5)
 
+    def __post_init__(self) -> None:
+        check_ranges(self, channels=CHANNELS, code=CHANNELS, convs=LAYERS, levels=LEVELS)
+        _check_order(self, self.levels)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, features: Features) -> jax.Array:
         maps = features.select(self.levels, "the mask branch")
@@ -95,3 +110,9 @@ class PixelBranch(nn.Module):
     def _conv(self, x: jax.Array, name: str) -> jax.Array:
         x = Conv(self.channels, 3, bias=False, kernel_init=kaiming_uniform, name=name)(x)
         return nn.relu(BatchNorm(frozen=False, name=name.replace("conv", "norm"))(x))
+
+
+def _check_order(module: nn.Module, levels: tuple[int, ...]) -> None:
+    """ValueError for levels that are not from fine to coarse: all are brought to the size of the first."""
+    if list(levels) != sorted(set(levels)):
+        raise ValueError(f"{type(module).__name__}.levels: expected each level once, the finest first, got {levels}")
