@@ -318,7 +318,7 @@ class TestCheckpoint:
             data = dataclasses.replace(own.experiment.data, val=scenes)
             return dataclasses.replace(own, experiment=dataclasses.replace(own.experiment, data=data))
 
-        for scenes in (elsewhere, Scenes("val", 10**9, 64)):
+        for scenes in (elsewhere, Scenes("val", 10**7, 64)):
             with pytest.raises(ValueError, match="is not there and is not made for a checkpoint: give images"):
                 open_checkpoint(validated_on(scenes))
         assert not (tmp_path / "elsewhere").exists()

@@ -1,7 +1,7 @@
 """RDSNet (Wang et al. 2020), Figure 5: what the width of the prior and the reach of the kernel do to refined boxes.
 
-The figure shows curves and no numbers.  The refinement of each reach, but for that of 4, is trained anew, as in
-configs/rdsnet_refine_r50_fpn.py.  ResNet-101, images of 600 pixels.
+The figure shows curves and no numbers.  The refinement of each reach, but for that of 4, is trained anew, as the config
+rdsnet_refine_r50_fpn says.  ResNet-101, images of 600 pixels.
 """
 
 from configs.base import rdsnet

@@ -158,7 +158,7 @@ def test_bfloat16_keeps_geometry_in_float32() -> None:
     fresh = jax.eval_shape(lambda: low.init(KEY, batch, method="predict"))
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
     features = jax.eval_shape(lambda v: low.apply(v, batch, method="features"), fresh)
-    assert {leaf.dtype for leaf in jax.tree.leaves(features)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(features.levels)} == {jnp.dtype("bfloat16")}
     terms, _ = jax.eval_shape(lambda v: low.apply(v, batch, KEY, method="losses"), fresh)
     found = jax.eval_shape(lambda v: low.apply(v, batch, method="predict"), fresh)
     assert {leaf.dtype for leaf in (*terms.values(), found.boxes, found.scores)} == {jnp.dtype("float32")}

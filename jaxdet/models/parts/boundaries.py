@@ -17,6 +17,7 @@ from jaxdet.models.parts.part import Found, Instances, Seen, Setting
 from jaxdet.ops.boundaries import boundary_loss, covered_pixels, refine, to_boxes, to_pixels
 from jaxdet.ops.losses import masked_sum
 from jaxdet.ops.profiles import Profiles, bitmap_extent, enclosing, mask_profiles
+from jaxdet.ranges import Range, check_ranges, positive
 from jaxdet.structures import Features, Masks, Targets
 
 BoxesFrom: TypeAlias = Literal["regression", "mask", "mbrm"]
@@ -53,12 +54,11 @@ class BoundaryRefinement(nn.Module):
     targets_from: Literal["bitmap", "box"] = "bitmap"
     train_stride: int = 1
 
+    def __post_init__(self) -> None:
+        check_ranges(self, gamma=positive(10), reach=Range(1, 100), train_stride=Range(1, 64))
+        super().__post_init__()
+
     def setup(self) -> None:
-        if self.gamma <= 0 or self.reach < 1 or self.train_stride < 1:
-            raise ValueError(
-                "BoundaryRefinement: expected gamma > 0, reach >= 1 and train_stride >= 1, "
-                f"got gamma={self.gamma}, reach={self.reach}, train_stride={self.train_stride}"
-            )
         weights, bias = _start(self.start, self.reach)
         self.weights = self.param("weights", lambda _: jnp.asarray(weights, jnp.float32))
         self.bias = self.param("bias", lambda _: jnp.asarray([bias], jnp.float32))
