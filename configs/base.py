@@ -4,8 +4,6 @@ Every function returns a whole experiment on COCO with ResNet-50, 1x schedule if
 (mmdetection 2.x and the authors' forks of it) unless a docstring says otherwise.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -45,8 +43,6 @@ from jaxdet.ops.instances import (
     CutEntropy,
     Dice,
     DynamicConvs,
-    InstanceLoss,
-    MaskMaker,
     Prototypes,
 )
 from jaxdet.ops.losses import BoxLoss, CrossEntropy, Focal, GIoU, SmoothL1
@@ -281,40 +277,6 @@ def rdsnet(
     drops = {12: (8, 11), 24: (16, 22)}[epochs]
     schedule = Schedule(length=epochs, drops=drops, warmup_ratio=1 / 3)
     return coco(model, Optimizer(lr=0.005, clip_norm=35.0, schedule=schedule), whole_masks=True, **data)
-
-
-def rdsnet_s(
-    masks: Literal["correlation", "linear"] = "correlation",
-    *,
-    expand_train: float = 1.5,
-    expand_test: float = 1.2,
-    hard_background: bool = True,
-) -> Experiment:
-    """RDSNet_s (Wang et al. 2020, section 4.2): backbone and dense head of YOLACT, which sees images of 550 pixels.
-
-    ``masks``: by correlation, cut at boxes that are expanded by ``expand_train`` and ``expand_test``; or linear
-    combinations as YOLACT's, cut at boxes.
-    """
-    experiment = yolact(depth=101)
-    model: Any = experiment.model
-    maker: MaskMaker = Prototypes() if masks == "linear" else Correlation(expand=expand_test)
-    loss: InstanceLoss = CutEntropy() if masks == "linear" else CroppedEntropy(expand_train, hard_background)
-    # The original code of YOLACT makes anchors of all ratios square, and its last levels from the pyramid.
-    sides = (3.0, 3 * math.sqrt(1 / 2), 3 * math.sqrt(2))
-    dense = model.dense.clone(
-        head=YOLACTHead(code=maker.code),
-        places=dataclasses.replace(model.dense.places, scales=sides, ratios=(1.0,)),
-        matcher=dataclasses.replace(model.dense.matcher, ignore_cover=0.7),
-    )
-    model = model.clone(
-        neck=model.neck.clone(top=StridedConvs(source="pyramid")),
-        dense=dense,
-        parts=(InstanceMasks(Protonet(relu=masks == "linear"), maker, loss), PixelClasses()),
-    )
-    schedule = Schedule(length=800_000, drops=(280_000, 600_000, 700_000, 750_000), unit="steps", warmup_ratio=0.1)
-    return dataclasses.replace(
-        experiment, model=model, optimizer=dataclasses.replace(experiment.optimizer, schedule=schedule)
-    )
 
 
 def condinst(depth: int = 50) -> Experiment:

@@ -1,18 +1,24 @@
-"""What the files of the papers' tables share: a row, and the models with the settings of mmdetection 1.x.
+"""What the files of the papers' tables share: a row, models with the settings of mmdetection 1.x, and RDSNet_s.
 
 A table file has ``ROWS`` and ``get_config``, so that ``--config configs/tables/sbr_table6.py:row_3`` trains row 3.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
-from configs.base import box_branch, cascade_rpn, coco, mask_branch, mask_parts, two_stage
+from configs.base import box_branch, cascade_rpn, coco, mask_branch, mask_parts, two_stage, yolact
 from jaxdet.experiment import Experiment, Optimizer, Schedule
+from jaxdet.models.parts.instances import InstanceMasks, PixelClasses
 from jaxdet.nn.extractors.single_level import SingleLevel
+from jaxdet.nn.heads.dense import YOLACTHead
+from jaxdet.nn.heads.pixels import Protonet
+from jaxdet.nn.necks import StridedConvs
+from jaxdet.ops.instances import Correlation, CroppedEntropy, CutEntropy, InstanceLoss, MaskMaker, Prototypes
 from jaxdet.ops.losses import SmoothL1
 
 # Parameters, all and trained, that the authors' code has; of models that stand in several tables.
@@ -50,6 +56,40 @@ def deeper(experiment: Experiment) -> Experiment:
     """The same model with ResNet-101."""
     model: Any = experiment.model
     return dataclasses.replace(experiment, model=model.clone(backbone=model.backbone.clone(depth=101)))
+
+
+def rdsnet_s(
+    masks: Literal["correlation", "linear"] = "correlation",
+    *,
+    expand_train: float = 1.5,
+    expand_test: float = 1.2,
+    hard_background: bool = True,
+) -> Experiment:
+    """RDSNet_s (Wang et al. 2020, section 4.2): backbone and dense head of YOLACT, which sees images of 550 pixels.
+
+    ``masks``: by correlation, cut at boxes that are expanded by ``expand_train`` and ``expand_test``; or linear
+    combinations as YOLACT's, cut at boxes.
+    """
+    experiment = yolact(depth=101)
+    model: Any = experiment.model
+    maker: MaskMaker = Prototypes() if masks == "linear" else Correlation(expand=expand_test)
+    loss: InstanceLoss = CutEntropy() if masks == "linear" else CroppedEntropy(expand_train, hard_background)
+    # The original code of YOLACT makes anchors of all ratios square, and its last levels from the pyramid.
+    sides = (3.0, 3 * math.sqrt(1 / 2), 3 * math.sqrt(2))
+    dense = model.dense.clone(
+        head=YOLACTHead(code=maker.code),
+        places=dataclasses.replace(model.dense.places, scales=sides, ratios=(1.0,)),
+        matcher=dataclasses.replace(model.dense.matcher, ignore_cover=0.7),
+    )
+    model = model.clone(
+        neck=model.neck.clone(top=StridedConvs(source="pyramid")),
+        dense=dense,
+        parts=(InstanceMasks(Protonet(relu=masks == "linear"), maker, loss), PixelClasses()),
+    )
+    schedule = Schedule(length=800_000, drops=(280_000, 600_000, 700_000, 750_000), unit="steps", warmup_ratio=0.1)
+    return dataclasses.replace(
+        experiment, model=model, optimizer=dataclasses.replace(experiment.optimizer, schedule=schedule)
+    )
 
 
 def by_name(rows: Mapping[str, Row]) -> Callable[[str], Experiment]:
