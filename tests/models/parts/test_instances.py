@@ -253,7 +253,8 @@ def trained_places(key: int = 0, areas: tuple[int, ...] = (60, 200, 16), spare: 
     outputs = DenseOutputs(
         [jnp.zeros((40, 4))], [jnp.ones((1, 40), bool)], [], [], [jnp.arange(40.0).reshape(1, 40, 1)], None, CLASSES
     )
-    assigned = Assigned(*(jnp.asarray(a[None]) for a in (index, positive[index], index % 3 * positive[index])))
+    found = (jnp.asarray(a[None]) for a in (index, positive[index], index % 3 * positive[index]))
+    assigned = Assigned(*found, boxes=jnp.zeros((1, 40, 4)))
     bitmaps = np.zeros((1, 3, 8, 8), np.uint8)
     for g, area in enumerate(areas):
         bitmaps[0, g].flat[: area // 4] = 1  # of frames of 16 x 16 pixels
@@ -314,7 +315,7 @@ def test_classes_of_pixels_by_loops() -> None:
     bias = np.float32([1, -2, 0.5])
     params = {"params": {"logits": {"kernel": np.zeros((1, 1, 4, 3), np.float32), "bias": bias}}}
     outputs = DenseOutputs([], [jnp.ones((1, 4), bool)], [], [], None, None, CLASSES)
-    seen = Seen([], TrainedPlaces(outputs, Assigned(*[jnp.zeros((1, 1), int)] * 3)))
+    seen = Seen([], TrainedPlaces(outputs, Assigned(*[jnp.zeros((1, 1), int)] * 3, boxes=jnp.zeros((1, 1, 4)))))
     terms, _ = part.apply(params, features, seen, targets, Setting(CLASSES, ()), KEY, method="losses")
     total = 0.0
     for i, j in np.ndindex(8, 8):
