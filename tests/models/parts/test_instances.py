@@ -264,7 +264,9 @@ def trained_places(key: int = 0, areas: tuple[int, ...] = (60, 200, 16), spare: 
     part = InstanceMasks(Ones(), Prototypes(1), Said(spare), **settings)
     seen, features = Seen([], TrainedPlaces(outputs, assigned)), Features({2: jnp.zeros((1, 4, 4, 1))})
     terms, after = part.apply({}, features, seen, targets, Setting(CLASSES, ()), jax.random.key(key), method="losses")
-    assert after is seen
+    # What was trained on goes on, with its masks, to the parts behind this one.
+    assert after.instances.masks.values.shape == (1, part.limit, 2, 2)
+    assert after.instances.counts.sum() <= part.limit
     return float(terms["loss_mask"])
 
 
