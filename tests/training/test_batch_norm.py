@@ -1,17 +1,22 @@
 """Batch normalisation that is not frozen, in training: against NumPy, and on eight devices against one."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jaxdet.experiment import Optimizer, Run
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.blocks.layers import BatchNorm
 from jaxdet.runtime.mesh import split_batch
 from jaxdet.structures import Batch
+from jaxdet.training.optimizer import check_patterns, frozen_parameters, update_direction
 from jaxdet.training.state import TrainState
+from jaxdet.training.step import make_train_step
 from tests.devices import run_on_devices
 from tests.training.stub import KEY, BatchesFrom, batch_of, fresh, run_to
 
@@ -54,6 +59,36 @@ def test_running_averages_follow_the_batches() -> None:
     mean, var = running_averages()
     np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
     np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+
+
+def test_training_some_parameters_alone_moves_nothing_else() -> None:
+    """Neither the other parameters nor the averages: what `run.train_only` asks of the step."""
+    model = Normed()
+    _, state, mesh = fresh(model=model)
+    frozen = frozen_parameters(model, ["^params/head/bias$"])
+    direction = update_direction(Optimizer(lr=0.1), frozen)
+    state = dataclasses.replace(state, opt_state=direction.init(state.params))
+    before = jax.tree.map(np.array, state.variables)
+    step = make_train_step(model, direction, lambda step: jnp.float32(0.1), mesh, is_frozen=frozen, statistics=False)
+    after, metrics = step(state, split_batch(batch_of(0), mesh), KEY)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, jax.tree.map(np.array, after.variables))
+    assert changed["params"] == {
+        "head": {"bias": True, "kernel": False},
+        "norm": {"bias": False, "scale": False},
+    }
+    assert not any(jax.tree.leaves(changed["batch_stats"]))
+    moved = before["params"]["head"]["bias"] - np.array(after.params["head"]["bias"])
+    # The first step of SGD is the rate times the gradient, which alone is in the norm; the decay of a zero is 0.
+    np.testing.assert_allclose(np.linalg.norm(moved), 0.1 * metrics["grad_norm"], rtol=1e-4)
+
+
+def test_patterns_that_train_nothing_are_refused() -> None:
+    model, (_, state, _) = Normed(), fresh(model=Normed())
+    check_patterns(model, state.params, ["norm", "^params/head/"])
+    with pytest.raises(ValueError, match=r"run\.train_only: '\^head' matches none of the 4 parameters"):
+        check_patterns(model, state.params, ["norm", "^head"])
+    with pytest.raises(ValueError, match=r"Run\.train_only: '\(' is no regular expression"):
+        Run(train_only=("(",))
 
 
 def expected_outputs(variables: Any, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
