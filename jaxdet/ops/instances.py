@@ -9,7 +9,7 @@ y x cells of the grid.  Boxes, places and canvas are in pixels of the resized im
 """
 
 import dataclasses
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,8 @@ class Correlation:
     products.  At test a mask is cut at its box, `expanded` by ``expand`` (1.2: a tenth of its side on each side).
     """
 
+    shift: ClassVar[float] = 0.0
+
     size: int = 32
     expand: float = 1.2
     threshold: float = 0.4
@@ -67,10 +69,6 @@ class Correlation:
     @property
     def code(self) -> int:
         return 2 * self.size
-
-    @property
-    def shift(self) -> float:
-        return 0.0
 
     def logits(self, pixels: jax.Array, codes: jax.Array, places: jax.Array, canvas_hw: Size) -> jax.Array:
         _check_map(pixels, self, size=self.size)
@@ -91,6 +89,8 @@ class Prototypes:
     At test a mask is cut at its box, give or take a cell.
     """
 
+    shift: ClassVar[float] = 0.0
+
     size: int = 32
 
     def __post_init__(self) -> None:
@@ -99,10 +99,6 @@ class Prototypes:
     @property
     def code(self) -> int:
         return self.size
-
-    @property
-    def shift(self) -> float:
-        return 0.0
 
     def logits(self, pixels: jax.Array, codes: jax.Array, places: jax.Array, canvas_hw: Size) -> jax.Array:
         _check_map(pixels, self, size=self.size)
@@ -124,6 +120,8 @@ class DynamicConvs:
     ``reach`` strides.  The logits are doubled in size.
     """
 
+    shift: ClassVar[float] = 0.5
+
     channels: int = 8
     inputs: int = 8
     layers: int = 3
@@ -135,10 +133,6 @@ class DynamicConvs:
     @property
     def code(self) -> int:
         return sum(a * b + b for a, b in self._shapes())
-
-    @property
-    def shift(self) -> float:
-        return 0.5
 
     def logits(self, pixels: jax.Array, codes: jax.Array, places: jax.Array, canvas_hw: Size) -> jax.Array:
         _check_map(pixels, self, inputs=self.inputs)
@@ -196,22 +190,17 @@ class CroppedEntropy:
     background pixels count as there are of the object, those with the largest loss; else all of them.
     """
 
+    spare: ClassVar[int] = 1
+
     expand: float = 1.5
     hard_background: bool = True
 
     def __post_init__(self) -> None:
         check_ranges(self, expand=_EXPAND)
 
-    @property
-    def spare(self) -> int:
-        return 1
-
     def __call__(self, logits: jax.Array, bitmaps: jax.Array, boxes: jax.Array, canvas_hw: Size) -> jax.Array:
         grid = bitmaps.shape[1], bitmaps.shape[2]
-        low_x, low_y, high_x, high_y = jnp.split(expanded(boxes, self.expand, grid, canvas_hw), 4, axis=1)
-        rows, columns = jnp.arange(grid[0]), jnp.arange(grid[1])
-        inside_y, inside_x = (rows >= low_y) & (rows < high_y), (columns >= low_x) & (columns < high_x)
-        inside = inside_y[:, :, None] & inside_x[:, None]
+        inside = _cells_between(expanded(boxes, self.expand, grid, canvas_hw), grid)
         loss = binary_cross_entropy(logits, bitmaps)
         # [N, y * x]
         loss, inside, objects = (x.reshape(len(boxes), grid[0] * grid[1]) for x in (loss, inside, bitmaps > 0))
@@ -231,14 +220,12 @@ class CutEntropy:
     The mean over all cells is divided by the box's share of the image, and times ``weight``.
     """
 
+    spare: ClassVar[int] = 0
+
     weight: float = 6.125
 
     def __post_init__(self) -> None:
         check_ranges(self, weight=WEIGHT)
-
-    @property
-    def spare(self) -> int:
-        return 0
 
     def __call__(self, logits: jax.Array, bitmaps: jax.Array, boxes: jax.Array, canvas_hw: Size) -> jax.Array:
         inside = cells_inside(boxes, (bitmaps.shape[1], bitmaps.shape[2]), canvas_hw)
@@ -252,9 +239,7 @@ class CutEntropy:
 class Dice:
     """One minus the dice coefficient over the whole grid, of squares (CondInst, Tian et al. 2020, section 3.3)."""
 
-    @property
-    def spare(self) -> int:
-        return 0
+    spare: ClassVar[int] = 0
 
     def __call__(self, logits: jax.Array, bitmaps: jax.Array, boxes: jax.Array, canvas_hw: Size) -> jax.Array:
         values = jax.nn.sigmoid(logits)
@@ -287,12 +272,16 @@ def cells_inside(boxes: jax.Array, grid_hw: Size, canvas_hw: Size) -> jax.Array:
 
     The rule is YOLACT's: the index of a cell is compared with the sides, not its centre.
     """
-    axes = []
-    for axis, cells in enumerate(grid_hw):
-        low, high = (boxes[:, side] * (cells / canvas_hw[axis]) for side in (1 - axis, 3 - axis))
-        place = jnp.arange(cells)
-        axes.append((place >= low[:, None] - 1) & (place < high[:, None] + 1))
-    return axes[0][:, :, None] & axes[1][:, None]
+    scale = jnp.asarray([grid_hw[1] / canvas_hw[1], grid_hw[0] / canvas_hw[0]] * 2, jnp.float32)
+    return _cells_between(boxes * scale + jnp.asarray([-1.0, -1.0, 1.0, 1.0]), grid_hw)
+
+
+def _cells_between(ranges: jax.Array, grid_hw: Size) -> jax.Array:
+    """Which cells have their index in ``ranges [N, 4]``, which end before their end: bool ``[N, y, x]``."""
+    rows, columns = jnp.arange(grid_hw[0]), jnp.arange(grid_hw[1])
+    inside_y = (rows >= ranges[:, 1:2]) & (rows < ranges[:, 3:])
+    inside_x = (columns >= ranges[:, :1]) & (columns < ranges[:, 2:3])
+    return inside_y[:, :, None] & inside_x[:, None]
 
 
 def _check_map(pixels: jax.Array, maker: MaskMaker, **setting: int) -> None:

@@ -73,8 +73,7 @@ class Matcher:
         and match nothing.  An invalid slot may hold anything; an invalid box is neither positive nor negative.
         Without any ground truth all valid boxes are negative; there must be a slot for one, though (G >= 1).
         """
-        if gt_boxes.shape[0] == 0:
-            raise ValueError("matching needs at least one ground-truth slot, got 0: pad with an invalid one")
+        _check_slots(gt_boxes)
         if self.ignore_cover is not None:
             cover = jnp.where((gt_valid & crowd)[None], coverage(boxes, gt_boxes), 0.0)
             valid = valid & (cover.max(1) <= self.ignore_cover)
@@ -133,8 +132,7 @@ class CentreSampling:
         masks: Masks | None = None,
     ) -> Match:
         """Match cells ``boxes [N, 4]`` (`anchors.Points`); other arguments and the result as `Matcher`."""
-        if gt_boxes.shape[0] == 0:
-            raise ValueError("matching needs at least one ground-truth slot, got 0: pad with an invalid one")
+        _check_slots(gt_boxes)
         centre = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2 if masks is None else centroids(masks)
         points, side = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2] - boxes[:, 0]
         reach = self.radius * side[:, None, None]
@@ -149,3 +147,8 @@ class CentreSampling:
         gt_index = jnp.where(takes, area(gt_boxes), jnp.inf).argmin(1).astype(jnp.int32)
         positive = takes.any(1)
         return Match(jnp.where(positive, gt_index, 0), positive, valid & ~positive, positive.astype(jnp.float32))
+
+
+def _check_slots(gt_boxes: jax.Array) -> None:
+    if gt_boxes.shape[0] == 0:
+        raise ValueError("matching needs at least one ground-truth slot, got 0: pad with an invalid one")

@@ -15,7 +15,7 @@ from jaxdet.models.parts.part import Found, Instances, Seen, Setting
 from jaxdet.models.roi.masks import check_masks
 from jaxdet.nn.blocks.layers import Conv, xavier_uniform
 from jaxdet.ops.boxes import safe
-from jaxdet.ops.instances import InstanceLoss, MaskMaker
+from jaxdet.ops.instances import InstanceLoss, MaskMaker, Size
 from jaxdet.ops.losses import binary_cross_entropy, masked_sum
 from jaxdet.ops.masks import masks_on_grid
 from jaxdet.ops.sampling import choose
@@ -47,8 +47,8 @@ class InstanceMasks(nn.Module):
     def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
         codes, places = self._origins(found)
         detections, canvas = found.detections, features.canvas_hw
-        logits = self._logits(features, codes, places)
-        masks = jax.vmap(lambda x, boxes: self.maker.masks(x, boxes, canvas))(logits, detections.boxes)
+        logits = self._logits(self.pixels(features), codes, places, canvas)
+        masks = self._masks(logits, detections.boxes, canvas)
         return dataclasses.replace(found, detections=dataclasses.replace(detections, masks=masks))
 
     def losses(
@@ -69,8 +69,9 @@ class InstanceMasks(nn.Module):
         origins = outputs.origins(index)
         if origins.codes is None:
             raise ValueError(self._no_codes())
-        logits = self._logits(features, origins.codes, origins.places)
-        canvas, grid = features.canvas_hw, (logits.shape[2], logits.shape[3])
+        canvas = features.canvas_hw
+        logits = self._logits(self.pixels(features), origins.codes, origins.places, canvas)
+        grid = logits.shape[2], logits.shape[3]
         # The masks of the objects on the grid, once each, whatever the number of places that have them.
         bitmaps = (masks_on_grid(targets.masks, canvas, grid, self.maker.shift) > 0.5).astype(jnp.float32)
         bitmaps = jnp.take_along_axis(bitmaps, gt_index[..., None, None], axis=1)
@@ -78,7 +79,7 @@ class InstanceMasks(nn.Module):
         losses = jax.vmap(lambda x, truth, its: self.loss(x, truth, its, canvas))(logits, bitmaps, boxes)
         total = masked_sum(losses, valid) / jnp.maximum(valid.sum() + self.loss.spare, 1)
         predicted = jnp.take_along_axis(assigned.boxes, chosen[..., None], axis=1)
-        masks = jax.vmap(lambda x, boxes: self.maker.masks(x, boxes, canvas))(logits, predicted)
+        masks = self._masks(logits, predicted, canvas)
         return {"loss_mask": total}, dataclasses.replace(seen, instances=Instances(predicted, masks, gt_index, valid))
 
     def intermediates(
@@ -86,18 +87,20 @@ class InstanceMasks(nn.Module):
     ) -> dict[str, Any]:
         """``masks/pixels [B, h, w, c]``, the map, and ``masks/logits [B, N, y, x]`` of the given places."""
         codes, places = self._origins(found)
-        return {"masks/pixels": self.pixels(features), "masks/logits": self._logits(features, codes, places)}
+        pixels = self.pixels(features)
+        return {"masks/pixels": pixels, "masks/logits": self._logits(pixels, codes, places, features.canvas_hw)}
 
-    def _logits(self, features: Features, codes: jax.Array, places: jax.Array) -> jax.Array:
+    def _masks(self, logits: jax.Array, boxes: jax.Array, canvas: Size) -> Masks:
+        return jax.vmap(lambda x, its: self.maker.masks(x, its, canvas))(logits, boxes)
+
+    def _logits(self, pixels: jax.Array, codes: jax.Array, places: jax.Array, canvas: Size) -> jax.Array:
         """Logits ``[B, N, y, x]`` of instances with ``codes [B, N, c]`` from ``places [B, N, 4]``."""
         if codes.shape[-1] != self.maker.code:
             raise ValueError(
                 f"the dense head gives {codes.shape[-1]} numbers a place, {type(self.maker).__name__} needs "
                 f"{self.maker.code}: set model.dense.head.code={self.maker.code}"
             )
-        canvas = features.canvas_hw
         # Geometry and masks are float32 whatever the map was computed in.
-        pixels = self.pixels(features)
         return jax.vmap(lambda x, c, p: self.maker.logits(x, c, p, canvas))(pixels, codes, places)
 
     def _origins(self, found: Found) -> tuple[jax.Array, jax.Array]:
