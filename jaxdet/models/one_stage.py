@@ -1,12 +1,14 @@
 """One-stage detection as one reads it: features, a dense detector, parts."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.models.dense import DenseDetector
+from jaxdet.models.dense import DenseDetector, DenseOutputs
 from jaxdet.models.features import (
     Dtype,
     Losses,
@@ -59,7 +61,8 @@ class OneStage(nn.Module):
         dense_key, *part_keys = jax.random.split(key, 1 + len(self.parts))
         terms, assigned = self.dense.losses(outputs, batch.true_hw, targets, dense_key)
         seen = Seen([], TrainedPlaces(outputs, assigned))
-        for part, part_key in zip(self.parts, part_keys, strict=True):
+        for place, (part, part_key) in enumerate(zip(self.parts, part_keys, strict=True)):
+            seen = seen.replace(found=partial(self._found, features, outputs, batch.true_hw, self.parts[:place]))
             more, seen = part.losses(features, seen, targets, Setting(self.num_classes, ()), part_key)
             terms |= more
         return terms, seen.metrics
@@ -68,11 +71,15 @@ class OneStage(nn.Module):
         """Detections of a batch, in coordinates of the resized images."""
         features = self.features(batch)
         outputs = self.dense(features, batch.true_hw, self.num_classes)
-        detections = self.dense.detections(outputs, batch.true_hw, self.dense.test)
+        return self._found(features, outputs, batch.true_hw, self.parts).detections
+
+    def _found(self, features: Features, outputs: DenseOutputs, true_hw: jax.Array, parts: Sequence[Part]) -> Found:
+        """The detections, with what these parts add to them."""
+        detections = self.dense.detections(outputs, true_hw, self.dense.test)
         found = Found(detections, outputs.origins(detections.index))
-        for part in self.parts:
+        for part in parts:
             found = part(features, found, Setting(self.num_classes, ()))
-        return found.detections
+        return found
 
     def intermediates(self, batch: Batch, index: jax.Array | None = None) -> dict[str, Any]:
         """What is computed on the way to the detections, by name.

@@ -3,6 +3,8 @@
 Letters in shapes: B images, N proposals, s rows and columns of a crop, C channels, K classes.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -109,7 +111,8 @@ class TwoStage(nn.Module):
         )
         terms = by_stage([stage.losses for stage in stages])
         seen = Seen([stage.samples for stage in stages])
-        for part, part_key in zip(self.parts, part_keys, strict=True):
+        for place, (part, part_key) in enumerate(zip(self.parts, part_keys, strict=True)):
+            seen = seen.replace(found=partial(self._found, features, proposals, true_hw, self.parts[:place]))
             more, seen = part.losses(features, seen, targets, self._setting(self.stages), part_key)
             terms |= more
         return terms, by_stage([stage.metrics for stage in stages]) | seen.metrics
@@ -130,13 +133,17 @@ class TwoStage(nn.Module):
         """Detections from given features and proposals."""
         if self.is_initializing():
             self._make_parameters(features)
+        return self._found(features, proposals, true_hw, self.parts).detections
+
+    def _found(self, features: Features, proposals: Proposals, true_hw: jax.Array, parts: Sequence[Part]) -> Found:
+        """The detections among the proposals, with what these parts add to them."""
         stages = self.predict_stages(features, proposals, true_hw)
         # As the reference: the mean of the logits of all stages, then softmax; boxes of the last stage.
         scores = jax.nn.softmax(jnp.stack([stage.logits for stage in stages]).mean(0))[..., :-1]
         found = Found(jax.vmap(self.suppression)(stages[-1].by_class, scores, proposals.valid))
-        for part in self.parts:
+        for part in parts:
             found = part(features, found, self._setting(self._test_stages()))
-        return found.detections
+        return found
 
     def predict_stages(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> list[PredictedStage]:
         """What each stage at test predicts for the boxes that the one before has moved."""

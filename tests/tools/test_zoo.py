@@ -169,7 +169,7 @@ def test_each_large_model_without_a_time_is_missing_once() -> None:
     chosen = [zoo._at_test(zoo.find(name).model) for name in names]
     assert len(set(chosen)) == len(chosen)
     assert {"retinanet_r50_fpn", "htc_r50_fpn"} <= set(names)
-    small = {"demo", "mask_rcnn_r18_fpn_small", "sbr_cnn_r18_fpn_small"}
+    small = {"demo", "mask_rcnn_r18_fpn_small", "sbr_cnn_r18_fpn_small", "rdsnet_r18_fpn_small"}
     assert not {"r3_cnn", "mask_rcnn_r50_fpn", *small} & {known[model].name for model in chosen}
     large = [entry for entry in known.values() if entry.experiment.data.short_side == zoo.SIDE]
     assert len(chosen) == len(large) - 2

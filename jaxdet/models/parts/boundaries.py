@@ -15,16 +15,19 @@ import numpy as np
 from jaxdet.models.features import Losses
 from jaxdet.models.parts.part import Found, Instances, Seen, Setting
 from jaxdet.ops.boundaries import boundary_loss, covered_pixels, refine, to_boxes, to_pixels
+from jaxdet.ops.boxes import iou
 from jaxdet.ops.losses import masked_sum
 from jaxdet.ops.profiles import Profiles, bitmap_extent, enclosing, mask_profiles
 from jaxdet.ranges import Range, check_ranges, positive
-from jaxdet.structures import Features, Masks, Targets
+from jaxdet.structures import Detections, Features, Masks, Targets
 
 BoxesFrom: TypeAlias = Literal["regression", "mask", "mbrm"]
 Start: TypeAlias = Literal["published", "edge", "zeros"]
 
 PUBLISHED = (-0.2968, -0.2892, -0.2635, -3.2545, -0.1874, 2.5041, 0.0196, 0.0651, 0.0917), -1.9536
 """Weights and bias of the released RDSNet, whose reach is 4."""
+
+MATCHED_IOU = 0.5
 
 _NO_MASKS = (
     "BoundaryRefinement reads masks, but nothing before it draws any: put MaskPrediction, or InstanceMasks, before it "
@@ -40,9 +43,11 @@ class BoundaryRefinement(nn.Module):
     that one checkpoint serves them.  Where these ``start``: at the published values, as an edge detector, or at 0, with
     which the mask says nothing.  ``gamma`` and ``reach`` (s) are those of the paper.
 
-    Training concerns these parameters alone: no gradient flows on to boxes and masks.  Where a box should end is taken
-    from the object's bitmap, or from its box (``targets_from``); ``train_stride`` are the pixels of the image, along
-    each axis, in one of those that training looks at: 1 as at test, or 4 as in the released code.
+    Training concerns these parameters alone: no gradient flows on to boxes and masks.  They learn from the positives
+    that the masks were trained on, or from the detections that match an object of their class by an IoU of 0.5
+    (``learn_from``).  Where a box should end is taken from the object's bitmap, or from its box (``targets_from``);
+    ``train_stride`` are the pixels of the image, along each axis, in one of those that training looks at: 1 as at
+    test, or 4 as in the released code.
     """
 
     place: ClassVar[str] = "boundaries"
@@ -51,6 +56,7 @@ class BoundaryRefinement(nn.Module):
     start: Start = "published"
     gamma: float = 0.05
     reach: int = 4
+    learn_from: Literal["positives", "detections"] = "positives"
     targets_from: Literal["bitmap", "box"] = "bitmap"
     train_stride: int = 1
 
@@ -78,15 +84,18 @@ class BoundaryRefinement(nn.Module):
     def losses(
         self, features: Features, seen: Seen, targets: Targets, setting: Setting, key: jax.Array
     ) -> tuple[Losses, Seen]:
-        """``loss_boundaries``, on the instances that the masks were trained on: their boxes, and their masks.
+        """``loss_boundaries``, on the boxes and masks that it learns from.
 
         The metric ``boundaries_left_out`` is the share of sides that are out of reach.
         """
         if self.boxes_from != "mbrm":
             return {}, seen
-        if seen.instances is None:
+        instances = seen.instances
+        if self.learn_from == "detections" and seen.found is not None:
+            instances = _matched(seen.found().detections, targets)
+        if instances is None:
             raise ValueError(_NO_MASKS)
-        loss, left_out = self.instance_loss(seen.instances, targets, features.canvas_hw, features.true_hw)
+        loss, left_out = self.instance_loss(instances, targets, features.canvas_hw, features.true_hw)
         metrics = seen.metrics | {"boundaries_left_out": left_out}
         return {"loss_boundaries": loss}, dataclasses.replace(seen, metrics=metrics)
 
@@ -137,6 +146,17 @@ class BoundaryRefinement(nn.Module):
             )
         extent, some = bitmap_extent(targets.masks)
         return jnp.where(some[..., None], to_boxes(extent), targets.boxes)
+
+
+def _matched(found: Detections, targets: Targets) -> Instances | None:
+    """The detections with the objects of their class that they overlap most; None where they have no masks."""
+    if found.masks is None:
+        return None
+    same = found.labels[..., None] == targets.labels[:, None]
+    counts = same & (targets.valid & ~targets.crowd)[:, None]
+    overlaps = jnp.where(counts, jax.vmap(iou)(found.boxes, targets.boxes), 0.0)
+    matched = found.valid & (overlaps.max(-1) >= MATCHED_IOU)
+    return Instances(found.boxes, found.masks, overlaps.argmax(-1), matched)
 
 
 def _profiles(masks: Masks, canvas_hw: tuple[int, int], true_hw: jax.Array | None) -> Profiles:

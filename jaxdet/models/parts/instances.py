@@ -28,7 +28,8 @@ class InstanceMasks(nn.Module):
 
     ``pixels`` makes the map, ``maker`` masks of it and of the codes of the dense head, ``loss`` trains both.  Trained
     are at most ``limit`` places of an image among those that have an object of more than ``least_area`` pixels; which
-    of them, is drawn, or with ``order="first"`` the first.
+    of them, is drawn, or with ``order="first"`` the first.  Parts behind learn from these masks cut as at test, around
+    the predicted boxes, or around those of the objects (``crop_by="truth"``).
     """
 
     place: ClassVar[str] = "masks"
@@ -39,6 +40,7 @@ class InstanceMasks(nn.Module):
     limit: int = 100
     least_area: float = 0.0
     order: Literal["random", "first"] = "random"
+    crop_by: Literal["predicted", "truth"] = "predicted"
 
     def __post_init__(self) -> None:
         check_ranges(self, limit=DETECTIONS, least_area=Range(0, 1e12))
@@ -79,7 +81,7 @@ class InstanceMasks(nn.Module):
         losses = jax.vmap(lambda x, truth, its: self.loss(x, truth, its, canvas))(logits, bitmaps, boxes)
         total = masked_sum(losses, valid) / jnp.maximum(valid.sum() + self.loss.spare, 1)
         predicted = jnp.take_along_axis(assigned.boxes, chosen[..., None], axis=1)
-        masks = self._masks(logits, predicted, canvas)
+        masks = self._masks(logits, predicted if self.crop_by == "predicted" else boxes, canvas)
         return {"loss_mask": total}, dataclasses.replace(seen, instances=Instances(predicted, masks, gt_index, valid))
 
     def intermediates(

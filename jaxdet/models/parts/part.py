@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -57,13 +57,17 @@ class Instances:
 
 @struct.dataclass
 class Seen:
-    """In training: what the parts before this one have trained on."""
+    """In training: what the parts before this one have trained on.
+
+    ``found`` computes what the model would find now by the parts before this one; without a call it costs nothing.
+    """
 
     samples: list[Samples]  #: the samples of each stage; empty in a one-stage model
     dense: TrainedPlaces | None = None  #: of a one-stage model, its places
     masks: TrainedMasks | None = None  #: the masks of the last stage
     instances: Instances | None = None  #: what was trained on, with its masks
     metrics: Losses = struct.field(default_factory=dict)  #: of parts, by name; they join those of the model
+    found: Callable[[], Found] | None = struct.field(pytree_node=False, default=None)
 
     @property
     def images(self) -> jax.Array:

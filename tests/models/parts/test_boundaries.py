@@ -13,7 +13,7 @@ from jaxdet.checkpoints.names.mmdet import from_mmdet, to_mmdet
 from jaxdet.config import from_data, override, to_data
 from jaxdet.models.parts.boundaries import BoundaryRefinement, BoxesFrom
 from jaxdet.models.parts.masks import MaskPrediction
-from jaxdet.models.parts.part import Found, Instances, Setting
+from jaxdet.models.parts.part import Found, Instances, Seen, Setting
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.structures import Detections, Features, Masks, Targets
 from tests.models.small import (
@@ -218,6 +218,62 @@ def test_sides_out_of_reach_are_left_out_and_counted() -> None:
     assert 0 < near[0] < 0.2
     none = loss_of(BoundaryRefinement(), Instances(boxes, make_masks(), index, counts & False), make_objects())
     assert none == (0, 0)
+
+
+def make_detections() -> Found:
+    """Eight around the three objects, of which the fifth and the last two match one of their class."""
+    boxes = np.tile(jittered()[0, :1], (8, 1))
+    boxes[1] = TRUTH[0] + [6, 8, 6, 8]  # an IoU of 0.4
+    boxes[5:] = jittered()[0, [1, 1, 2]]
+    masks = make_masks()
+    masks = masks.replace(
+        values=masks.values[:, [0, 0, 0, 0, 0, 1, 1, 2]], frames=np.tile(masks.frames, (1, 3, 1))[:, :8]
+    )
+    found = make_found(boxes[None], masks).detections
+    labels = jnp.asarray([[1, 0, 0, 1, 0, 1, 0, 0]])
+    return Found(found.replace(labels=labels, valid=jnp.asarray([[True, True, False, False, True, True, True, True]])))
+
+
+def test_it_learns_from_detections_that_match_an_object_of_their_class() -> None:
+    objects, found = make_objects(), make_detections()
+    part = BoundaryRefinement(learn_from="detections", boxes_from="mbrm")
+
+    def losses(part: BoundaryRefinement, seen: Seen) -> Any:
+        terms, after = part.apply(CRISP, FEATURES, seen, objects, SETTING, KEY, method="losses")
+        return terms["loss_boundaries"], after.metrics["boundaries_left_out"]
+
+    mine = losses(part, Seen([], found=lambda: found))
+    chosen = np.array([[4, 6, 7]])
+    instances = Instances(
+        found.detections.boxes[:, chosen[0]],
+        jax.tree.map(lambda a: a[:, chosen[0]], found.detections.masks),
+        np.arange(3)[None],
+        chosen > 0,
+    )
+    assert mine == losses(BoundaryRefinement(), Seen([], instances=instances))
+    assert mine[0] > 0
+    # A crowd is nobody's object: the third stands alone then.
+    crowded = objects.replace(crowd=np.array([[True, True, False]]))
+    terms, _ = part.apply(CRISP, FEATURES, Seen([], found=lambda: found), crowded, SETTING, KEY, method="losses")
+    alone = instances.replace(counts=np.array([[False, False, True]]))
+    assert terms["loss_boundaries"] == losses(BoundaryRefinement(), Seen([], instances=alone))[0]
+
+
+def test_a_model_shows_it_what_it_finds_by_the_parts_before() -> None:
+    """The detections whose sides it learns are those that the same model without it predicts."""
+    masks, part = make_parts("mbrm")
+    model = make_model(backbone=Pooled(), neck=Same(), parts=(masks, part.clone(learn_from="detections")))
+    terms, metrics = jax.jit(lambda v: model.apply(v, BATCH, KEY, method="losses"))(make_variables())
+    found = predict("regression")
+    counted = 0
+    for image in range(2):
+        truth = BATCH.targets.boxes[image][BATCH.targets.valid[image]]
+        labels = BATCH.targets.labels[image][BATCH.targets.valid[image]]
+        for box, label in zip(found.boxes[image], found.labels[image], strict=True):
+            counted += any(oracles.iou(np.asarray(box), its) >= 0.5 for its in truth[labels == label])
+    assert np.isfinite(terms["loss_boundaries"])
+    assert (terms["loss_boundaries"] > 0) == (counted > 0)
+    assert 0 <= metrics["boundaries_left_out"] <= 1
 
 
 def test_refining_without_masks_is_refused() -> None:
