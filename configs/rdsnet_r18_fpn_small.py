@@ -2,8 +2,8 @@
 
 Start it from ImageNet weights (``run.init_from=FILE``) and name the data by overrides, as in
 ``data.train.images=DIR data.train.annotations=FILE model.num_classes=1``.  Short side 256; FPN and heads have half the
-channels and start a level finer, because objects are half as large.  Boxes follow masks: the refinement is trained
-along with the rest, to which it sends no gradient.
+channels; anchors are half as large, because the objects are, and the pixel stream begins a level finer.  Boxes follow
+masks: the refinement is trained along with the rest, to which it sends no gradient.
 """
 
 from configs.base import THIRDS, coco
@@ -22,19 +22,17 @@ from jaxdet.ops.losses import Focal
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.suppression import NMS
 
-LEVELS = (2, 3, 4, 5, 6)
-
 
 def get_config() -> Experiment:
     maker = Correlation()
-    pixels = PixelStream(channels=128, levels=LEVELS[:4])
+    pixels = PixelStream(channels=128, levels=(2, 3, 4, 5))
     model = OneStage(
         num_classes=80,
         backbone=ResNet(depth=18),
         neck=FPN(channels=128, top=StridedConvs(number=1)),
         dense=DenseDetector(
             RetinaHead(channels=128, convs=2, groups=32, code=maker.code),
-            places=Anchors(levels=LEVELS, scales=THIRDS),
+            places=Anchors(levels=(3, 4, 5, 6), scales=tuple(scale / 2 for scale in THIRDS)),
             matcher=Matcher(positive_iou=0.5, negative_iou=0.4, min_positive_iou=0.0),
             class_loss=Focal(),
             test=Selection(per_level=1000, suppression=NMS(score_threshold=0.05)),

@@ -65,11 +65,12 @@ def main() -> None:
     """Print the table."""
     parser = options(__doc__)
     parser.add_argument("--configs", nargs="+", default=("mask_rcnn_r50_fpn", "r3_cnn", "sbr_cnn"))
+    parser.add_argument("--inference-only", action="store_true")
     args = parser.parse_args()
     lines = []
     context = multiprocessing.get_context("spawn")
     for config in args.configs:
-        for kind in MAKERS:
+        for kind in ("inference",) if args.inference_only else MAKERS:
             with ProcessPoolExecutor(1, mp_context=context) as alone:
                 lines.append(alone.submit(measure, config, kind, args).result())
     head = ["", "arguments MB", "said MB", "taken MB", "taken / said"]

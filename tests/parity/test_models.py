@@ -113,6 +113,38 @@ def test_runner_takes_other_sizes_and_numbers(model: str, height: int, width: in
     assert norms["backbone.layer2.0.conv1.weight"] > 0
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("model", "height", "width", "boxes", "places", "numbers"),
+    [
+        (
+            "rdsnet_refine_r50",
+            128,
+            96,
+            3,
+            {"fixed_anchors": [[0, 15, 11, 8], [2, 1, 2, 0], [4, 0, 0, 3]]},
+            ("rep", 576),
+        ),
+        ("condinst_r50", 64, 96, 0, {"fixed_points": [[0, 7, 11], [3, 0, 0]]}, ("params", 169)),
+        ("yolact_r50", 96, 64, 7, {"fixed_anchors": [[1, 5, 3, 2]]}, ("coeff", 96)),
+    ],
+)
+def test_runner_takes_other_sizes_and_numbers_for_one_stage_models(
+    model: str, height: int, width: int, boxes: int, places: dict[str, Any], numbers: tuple[str, int]
+) -> None:
+    inputs = other_inputs(height, width, boxes, seed=boxes) | {k: np.asarray(v) for k, v in places.items()}
+    ours = runner.run(model, make_state(model, inputs, salt="other"), inputs, {"heads", "test", "train"})
+    assert ours["backbone/C5"].shape == (1, 2048, height // 32, width // 32)
+    assert ours[f"head/{numbers[0]}0"].shape == (1, numbers[1], height // 8, width // 8)
+    assert len(ours["mask/logits"]) == len(next(iter(places.values())))
+    assert ours["test/masks"].shape == (len(ours["test/boxes"]), (height - 5) // 2, (width - 9) // 2)
+    norms = ours.pop("train/grad_norms")
+    assert all(np.isfinite(value).all() for value in [*ours.values(), *norms.values()])
+    assert norms["backbone.layer2.0.conv1.weight"] > 0
+    if not boxes:
+        assert ours["train/loss_mask"] == 0
+
+
 def test_the_comparison_can_fail() -> None:
     golden = judge.load("faster_rcnn_r50")
     ours = {key: _stored(golden, key) for key in {k.partition("@")[0] for k in golden if k.startswith("fpn/")}}
