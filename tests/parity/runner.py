@@ -38,6 +38,9 @@ from jaxdet.ops.boxes import DistanceCoder
 from jaxdet.ops.instances import Correlation, DynamicConvs, Prototypes
 from jaxdet.ops.losses import SmoothL1
 from jaxdet.structures import Batch, Detections, Features, Masks, Proposals, Targets
+from tests.parity.operators import sa_roi_align
+
+__all__ = ["CONFIGS", "run", "sa_roi_align", "sgd"]
 
 Arrays = dict[str, Any]
 
