@@ -40,7 +40,7 @@ from jaxdet.ops.losses import SmoothL1
 from jaxdet.structures import Batch, Detections, Features, Masks, Proposals, Targets
 from tests.parity.operators import sa_roi_align
 
-__all__ = ["CONFIGS", "run", "sa_roi_align", "sgd"]
+__all__ = ["CONFIGS", "run", "run_refine", "sa_roi_align", "sgd"]
 
 Arrays = dict[str, Any]
 

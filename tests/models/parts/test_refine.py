@@ -1,6 +1,6 @@
 """The refining step behind small models: what it must leave as it is, what reaches what, and what it refuses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from jaxdet.checkpoints.copies import with_copies
 from jaxdet.models.parts.masks import MaskPrediction
-from jaxdet.models.parts.part import Found, Setting
+from jaxdet.models.parts.part import Found, Seen, Setting
 from jaxdet.models.parts.refine import Refine
 from jaxdet.models.roi.boxes import Candidates
 from jaxdet.models.roi.refining import RefineTraining
@@ -20,7 +20,7 @@ from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.mask import FCN
 from jaxdet.ops.suppression import NMS
-from jaxdet.structures import Batch, Detections, Features
+from jaxdet.structures import Detections, Features, Masks, Samples, Targets
 from tests.models.small import (
     CLASSES,
     FIRST,
@@ -36,8 +36,7 @@ from tests.models.small import (
 )
 
 KEY = jax.random.key(0)
-BATCH = make_batch([make_targets(0), make_targets(1, fill=float("nan"))])
-NOTHING = make_batch([make_targets(0, "nothing", fill=float("nan")), make_targets(1, "nothing")])
+BATCH = make_batch([make_targets(0)])
 COPIES = (("masks/refine_box", "heads_0"), ("masks/refine_mask", "masks/heads_0"))
 SETTING = Setting(CLASSES, (Stage(sampler=FIRST),), suppression=NMS(score_threshold=0.01, max_detections=12))
 
@@ -80,18 +79,6 @@ def predicting(model: TwoStage) -> Callable[[Tree], Detections]:
     return jax.jit(lambda variables: model.apply(variables, BATCH, method="predict"))
 
 
-@cache
-def grading(model: TwoStage, terms: tuple[str, ...]) -> Callable[[Tree, Batch], Any]:
-    """All losses, and the gradient of the sum of some of them."""
-
-    def total(params: Tree, variables: Tree, batch: Batch) -> Any:
-        losses, metrics = model.apply({**variables, "params": params}, batch, KEY, method="losses")
-        return sum(losses[name] for name in terms or losses), (losses, metrics)
-
-    grad = jax.jit(jax.grad(total, has_aux=True))
-    return lambda variables, batch: grad(variables["params"], variables, batch)
-
-
 def size(tree: Mapping[str, Any]) -> float:
     return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
@@ -110,19 +97,6 @@ def test_with_nothing_refined_detections_are_those_of_the_base_to_the_bit() -> N
     # An invalid slot may be that of any candidate.
     np.testing.assert_array_equal(have.index[have.valid], want.index[want.valid])
     np.testing.assert_allclose(have.masks.values[have.valid], want.masks.values[want.valid], atol=1e-6)
-
-
-def test_a_guide_of_ones_is_no_guide() -> None:
-    variables = changed(variables_of(), "masks/heads_0/head/logits", lambda leaf: 0 * leaf + 50.0)  # sigmoid: 1
-    guided, plain = make_step(), make_step(guided=False)
-    have, want = (predicting(make(step))(variables) for step in (guided, plain))
-    np.testing.assert_allclose(have.scores, want.scores, atol=1e-6)
-    np.testing.assert_allclose(have.boxes, want.boxes, atol=1e-3)
-    # Of zeros nothing is seen: all that is left are biases, and boxes of the same size all move alike.
-    blind = predicting(make(guided))(
-        changed(variables_of(), "masks/heads_0/head/logits", lambda leaf: 0 * leaf - 200.0)
-    )
-    assert not np.allclose(blind.scores, want.scores, atol=1e-3)
 
 
 # The step alone, on features and candidates of one image.
@@ -161,6 +135,16 @@ def test_invalid_candidates_change_nothing() -> None:
     assert few.valid.sum() > 5
     for have, want in zip(jax.tree.leaves(many), jax.tree.leaves(few), strict=True):
         np.testing.assert_allclose(have[many.valid], want[few.valid], atol=1e-5)
+
+
+def test_a_guide_of_ones_is_no_guide() -> None:
+    variables = changed(variables_of(), "masks/heads_0/head/logits", lambda leaf: 0 * leaf + 50.0)  # sigmoid: 1
+    have, want = (stepping(step)(variables, make_candidates(9)) for step in (make_step(), make_step(guided=False)))
+    np.testing.assert_allclose(have.scores, want.scores, atol=1e-6)
+    np.testing.assert_allclose(have.boxes, want.boxes, atol=1e-3)
+    # Of zeros nothing is seen.
+    blind = changed(variables, "masks/heads_0/head/logits", lambda leaf: 0 * leaf - 200.0)
+    assert not np.allclose(stepping(make_step())(blind, make_candidates(9)).scores, want.scores, atol=1e-3)
 
 
 def test_deltas_of_zero_leave_the_boxes_that_are_looked_at() -> None:
@@ -212,64 +196,105 @@ def test_alpha_weighs_the_logits() -> None:
     assert make_step(alpha=0.0).combined(base, refined).tolist() == base.tolist()
 
 
-BOX_TERMS = ("refine.loss_cls", "refine.loss_bbox")
+BOXES = np.float32([[2, 2, 30, 30], [31, 5, 50, 40], [4, 0, 33, 28], [30, 8, 52, 44], [9, 35, 25, 50], [40, 1, 55, 20]])
+SAMPLES = Samples(
+    boxes=jnp.asarray(np.concatenate([BOXES, np.full((1, 4), np.nan, np.float32)])[None]),
+    gt_index=jnp.array([[0, 1, 0, 1, 0, 0, 0]]),
+    labels=jnp.array([[1, 2, 1, 2, CLASSES, CLASSES, CLASSES]]),
+    positive=jnp.arange(7)[None] < 4,
+    is_truth=jnp.arange(7)[None] < 2,
+    valid=jnp.arange(7)[None] < 6,
+)
+TARGETS = Targets(
+    boxes=jnp.asarray(np.concatenate([BOXES[:2], np.full((1, 4), np.nan, np.float32)])[None]),
+    labels=jnp.array([[1, 2, 0]]),
+    masks=Masks(np.random.default_rng(0).integers(0, 2, (1, 3, 12, 12), np.uint8), jnp.asarray(BOXES[None, :3])),
+    crowd=jnp.zeros((1, 3), bool),
+    valid=jnp.arange(3)[None] < 2,
+)
+
+
+@cache
+def learning(step: Refine) -> Callable[..., Any]:
+    """The gradient of the sum of some losses, and all of these, for samples that the stages leave where they are."""
+
+    def total(params: Tree, weights: dict[str, jax.Array], samples: Samples, targets: Targets) -> Any:
+        boxes = jnp.repeat(samples.boxes[:, :, None], CLASSES, 2)
+        logits = jax.random.normal(KEY, (*samples.valid.shape, CLASSES + 1))
+        seen = Seen([samples], boxes=samples, candidates=Candidates(logits, boxes, samples.valid))
+        losses, seen = step.apply({"params": params}, FEATURES, seen, targets, SETTING, KEY, method="losses")
+        return sum(weights.get(name, 0.0) * value for name, value in losses.items()), (losses, seen.metrics)
+
+    grad = jax.jit(jax.grad(total, has_aux=True))
+
+    def run(terms: Sequence[str], samples: Samples = SAMPLES, targets: Targets = TARGETS) -> Any:
+        weights = {name: jnp.float32(name in terms) for name in LOSSES}
+        return grad(variables_of(step.refine_mask.linked)["params"]["masks"], weights, samples, targets)
+
+    return run
+
+
+LOSSES = ("loss_mask", "refine.loss_cls", "refine.loss_bbox", "refine.loss_mask")
+ALONE = {"linked": False, "training": RefineTraining(guide_gradient=False)}
 
 
 @pytest.mark.parametrize("flows", [True, False])
-def test_the_guide_carries_a_gradient_to_the_mask_branch(flows: bool) -> None:
-    """Which has no other way to learn from boxes; the refined masks reach it by the link."""
-    step = make_step(training=RefineTraining(guide_gradient=flows))
-    grads, (losses, metrics) = grading(make(step), BOX_TERMS)(variables_of(), BATCH)
-    assert all(losses[name] > 0 for name in (*BOX_TERMS, "refine.loss_mask", "loss_mask"))
-    assert size(grads["masks"]["refine_box"]) > 0
-    assert (size(grads["masks"]["heads_0"]["head"]["conv1"]) > 0) == flows
-    assert size(grads["masks"]["refine_mask"]) == 0
-    assert metrics["refine.positives"] > 0
+def test_guide_and_link_carry_gradients_to_the_mask_branch(flows: bool) -> None:
+    """Boxes have no other way to teach it, and refined masks no other than the link."""
+    gradient = learning(make_step() if flows else make_step(**ALONE))
+    grads, (losses, metrics) = gradient(("refine.loss_cls", "refine.loss_bbox"))
+    assert all(losses[name] > 0 for name in LOSSES)
+    assert size(grads["refine_box"]) > 0
+    assert size(grads["refine_mask"]) == 0
+    assert (size(grads["heads_0"]["head"]["conv1"]) > 0) == flows
+    grads, _ = gradient(("refine.loss_mask",))
+    assert size(grads["refine_mask"]["head"]["conv1"]) > 0
+    assert size(grads["refine_box"]) == 0
+    assert (size(grads["heads_0"]["head"]["conv1"]) > 0) == flows
+    assert metrics["refine.positives"] == 4
+    assert 0.5 < metrics["refine.iou_before"] < 1
     assert 0 < metrics["refine.guide_inside"] < 1
 
 
-def test_refined_masks_reach_the_first_ones_by_the_link_alone() -> None:
-    for linked in (True, False):
-        step = make_step(linked, guided=False)
-        grads, _ = grading(make(step), ("refine.loss_mask",))(variables_of(linked), BATCH)
-        assert size(grads["masks"]["refine_mask"]["head"]["conv1"]) > 0
-        assert (size(grads["masks"]["heads_0"]["head"]["conv1"]) > 0) == linked
-        assert size(grads["masks"]["refine_box"]) == 0
+def test_without_objects_losses_of_masks_and_boxes_are_zero() -> None:
+    nothing = SAMPLES.replace(
+        labels=jnp.full((1, 7), CLASSES), positive=jnp.zeros((1, 7), bool), is_truth=jnp.zeros((1, 7), bool)
+    )
+    targets = TARGETS.replace(valid=jnp.zeros((1, 3), bool), boxes=jnp.full((1, 3, 4), jnp.nan))
+    grads, (losses, metrics) = learning(make_step())(LOSSES, nothing, targets)
+    assert {name for name, value in losses.items() if value == 0} == {*LOSSES} - {"refine.loss_cls"}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, losses, metrics)))
+
+
+def test_samples_that_are_all_positive_have_losses() -> None:
+    every = SAMPLES.replace(valid=SAMPLES.positive)
+    grads, (losses, _) = learning(make_step())(LOSSES, every)
+    assert all(losses[name] > 0 for name in LOSSES)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
 def test_on_the_same_boxes_with_the_same_heads_the_step_is_the_base_again() -> None:
     training = RefineTraining(train_boxes="proposal", mask_loss_on="proposal", weight=2.0)
-    step = make_step(linked=False, guided=False, training=training)
+    model = make(make_step(linked=False, guided=False, training=training))
     variables = variables_of(linked=False)
     copied, afresh = with_copies(variables, base_of(variables), COPIES)
     assert afresh == ()
     # With deltas of zero refined masks are those of the samples where they are.
     for place in ("heads_0/head/deltas", "masks/refine_box/head/deltas"):
         copied = changed(copied, place, jnp.zeros_like)
-    _, (losses, _) = grading(make(step), ())(copied, BATCH)
+    losses, _ = jax.jit(lambda v: model.apply(v, BATCH, KEY, method="losses"))(copied)
     for name in ("loss_cls", "loss_bbox", "loss_mask"):
         assert losses[name] > 0
         np.testing.assert_allclose(losses[f"refine.{name}"], 2 * losses[name], rtol=1e-4)
-
-
-def test_without_objects_losses_of_masks_and_boxes_are_zero() -> None:
-    step = make_step(training=RefineTraining(max_masks=3))
-    grads, (losses, metrics) = grading(make(step), ())(variables_of(), NOTHING)
-    assert {name for name, value in losses.items() if value == 0} == {
-        "loss_bbox", "loss_mask", "loss_rpn_bbox", "refine.loss_bbox", "refine.loss_mask",
-    }  # fmt: skip
-    assert losses["refine.loss_cls"] > 0
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, losses, metrics)))
 
 
 @pytest.mark.parametrize(
     ("settings", "unused"), [({"boxes": "base"}, "refine.loss_bbox"), ({"alpha": 0.0}, "refine.loss_cls")]
 )
 def test_what_a_test_does_not_use_has_no_loss(settings: dict[str, Any], unused: str) -> None:
-    model = make(make_step(**settings))
-    losses, _ = jax.eval_shape(lambda v: model.apply(v, BATCH, KEY, method="losses"), variables_of())
-    every = {"refine.loss_cls", "refine.loss_bbox", "refine.loss_mask"}
-    assert {name for name in losses if name.startswith("refine.")} == every - {unused}
+    variables_of()  # made outside of the trace, where they are kept
+    _, (losses, _) = jax.eval_shape(lambda: learning(make_step(**settings))(LOSSES))
+    assert set(losses) == {*LOSSES} - {unused}
 
 
 def test_combinations_that_cannot_be() -> None:
@@ -287,8 +312,8 @@ def test_combinations_that_cannot_be() -> None:
     for method in ("predict", "losses"):
         with pytest.raises(ValueError, match="a one-stage model has none"):
             run(make_one_stage(parts=(make_step(),)), method)
-        with pytest.raises(ValueError, match="has no branch for these: give it heads"):
-            run(make(make_step(heads=())), method)
+    with pytest.raises(ValueError, match="has no branch for these: give it heads"):
+        run(make(make_step(heads=())), "predict")
     eight = make_mask_branch(extractor=SingleLevel(size=8, finest=14.0))
     with pytest.raises(ValueError, match=r"features of the first look, \(8, 8\) a box, to crops of \(6, 6\)"):
         run(make(make_step(heads=(eight,))), "predict")
