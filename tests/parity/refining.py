@@ -1,5 +1,6 @@
 """Runs a model with a refining step on a given pyramid and given samples; the rest is as in `runner`."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxdet.models.two_stage import TwoStage
 from jaxdet.ops.sampling import Sampler
 from jaxdet.structures import Batch, Features
 from tests.parity import runner
+from tests.parity.weights import normal
 
 TESTS: dict[str, dict[str, Any]] = {
     "test_fixedprop": {},
@@ -34,10 +36,16 @@ TRAININGS: dict[str, RefineTraining] = {
 """How each variant of the training differs; ``rm`` differs in the step itself."""
 
 
-def run_refine(model: str, state_dict: runner.Arrays, inputs: runner.Arrays, groups: set[str]) -> runner.Arrays:
+def run_refine(
+    model: str,
+    state_dict: runner.Arrays,
+    inputs: runner.Arrays,
+    groups: set[str],
+    tests: Collection[str] = tuple(TESTS),
+) -> runner.Arrays:
     """Outputs of the groups asked for, with ``P2`` .. ``P5`` of the inputs in place of backbone and neck.
 
-    ``inputs["variant"]`` names one of `TRAININGS`.
+    ``inputs["variant"]`` names one of `TRAININGS`; ``tests`` are the sets of detections of the group "test".
     """
     net, batch = runner.load_model(model), runner.make_batch(inputs)
     variables = runner.heads_of(runner.load_variables(net, state_dict, batch))
@@ -47,8 +55,8 @@ def run_refine(model: str, state_dict: runner.Arrays, inputs: runner.Arrays, gro
     if "heads" in groups:
         out |= _heads(net, variables, features, batch, inputs)
     if "test" in groups:
-        for prefix, settings in TESTS.items():
-            changed = _with(net, **settings)
+        for prefix in tests:
+            changed = _with(net, **TESTS[prefix])
             found = runner.apply(
                 changed, variables, features, runner.proposals_of(inputs), batch.true_hw, method="detect"
             )
@@ -58,6 +66,16 @@ def run_refine(model: str, state_dict: runner.Arrays, inputs: runner.Arrays, gro
         changed = _with(net, training=TRAININGS[variant], guided=variant != "rm")
         out |= _training(f"train_{variant}" if variant else "train", changed, variables, features, batch, inputs)
     return {name: value if isinstance(value, dict) else np.asarray(value) for name, value in out.items()}
+
+
+def pyramid(inputs: runner.Arrays) -> runner.Arrays:
+    """The pyramid of the golden numbers, by the names of the inputs."""
+    height, width = (int(side) for side in inputs["pad_shape"][:2])
+    return {
+        f"P{level}": np.float32(6)
+        * normal(f"mr/P{level}", (1, 256, height >> level, width >> level)).astype(np.float32)
+        for level in range(2, 6)
+    }
 
 
 def _with(net: TwoStage, **settings: Any) -> TwoStage:
