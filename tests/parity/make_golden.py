@@ -44,12 +44,14 @@ MODELS = (
     "rdsnet_r50",
     "rdsnet_refine_r50",
     "yolact_r50",
+    "mr_rcnn_r50",
 )
-WITH_FEATURES = (FIRST, "faster_rcnn_r50", "retinanet_r50", "condinst_r50", "rdsnet_r50", "yolact_r50")
+WITH_FEATURES = (FIRST, "faster_rcnn_r50", "retinanet_r50", "condinst_r50", "rdsnet_r50", "yolact_r50", "mr_rcnn_r50")
 SAMPLES = 499
 """Elements kept of a tensor; prime, so that a step is seldom a multiple of a row."""
 WHOLE = re.compile(
-    r"test(_fixedprop)?/(?!mask_area_extent)|train/.*loss|train/grad_(names|norms)$"
+    r"test(_fixedprop)?/(?!mask_area_extent)|train(_\w+)?/.*loss|train(_\w+)?/grad_(names|norms)$"
+    r"|test_(alpha0|alpha05|cls|rm|detections)/(boxes|labels)$"
     r"|test_rescale0/(det_bboxes|det_labels|mask_area|mbrm_boxes)"
 )
 TENSORS = re.compile(r"backbone/|fpn/|rpn/|head/|semantic/|proto/|(loop\d+|mask)/(?!rois|iou_labels)")
