@@ -125,11 +125,11 @@ def faster_rcnn(extractor: Extractor = SingleLevel) -> Experiment:
 
 
 def mask_rcnn(
-    extractor: Extractor = SingleLevel, *, score: Trunk | None = None, epochs: Literal[12, 36] = 12
+    extractor: Extractor = SingleLevel, *, depth: int = 50, score: Trunk | None = None, epochs: Literal[12, 36] = 12
 ) -> Experiment:
     """Mask R-CNN (He et al. 2017), 1x or 3x schedule; ``score``: the trunk of a branch that rates the masks."""
     drops = {12: (8, 11), 36: (28, 34)}[epochs]
-    model = two_stage([box_branch(extractor)], parts=mask_parts([mask_branch(extractor)], score))
+    model = two_stage([box_branch(extractor)], depth=depth, parts=mask_parts([mask_branch(extractor)], score))
     return coco(model, Optimizer(schedule=Schedule(length=epochs, drops=drops)))
 
 

@@ -117,6 +117,9 @@ class Run:
     init_from: str | None = None  #: weights to start from: a run folder, or a file of torchvision's or mmdetection's
     init_skip: tuple[str, ...] = ()  #: regular expressions: the variables that they match keep their fresh values
     init_new_classes: bool = False  #: True: the weights are for other classes; those that they lack start afresh
+    #: pairs of places, as ("masks/refine_box", "heads_0"): where the weights have nothing of the first, it starts as a
+    #: copy of what they have of the second, and what that is without starts afresh
+    init_copy: tuple[tuple[str, str], ...] = ()
     #: regular expressions: only parameters that one of them matches are trained, and no statistics move; empty: all
     train_only: tuple[str, ...] = ()
     log_every: int = 50  #: steps
@@ -145,13 +148,31 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A training that comes before another: the model whose weights that one starts from.
+
+    Data and run are those of the experiment, with weights of its own to start from.
+    """
+
+    model: Detector
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    init_from: str | None = None  #: as `Run.init_from`, for this phase
+    init_skip: tuple[str, ...] = ()  #: likewise
+
+
+@dataclass(frozen=True)
 class Experiment:
-    """A model, its data, its optimizer and its run."""
+    """A model, its data, its optimizer and its run.
+
+    ``before`` is the first of two phases: it is trained first, into the folder ``before`` of the run, unless
+    ``run.init_from`` gives the weights that would come of it.
+    """
 
     model: Detector
     data: Data
     optimizer: Optimizer = field(default_factory=Optimizer)
     run: Run = field(default_factory=Run)
+    before: Phase | None = None
 
 
 def as_experiment(config: object) -> Experiment:

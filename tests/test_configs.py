@@ -13,7 +13,9 @@ from jaxdet.experiment import Experiment
 from jaxdet.models.dense import DenseDetector
 from jaxdet.models.detector import Detector
 from jaxdet.models.one_stage import OneStage
+from jaxdet.models.parts.boundaries import BoundaryRefinement
 from jaxdet.models.parts.masks import MaskPrediction, MaskScoring
+from jaxdet.models.parts.refine import Refine
 from jaxdet.models.roi.schedule import check_stages, check_test_heads, check_unshared
 from jaxdet.models.two_stage import TwoStage
 from tools import zoo
@@ -22,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def names() -> Iterator[str]:
-    yield from (f"configs/{path.name}" for path in sorted((ROOT / "configs").glob("*.py")) if path.stem != "base")
+    paths = sorted((ROOT / "configs").glob("*.py"))
+    yield from (f"configs/{path.name}" for path in paths if path.stem not in zoo.NO_MODELS)
     for table, module in zoo.tables():
         yield from (f"configs/tables/{table}.py:{row}" for row in module.ROWS)
 
@@ -40,7 +43,8 @@ def check_model(model: Detector) -> None:
     check_unshared({"heads": model.heads, "parts": model.parts})
     check_dense(model.rpn)
     kinds = [type(part) for part in model.parts]
-    assert kinds in ([], [MaskPrediction], [MaskPrediction, MaskScoring])
+    assert kinds[:1] in ([], [MaskPrediction], [Refine])
+    assert kinds[1:] in ([], [MaskScoring], [BoundaryRefinement])
     for masks in model.parts[:1]:
         assert len(masks.heads) == len(model.heads)
         assert all(masks.heads[stage.head].linked for stage in model.stages if stage.mask_passes)

@@ -19,6 +19,7 @@ import pytest
 import jaxdet
 from jaxdet.config import load_config, override
 from jaxdet.config.tree import walk
+from tools.zoo import NO_MODELS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "ADD_A_MODEL.md"
@@ -147,7 +148,9 @@ def load(config: str) -> Any:
 
 @functools.cache
 def all_configs() -> tuple[Any, ...]:
-    return tuple(load(str(path.relative_to(ROOT))) for path in sorted(ROOT.glob("configs/*.py")) if path.stem != "base")
+    return tuple(
+        load(str(path.relative_to(ROOT))) for path in sorted(ROOT.glob("configs/*.py")) if path.stem not in NO_MODELS
+    )
 
 
 def accepted(settings: list[str]) -> bool:

@@ -4,6 +4,7 @@ A table file has ``ROWS`` and ``get_config``, so that ``--config configs/tables/
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
-from configs.base import box_branch, cascade_rpn, coco, mask_branch, mask_parts, two_stage, yolact
+from configs.base import box_branch, cascade_rpn, coco, mask_branch, mask_parts, mask_rcnn, two_stage, yolact
+from configs.refined import refined
 from jaxdet.experiment import Experiment, Optimizer, Schedule
 from jaxdet.models.parts.instances import InstanceMasks, PixelClasses
 from jaxdet.nn.extractors.single_level import SingleLevel
@@ -36,6 +38,10 @@ R3_ADVANCED = (50_298_020, 50_072_676)
 # The box branch of mmdetection 1.x moves boxes of the background class too, and its mask branch draws their masks.
 BACKGROUND_BOXES = 4 * (1024 + 1)
 BACKGROUND_MASKS = 256 + 1
+
+
+MR_BACKBONES = {"r50": 50, "r101": 101}
+"""Depths of the ResNets in the tables of MR R-CNN, by the names of the rows."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,27 @@ def rdsnet_s(
     return dataclasses.replace(
         experiment, model=model, optimizer=dataclasses.replace(experiment.optimizer, schedule=schedule)
     )
+
+
+def mr_rcnn(backbone: str, **settings: Any) -> Experiment:
+    """MR R-CNN (Ding et al. 2019) on one of `MR_BACKBONES`; ``settings`` are those of `Refine`."""
+    return refined(functools.partial(mask_rcnn, depth=MR_BACKBONES[backbone]), **settings)
+
+
+def mr_rows(what: str, name: str, aps: Mapping[str, tuple[float, float]], **settings: Any) -> dict[str, Row]:
+    """Rows of MR R-CNN, one for each backbone that has a box and a mask AP in ``aps``."""
+    return {
+        f"{name}_{backbone}": Row(f"{what}, {backbone.upper()}", mr_rcnn(backbone, **settings), *ap)
+        for backbone, ap in aps.items()
+    }
+
+
+def mr_baselines(aps: Mapping[str, tuple[float, float]]) -> dict[str, Row]:
+    """Rows of the Mask R-CNN that these begin with."""
+    return {
+        f"mask_{backbone}": Row(f"Mask R-CNN, {backbone.upper()}", mask_rcnn(depth=MR_BACKBONES[backbone]), *ap)
+        for backbone, ap in aps.items()
+    }
 
 
 def by_name(rows: Mapping[str, Row]) -> Callable[[str], Experiment]:

@@ -97,7 +97,7 @@ def _source(
     before, after = len(match.theirs), len(match.ours)
     # The background of a softmax is the last one and matches itself.
     dense = "/dense/" in name and theirs == (groups * (before + 1),)
-    softmax = dense or bool(re.search(r"^params/heads_\d+/head/logits/", name))
+    softmax = dense or bool(re.search(r"^params/(heads_\d+|masks/refine_box)/head/logits/", name))
     size = 4 if "/deltas/" in name else 1
     wanted = (groups * (after + softmax) * size, groups * (before + softmax) * size)
     if (*ours, *theirs) != wanted:

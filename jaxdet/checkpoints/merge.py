@@ -15,7 +15,7 @@ from jaxdet.checkpoints.tree import Variables, flatten, unflatten
 
 #: The leaves whose shape or meaning depends on the list of classes.
 _CLASS_DEPENDENT = (
-    r"/heads_\d+/head/(logits|deltas)/",
+    r"/(heads_\d+|refine_box|refine_mask)/head/(logits|deltas)/",
     r"/mask_scores/head/iou/",
     r"/dense/head/logits/",
     r"/pixel_classes/logits/",

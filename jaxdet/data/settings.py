@@ -42,12 +42,13 @@ class Scenes:
     aspects: tuple[float, ...] = (1.0,)  #: ratios width / height, one of which is drawn for each image
     directory: str = ""  #: folder for the images; empty: the user's cache folder
     semantic: bool = False  #: make semantic maps too, of 10 classes: those of the objects, then two kinds of ground
+    huddled: float = 0.0  #: share of objects placed onto another: their boxes have an IoU of 0.2 or more
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "val"):
             raise ValueError(f"Scenes.split: expected 'train' or 'val', got {self.split!r}")
         check_ranges(self, count=Range(1, 10**7), size=Range(32, _SIDE), seed=Range(0, 2**32 - 1))
-        check_ranges(self, aspects=Range(0.25, 4))
+        check_ranges(self, aspects=Range(0.25, 4), huddled=SHARE)
 
 
 SourceSettings: TypeAlias = CocoFolder | Tfds | Scenes

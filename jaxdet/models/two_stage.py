@@ -24,7 +24,7 @@ from jaxdet.models.features import (
     without_fillers,
 )
 from jaxdet.models.parts.part import Found, Part, Seen, Setting, with_places
-from jaxdet.models.roi.boxes import PredictedStage, move
+from jaxdet.models.roi.boxes import Candidates, PredictedStage, move, move_by_class
 from jaxdet.models.roi.heads import BoxBranch
 from jaxdet.models.roi.loop import by_stage
 from jaxdet.models.roi.scan import choose
@@ -110,7 +110,8 @@ class TwoStage(nn.Module):
             self.heads, self.stages, features, proposals, targets, true_hw, self.num_classes, box_key
         )
         terms = by_stage([stage.losses for stage in stages])
-        seen = Seen([stage.samples for stage in stages])
+        last = stages[-1]
+        seen = Seen([stage.samples for stage in stages], boxes=last.boxes, candidates=last.candidates)
         for place, (part, part_key) in enumerate(zip(self.parts, part_keys, strict=True)):
             seen = seen.replace(found=partial(self._found, features, proposals, true_hw, self.parts[:place]))
             more, seen = part.losses(features, seen, targets, self._setting(self.stages), part_key)
@@ -139,8 +140,11 @@ class TwoStage(nn.Module):
         """The detections among the proposals, with what these parts add to them."""
         stages = self.predict_stages(features, proposals, true_hw)
         # As the reference: the mean of the logits of all stages, then softmax; boxes of the last stage.
-        scores = jax.nn.softmax(jnp.stack([stage.logits for stage in stages]).mean(0))[..., :-1]
-        found = Found(jax.vmap(self.suppression)(stages[-1].by_class, scores, proposals.valid))
+        logits = jnp.stack([stage.logits for stage in stages]).mean(0)
+        candidates = Candidates(logits, stages[-1].by_class, proposals.valid)
+        scores = jax.nn.softmax(logits)[..., :-1]
+        detections = jax.vmap(self.suppression)(candidates.boxes, scores, candidates.valid)
+        found = Found(detections, candidates=candidates)
         for part in parts:
             found = part(features, found, self._setting(self._test_stages()))
         return found
@@ -187,15 +191,19 @@ class TwoStage(nn.Module):
         named: dict[str, Any] = {}
         # All boxes that are given count, also what the RPN left invalid: comparisons want every slot.
         first, valid = boxes, jnp.ones(boxes.shape[:2], bool)
+        all_logits = []
         for t, stage in enumerate(self._test_stages()):
             head = self.heads[stage.head]
             logits, deltas = head(features, boxes, valid, self.num_classes)
             values = {"boxes": boxes, "crops": head.crops(features, boxes, valid), "logits": logits, "deltas": deltas}
             named |= {f"stage{t}/{name}": value for name, value in values.items()}
+            all_logits.append(logits)
+            by_class = move_by_class(head, boxes, deltas, true_hw)
             # Parts get the boxes that were given, not these.
             boxes = move(head, boxes, logits, deltas, true_hw)
         labels = logits[..., :-1].argmax(-1) if labels is None else labels
-        found = Found(Detections(first, jnp.ones_like(first[..., 0]), labels, valid, jnp.zeros_like(labels)))
+        given = Detections(first, jnp.ones_like(first[..., 0]), labels, valid, jnp.zeros_like(labels))
+        found = Found(given, candidates=Candidates(jnp.stack(all_logits).mean(0), by_class, valid))
         for part in self.parts:
             named |= part.intermediates(features, found, self._setting(self._test_stages()), named)
         return named
@@ -220,7 +228,7 @@ class TwoStage(nn.Module):
         return self.stages if self.test_heads is None else tuple(Stage(head) for head in self.test_heads)
 
     def _setting(self, stages: tuple[Stage, ...]) -> Setting:
-        return Setting(self.num_classes, stages, self.unroll)
+        return Setting(self.num_classes, stages, self.unroll, self.suppression)
 
     def _make_parameters(self, features: Features) -> None:
         """Make the parameters of all heads: the stages that are traced may leave out one."""

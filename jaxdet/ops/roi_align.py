@@ -1,5 +1,8 @@
 """RoIAlign (He et al. 2017, section 3): averages of bilinear samples on a grid inside each box.
 
+Shape-aware RoIAlign (Ding et al. 2019, section 3.1) multiplies each sample by that of a map which the box has of its
+own: what a mask says of the object there.
+
 All maps that boxes may look at (the levels of a pyramid, the bitmaps of a mask target) lie as rows in one table, so
 that a box on any level is one gather.  A sample's four neighbours are gathered from NHWC rows: contiguous, C long.
 
@@ -9,12 +12,15 @@ demanding member costs, so the total follows the sum over boxes, not the largest
 
 Unlike other ops these see the whole batch, because the number of rounds of a group is shared by all images.
 
-Letters in shapes: B images, N boxes, g boxes of a group, T rows of the table, C channels; ``size`` is rows x columns.
+Letters in shapes: B images, N boxes, g boxes of a group, T rows of the table, C channels, R pixels of the boxes' own
+maps; ``size`` is rows x columns.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +47,7 @@ class Lattice:
     start: jax.Array  #: ``[B, N, 2]`` float32 (y, x), in pixel indices of the map
     bin: jax.Array  #: ``[B, N, 2]`` float32 (y, x)
     count: jax.Array  #: ``[B, N, 2]`` int32; 0: the box is empty or invalid, its result is 0
+    own: "Lattice | None" = None  #: the same samples on the boxes' own maps, if they have any
 
     @property
     def rounds(self) -> jax.Array:
@@ -67,7 +74,56 @@ def roi_align(
     pixel and at least one pixel large.  Samples more than a pixel outside a map count as 0.  Invalid boxes, and those
     with a NaN, give 0.  Gradients flow to the maps only, as in the reference.
     """
-    # [B, T, C]: map after map, each row by row.
+    table, lattice = _table_and_lattice(maps, scales, boxes, level, valid, size, sampling_ratio, aligned)
+    return sample_average(table, lattice, size)
+
+
+def sa_roi_align(
+    maps: Sequence[jax.Array],
+    scales: Sequence[float],
+    boxes: jax.Array,
+    level: jax.Array,
+    valid: jax.Array,
+    prob: jax.Array,
+    *,
+    size: tuple[int, int],
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> jax.Array:
+    """Features ``[B, N, *size, C]`` of what ``prob [B, N, Hp, Wp]`` shows of each box: Shape-aware RoIAlign.
+
+    All is as in `roi_align`, but each sample is multiplied by the bilinear value of the box's own map at the same place
+    inside the box (Ding et al. 2019, eq. 3 to 5).  The map covers the box as it is given.  Its values may be any
+    numbers, and are mostly 0..1: ones give `roi_align`, zeros 0.  Between the outer pixel centres and the sides of the
+    box the nearest pixel counts.  ``aligned`` puts pixel centres at half integers on both maps, else they lie at whole
+    numbers, as in the paper.
+
+    The height and width in eq. 5 are those of the box, by which a map is aligned with it, and not the numbers of bins
+    for which the letters stand in eq. 2.
+
+    ``prob`` is float32 in the computation, whatever the maps are.  Gradients flow to the maps and to ``prob``, none to
+    boxes.  The map of a box that is invalid or has no sample may hold anything, NaN included, and gets no gradient.
+    """
+    if prob.ndim != 4 or prob.shape[:2] != boxes.shape[:2] or 0 in prob.shape[2:]:
+        expected = ", ".join(map(str, boxes.shape[:2]))
+        raise ValueError(f"prob: expected a map for each box, [{expected}, Hp, Wp], got {list(prob.shape)}")
+    table, lattice = _table_and_lattice(maps, scales, boxes, level, valid, size, sampling_ratio, aligned)
+    lattice = dataclasses.replace(lattice, own=_on_own_maps(lattice.count, prob.shape[2:], size, aligned))
+    return sample_average(table, lattice, size, prob.astype(jnp.float32).reshape(len(prob), math.prod(prob.shape[1:])))
+
+
+def _table_and_lattice(
+    maps: Sequence[jax.Array],
+    scales: Sequence[float],
+    boxes: jax.Array,
+    level: jax.Array,
+    valid: jax.Array,
+    size: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[jax.Array, Lattice]:
+    """All maps in one table ``[B, T, C]``, and where boxes sample it."""
+    # Map after map, each row by row.
     table = jnp.concatenate([m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps], 1)
     extents = jnp.asarray([m.shape[1:3] for m in maps], jnp.int32)
     bases = jnp.cumsum(jnp.prod(extents, 1)) - jnp.prod(extents, 1)
@@ -78,7 +134,19 @@ def roi_align(
     # [B, N, 2] as (y, x): 1::-1 is (y1, x1), :1:-1 is (y2, x2).
     start, roi_size = scaled[..., 1::-1], scaled[..., :1:-1] - scaled[..., 1::-1]
     lattice = make_lattice(start, roi_size if aligned else jnp.maximum(roi_size, 1.0), valid, size, sampling_ratio)
-    return sample_average(table, dataclasses.replace(lattice, base=bases[level], extent=extents[level]), size)
+    return table, dataclasses.replace(lattice, base=bases[level], extent=extents[level])
+
+
+def _on_own_maps(count: jax.Array, hw: tuple[int, ...], size: tuple[int, int], aligned: bool) -> Lattice:
+    """As many samples ``[B, N, 2]`` on maps of ``hw`` pixels, one a box, which lie one after the other in a table."""
+    return Lattice(
+        base=jnp.broadcast_to(jnp.arange(count.shape[1], dtype=jnp.int32) * math.prod(hw), count.shape[:2]),
+        extent=jnp.broadcast_to(jnp.asarray(hw, jnp.int32), count.shape),
+        # A map is as large as its box, wherever that lies and even if it has no size: bins are parts of the map.
+        start=jnp.full(count.shape, -0.5 if aligned else 0.0, jnp.float32),
+        bin=jnp.broadcast_to(np.asarray(hw, np.float32) / np.asarray(size, np.float32), count.shape),
+        count=count,
+    )
 
 
 def make_lattice(
@@ -99,14 +167,21 @@ def make_lattice(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def sample_average(table: jax.Array, lattice: Lattice, size: tuple[int, int]) -> jax.Array:
-    """Mean over the samples of each bin: ``[B, N, *size, C]`` from ``table [B, T, C]``; differentiable in the table."""
+def sample_average(
+    table: jax.Array, lattice: Lattice, size: tuple[int, int], own: jax.Array | None = None
+) -> jax.Array:
+    """Mean over the samples of each bin: ``[B, N, *size, C]`` from ``table [B, T, C]``.
+
+    ``own [B, R]``, float32, are the boxes' own maps, by whose samples at ``lattice.own`` those of the table are
+    multiplied.  Differentiable in ``table`` and ``own``.
+    """
     shape = (*lattice.base.shape, *size, table.shape[-1])
 
     def pool(order: jax.Array, members: Lattice, rounds: jax.Array, out: jax.Array) -> jax.Array:
         def add(k: jax.Array, total: jax.Array) -> jax.Array:
+            factor = _factor(members, k, size, own)
             for index, weight in _corners(members, k, size):
-                total += jax.vmap(lambda rows, i: rows[i])(table, index) * weight[..., None]
+                total += _rows(table, index) * (weight * factor)[..., None]
             return total
 
         # Many samples are added up: in float32, and rounded to the dtype of the maps once.
@@ -117,25 +192,47 @@ def sample_average(table: jax.Array, lattice: Lattice, size: tuple[int, int]) ->
     return _for_each_group(lattice, pool, jnp.zeros(shape, table.dtype))
 
 
-def _forward(table: jax.Array, lattice: Lattice, size: tuple[int, int]) -> tuple[jax.Array, tuple[jax.Array, Lattice]]:
-    return sample_average(table, lattice, size), (table, lattice)
+_Saved: TypeAlias = tuple[jax.Array, Lattice, jax.Array | None]
 
 
-def _backward(size: tuple[int, int], saved: tuple[jax.Array, Lattice], grad: jax.Array) -> tuple[jax.Array, None]:
+def _forward(
+    table: jax.Array, lattice: Lattice, size: tuple[int, int], own: jax.Array | None
+) -> tuple[jax.Array, _Saved]:
+    return sample_average(table, lattice, size, own), (table, lattice, own)
+
+
+def _backward(size: tuple[int, int], saved: _Saved, grad: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
     """The same groups and samples as forward, with each gather turned into a scatter-add."""
-    table, lattice = saved
+    table, lattice, own = saved
 
     def spread(order: jax.Array, members: Lattice, rounds: jax.Array, out: jax.Array) -> jax.Array:
-        group = jax.vmap(lambda g, i: g.at[i].get(mode="fill", fill_value=0))(grad, order).astype(jnp.float32)
+        group = _members_of(grad, order).astype(jnp.float32)
 
         def add(k: jax.Array, total: jax.Array) -> jax.Array:
+            factor = _factor(members, k, size, own)
             for index, weight in _corners(members, k, size):
-                total = jax.vmap(lambda t, i, v: t.at[i].add(v))(total, index, group * weight[..., None])
+                total = _add_rows(total, index, group * (weight * factor)[..., None])
             return total
 
         return jax.lax.fori_loop(0, rounds, add, out)
 
-    return _for_each_group(lattice, spread, jnp.zeros(table.shape, jnp.float32)).astype(table.dtype), None
+    def spread_to_own(order: jax.Array, members: Lattice, rounds: jax.Array, out: jax.Array) -> jax.Array:
+        group = _members_of(grad, order).astype(jnp.float32)
+
+        def add(k: jax.Array, total: jax.Array) -> jax.Array:
+            sample = sum(_rows(table, index) * weight[..., None] for index, weight in _corners(members, k, size))
+            # The slope of the result along the value on the box's own map.  The sum over channels is a product with a
+            # vector, because XLA:CPU would gather number by number for a plain sum, five times slower.
+            slope = jnp.tensordot(sample * group, jnp.ones(group.shape[-1:]), 1, precision="highest")
+            slope *= _share(members, k)
+            for index, weight in _corners(members.own, k, size):
+                total = _add_rows(total, index, slope * weight)
+            return total
+
+        return jax.lax.fori_loop(0, rounds, add, out)
+
+    to_table = _for_each_group(lattice, spread, jnp.zeros(table.shape, jnp.float32)).astype(table.dtype)
+    return to_table, None, None if own is None else _for_each_group(lattice, spread_to_own, jnp.zeros_like(own))
 
 
 sample_average.defvjp(_forward, _backward)
@@ -155,25 +252,49 @@ def _for_each_group(
     def step(g: jax.Array, carry: jax.Array) -> jax.Array:
         here = jax.lax.dynamic_slice_in_dim(order, g * group, group, axis=1)
         # Slots beyond N are filled with zeros: no samples.
-        members = jax.tree.map(
-            lambda a: jax.vmap(lambda v, i: v.at[i].get(mode="fill", fill_value=0))(a, here), lattice
-        )
+        members = jax.tree.map(lambda a: _members_of(a, here), lattice)
         return work(here, members, members.rounds.max(), carry)
 
     return jax.lax.fori_loop(0, groups, step, carry) if n and batch else carry
 
 
+def _members_of(values: jax.Array, order: jax.Array) -> jax.Array:
+    """``[B, g, ...]`` of ``values [B, N, ...]``, zeros for slots beyond N."""
+    return jax.vmap(lambda v, i: v.at[i].get(mode="fill", fill_value=0))(values, order)
+
+
+def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.vmap(lambda rows, i: rows[i])(table, index)
+
+
+def _add_rows(table: jax.Array, index: jax.Array, values: jax.Array) -> jax.Array:
+    return jax.vmap(lambda rows, i, v: rows.at[i].add(v))(table, index, values)
+
+
+def _factor(lattice: Lattice, k: jax.Array, size: tuple[int, int], own: jax.Array | None) -> jax.Array:
+    """What every bin's k-th sample counts ``[B, g, *size]``: its share, times its value on the box's own map."""
+    share = _share(lattice, k)
+    if own is None:
+        return share
+    value = sum(_rows(own, index) * weight for index, weight in _corners(lattice.own, k, size))
+    # Chosen, not multiplied: the map of a box without samples may hold a NaN.
+    return jnp.where(share > 0, share * value, 0.0)
+
+
+def _share(lattice: Lattice, k: jax.Array) -> jax.Array:
+    """1 / count ``[B, g, 1, 1]``; members with fewer samples than the group has rounds wait with 0."""
+    return jnp.where(k < lattice.rounds, 1.0 / jnp.maximum(lattice.rounds, 1), 0.0)[..., None, None]
+
+
 def _corners(lattice: Lattice, k: jax.Array, size: tuple[int, int]) -> list[tuple[jax.Array, jax.Array]]:
-    """The four table rows and weights ``[B, g, *size]`` of every bin's k-th sample, 1 / count included."""
+    """The four table rows and weights ``[B, g, *size]`` of every bin's k-th sample."""
     columns = jnp.maximum(lattice.count[..., 1], 1)
     which = jnp.stack([k // columns, k % columns], -1)  # row and column of the sample inside the bin
-    # Members with fewer samples than the group has rounds wait with weight 0.
-    share = jnp.where(k < lattice.rounds, 1.0 / jnp.maximum(lattice.rounds, 1), 0.0)[..., None, None]
     base, width = lattice.base[..., None, None], lattice.extent[..., 1, None, None]
     # [B, g, rows, 1] and [B, g, 1, columns]: samples of a box form a lattice, so taps are few.
     y = jax.tree.map(lambda a: a[..., :, None], _taps(lattice, which, 0, size[0]))
     x = jax.tree.map(lambda a: a[..., None, :], _taps(lattice, which, 1, size[1]))
-    return [(base + row, weight * share) for row, weight in corners(y, x, width)]
+    return [(base + row, weight) for row, weight in corners(y, x, width)]
 
 
 def _taps(lattice: Lattice, which: jax.Array, axis: int, bins: int) -> Taps:

@@ -28,6 +28,7 @@ from jaxdet.training.log import RunLog
 from jaxdet.training.loop import METER, Hooks, Intervals, run_steps
 from jaxdet.training.metrics import FiniteCheck, Meter
 from jaxdet.training.optimizer import check_patterns, frozen_parameters, learning_rate, update_direction
+from jaxdet.training.phases import named, start_of
 from jaxdet.training.position import CATEGORIES, DATA, POSITION, Position, check_data
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState, start_state
@@ -42,7 +43,8 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     """Train to the end of the schedule, from where the run in ``workdir`` stopped, on all devices.
 
     Writes into ``workdir``: ``checkpoints/``, ``config.json`` and ``.txt``, ``log.jsonl``, ``tensorboard/``,
-    ``curves.png`` and, where there is a validation set, ``metrics.json`` and ``.txt`` and ``predictions.png``.
+    ``curves.png`` and, where there is a validation set, ``metrics.json`` and ``.txt`` and ``predictions.png``.  The
+    first of two phases (``experiment.before``) writes the same into the folder ``before`` of it.
 
     Args:
         experiment: what to train, on what, how.
@@ -56,6 +58,7 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     Raises:
         ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``, or data that
             is not what that run began with.
+        FileNotFoundError: data, or weights to start from, that are not there.
         FloatingPointError: a loss or the gradient is not finite (see `metrics.FiniteCheck`).
         SystemExit: a signal asked to stop, after the first step or while it was compiled; the state is saved.  Or a
             data worker came here (`main_guard`).
@@ -69,7 +72,11 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     direction = update_direction(experiment.optimizer, is_frozen)
     with locked(job.workdir), CheckpointStore(workdir, keep=run.keep_checkpoints) as store:
         classes = [category.name for category in job.source.categories]
-        state = start_state(experiment.model, direction, run, store, job.mesh, classes)
+        # Claimed and checked before the first of two phases, which may take days.
+        begun = bool(store.steps())
+        run = start_of(experiment, job.workdir, begun=begun, train=partial(train, accept_changes=accept_changes))
+        with named("the weights to start from (run.init_from)"):
+            state = start_state(experiment.model, direction, run, store, job.mesh, classes)
         check_patterns(experiment.model, state.params, run.train_only)
         start = int(state.step)
         stored = store.metadata(start) if start else {}

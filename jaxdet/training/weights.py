@@ -2,10 +2,12 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxdet.checkpoints.classes import ClassMatch, rearrange
+from jaxdet.checkpoints.copies import with_copies
 from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.merge import Misfit, depends_on_classes, is_skipped, merge
 from jaxdet.checkpoints.names.table import Imported
@@ -48,7 +50,8 @@ def with_weights(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Put the weights of ``run.init_from`` into fresh variables, and log which variables keep their own values.
 
-    Where weights and data both name their classes, outputs are matched by these names.
+    Where weights and data both name their classes, outputs are matched by these names.  ``run.init_copy`` fills parts
+    that the weights are without.
 
     Returns:
         The variables, and the names of those that were loaded.
@@ -58,12 +61,20 @@ def with_weights(
     """
     imported = import_weights(str(run.init_from), fresh)
     warn_of_settings(model, imported)
+    try:
+        variables, afresh = with_copies(fresh, imported.variables, run.init_copy)
+    except ValueError as error:
+        raise ValueError(
+            f"run.init_from={run.init_from}, run.init_copy: {error}; weights of a backbone are for the first phase, as "
+            "before.init_from, where the config has one"
+        ) from None
+    imported = dataclasses.replace(imported, variables=variables)
     imported, matched = _by_name(fresh, imported, run, classes)
     try:
         merged, report = merge(
             fresh,
             imported.variables,
-            run.init_skip,
+            (*run.init_skip, *(f"^{re.escape(name)}$" for name in afresh)),
             new_classes=run.init_new_classes,
             matched=matched,
             within=imported.within,

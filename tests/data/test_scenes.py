@@ -11,7 +11,7 @@ import pytest
 from jaxdet.data import Scenes, open_source, write_scenes
 from jaxdet.data.masks import decode_mask
 from jaxdet.data.scenes.shapes import KINDS
-from jaxdet.data.scenes.write import make_scene
+from jaxdet.data.scenes.write import _box, folder_of, make_scene
 
 
 def _digest(folder: Path) -> str:
@@ -68,6 +68,43 @@ def _has_hole(mask: np.ndarray) -> bool:
 def test_aspects_and_size():
     shapes = {make_scene(Scenes(size=100, aspects=(2.0, 0.5, 1.0)), n).image.shape[:2] for n in range(20)}
     assert shapes == {(50, 100), (100, 50), (100, 100)}
+
+
+def test_scenes_without_the_setting_stay_what_they_are():
+    """The boxes (x, y, width, height) of the nearest objects, which are drawn last, as before objects could huddle."""
+    boxes = [_box(make_scene(Scenes(size=64), number).instances[-1].mask) for number in range(3)]
+    assert boxes == [[33, 7, 28, 30], [14, 41, 46, 14], [27, 0, 31, 21]]
+
+
+def _overlapping(instances):
+    """How many of the objects of an image have an IoU of 0.2 or more with another, by counting pixels of boxes."""
+    covered = []
+    for instance in instances:
+        if not instance.crowd:
+            x, y, width, height = _box(instance.mask)
+            covered.append(np.zeros_like(instance.mask))
+            covered[-1][y : y + height, x : x + width] = True
+    huddled = [any(a is not b and (a & b).sum() >= 0.2 * (a | b).sum() for b in covered) for a in covered]
+    return sum(huddled), len(covered)
+
+
+def test_objects_huddle_where_they_are_asked_to():
+    """As many as asked for and those that overlap by chance; of most scenes as many are left as without."""
+    counts = {}
+    for huddled in (0.0, 1.0):
+        scenes = [make_scene(Scenes(size=96, huddled=huddled), number).instances for number in range(40)]
+        found = np.array([_overlapping(instances) for instances in scenes]).sum(0)
+        counts[huddled] = found[0] / found[1], found[1]
+        assert all(i.mask.sum() >= 60 for instances in scenes for i in instances if not i.crowd)
+    assert counts[0.0][0] < 0.85
+    assert counts[1.0][0] > 0.93
+    assert counts[1.0][1] > 0.75 * counts[0.0][1]
+
+
+def test_scenes_that_huddle_have_a_folder_of_their_own(tmp_path):
+    folders = [folder_of(Scenes(directory=str(tmp_path), huddled=share)) for share in (0.0, 0.5, 0.7)]
+    assert len(set(folders)) == 3
+    assert folders[0].name == "scenes-v3-train-1000-160-0-1"
 
 
 def test_files_are_what_was_drawn(scenes_folder, scenes):

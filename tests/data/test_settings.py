@@ -23,7 +23,16 @@ def test_data_that_cannot_be_is_refused_by_name(values):
 
 
 @pytest.mark.parametrize(
-    "values", [{"split": "test"}, {"count": 0}, {"size": 8}, {"aspects": ()}, {"aspects": (9.0,)}, {"seed": -1}]
+    "values",
+    [
+        {"split": "test"},
+        {"count": 0},
+        {"size": 8},
+        {"aspects": ()},
+        {"aspects": (9.0,)},
+        {"seed": -1},
+        {"huddled": 1.5},
+    ],
 )
 def test_scenes_that_cannot_be_are_refused_by_name(values):
     with pytest.raises(ValueError, match=next(iter(values))):

@@ -93,6 +93,24 @@ def roi_align(image: Array, box: Array, scale: float, size: tuple[int, int], rat
     return out
 
 
+def sa_roi_align(
+    image: Array, prob: Array, box: Array, scale: float, size: tuple[int, int], ratio: int, aligned: bool
+) -> Array:
+    """Crop ``[*size, C]`` of one box with its own map ``prob [Hp, Wp]``, one sample at a time, float64."""
+    shift = 0.5 if aligned else 0.0
+    x1, y1, x2, y2 = (float(np.float32(side) * np.float32(scale)) for side in box)
+    height, width = (y2 - y1, x2 - x1) if aligned else (max(y2 - y1, 1.0), max(x2 - x1, 1.0))
+    rows = ratio or max(math.ceil(height / size[0]), 0)
+    columns = ratio or max(math.ceil(width / size[1]), 0)
+    out = np.zeros((*size, image.shape[2]))
+    for i, j, k, m in np.ndindex(*size, rows, columns):
+        v, u = (i + (k + 0.5) / rows) / size[0], (j + (m + 0.5) / columns) / size[1]
+        there = bilinear(image.astype(np.float64), y1 - shift + v * height, x1 - shift + u * width)
+        shown = bilinear(prob.astype(np.float64)[..., None], v * len(prob) - shift, u * len(prob[0]) - shift)
+        out[i, j] += there * shown / (rows * columns)
+    return out
+
+
 def _place_of_pixel(i: int, before: int, after: int, grid: str) -> float:
     """Where pixel ``i`` of ``after`` lies among ``before`` pixels."""
     if grid == "cells":

@@ -23,6 +23,7 @@ FAMILIES = {
     "GRoIE": "groie1_mask",
     "R3-CNN": "r3_naive",
     "SBR-CNN": "sbr_cnn",
+    "MR R-CNN": "mr_rcnn_r50",
 }
 """The model of each family that `test_model` compares with its golden numbers at every commit."""
 

@@ -112,15 +112,15 @@ def resized(golden: Arrays, ours: Arrays) -> list[Row]:
     ]
 
 
-def training(golden: Arrays, ours: Arrays) -> list[Row]:
+def training(golden: Arrays, ours: Arrays, prefix: str = "train") -> list[Row]:
     """Every loss, and the norm of every parameter's gradient."""
-    losses = [key for key in golden if key.startswith("train/") and "loss" in key]
+    losses = [key for key in golden if key.startswith(f"{prefix}/") and "loss" in key]
     rows = [Row(key, relative(np.sum(ours[key]), np.sum(golden[key])), LOSS) for key in losses]
-    norms = dict(zip(golden["train/grad_names"].tolist(), golden["train/grad_norms"], strict=True))
+    norms = dict(zip(golden[f"{prefix}/grad_names"].tolist(), golden[f"{prefix}/grad_norms"], strict=True))
     norms = {name: norm for name, norm in norms.items() if norm >= 0}  # negative: nothing reads that parameter
-    assert set(ours["train/grad_norms"]) == set(norms), "other parameters are trained"
+    assert set(ours[f"{prefix}/grad_norms"]) == set(norms), "other parameters are trained"
     floor = 1e-4 * float(np.linalg.norm(list(norms.values())))
-    errors = {name: relative(ours["train/grad_norms"][name], norm, floor) for name, norm in norms.items()}
+    errors = {name: relative(ours[f"{prefix}/grad_norms"][name], norm, floor) for name, norm in norms.items()}
     worst = max(errors, key=errors.__getitem__)
     return [*rows, Row(f"gradient norm of {worst}", errors[worst], GRADIENT)]
 

@@ -44,12 +44,14 @@ MODELS = (
     "rdsnet_r50",
     "rdsnet_refine_r50",
     "yolact_r50",
+    "mr_rcnn_r50",
 )
-WITH_FEATURES = (FIRST, "faster_rcnn_r50", "retinanet_r50", "condinst_r50", "rdsnet_r50", "yolact_r50")
+WITH_FEATURES = (FIRST, "faster_rcnn_r50", "retinanet_r50", "condinst_r50", "rdsnet_r50", "yolact_r50", "mr_rcnn_r50")
 SAMPLES = 499
 """Elements kept of a tensor; prime, so that a step is seldom a multiple of a row."""
 WHOLE = re.compile(
-    r"test(_fixedprop)?/(?!mask_area_extent)|train/.*loss|train/grad_(names|norms)$"
+    r"test(_fixedprop)?/(?!mask_area_extent)|train(_\w+)?/.*loss|train(_\w+)?/grad_(names|norms)$"
+    r"|test_(alpha0|alpha05|cls|rm|detections)/(boxes|labels)$"
     r"|test_rescale0/(det_bboxes|det_labels|mask_area|mbrm_boxes)"
 )
 TENSORS = re.compile(r"backbone/|fpn/|rpn/|head/|semantic/|proto/|(loop\d+|mask)/(?!rois|iou_labels)")
@@ -69,6 +71,18 @@ OPS = (
     "levels/",
     "loss/",
 )
+
+SA_ROI_ALIGN = (
+    "sa/rois_unit",
+    "sa/p28x28_sr0_aligned1_out7x7_scale1.0/",
+    "sa/p28x28_sr2_aligned1_out7x7_scale0.25/",
+    "sa/p10x18_sr2_aligned0_out3x5_scale1.0/",
+    "sa/p2x3_sr0_aligned1_out3x5_scale1.0/",
+    "levels/rois",
+    "levels/level",
+    "levels/sr0/",
+)
+"""What is kept of Shape-aware RoIAlign: both rules for samples, with the shift and without, and all levels."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -119,6 +133,15 @@ def compact_ops(golden: Arrays) -> Arrays:
     return out
 
 
+def compact_sa_roi_align(golden: Arrays) -> Arrays:
+    """Crops and gradients of Shape-aware RoIAlign."""
+    out: Arrays = {}
+    for key in keys_of(golden):
+        if key.startswith(SA_ROI_ALIGN):
+            out |= thin(golden, key, SAMPLES)
+    return out
+
+
 def read(path: Path) -> Arrays:
     """All arrays of an npz file, none if there is no such file."""
     return dict(np.load(path)) if path.exists() else {}
@@ -141,6 +164,7 @@ def main() -> None:
     inputs["gt_masks"] = np.packbits(inputs["gt_masks"], axis=-1)
     write("inputs", inputs)
     write("ops", compact_ops(read(args.folder / "golden_ops.npz")))
+    write("sa_roi_align", compact_sa_roi_align(read(args.folder / "golden_mr_rcnn_ops.npz")))
     first = compact_model(read(args.folder / f"golden_{FIRST}.npz"), {}, shared={})
     for model in args.models:
         if own := read(args.folder / f"inputs_{model}.npz"):

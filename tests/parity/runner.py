@@ -38,6 +38,9 @@ from jaxdet.ops.boxes import DistanceCoder
 from jaxdet.ops.instances import Correlation, DynamicConvs, Prototypes
 from jaxdet.ops.losses import SmoothL1
 from jaxdet.structures import Batch, Detections, Features, Masks, Proposals, Targets
+from tests.parity.operators import sa_roi_align
+
+__all__ = ["CONFIGS", "run", "run_refine", "sa_roi_align", "sgd"]
 
 Arrays = dict[str, Any]
 
@@ -73,12 +76,16 @@ CONFIGS = {
 }
 """Reference model -> config of the project."""
 
+REFINED = {"mr_rcnn_r50": "mr_rcnn_r50_fpn.py"}
+"""Likewise, of models that `run_refine` runs."""
+
 
 def load_model(name: str, roi_samples: int = 128) -> Any:
     """The model of a config with samplers that take the first boxes, not random ones, and raw pixels as they are."""
-    if name not in CONFIGS:
-        raise ValueError(f"no config for {name}; there are {sorted(CONFIGS)}")
-    model: Any = load_config(f"{Path(__file__).parents[2]}/configs/{CONFIGS[name]}").model
+    configs = CONFIGS | REFINED
+    if name not in configs:
+        raise ValueError(f"no config for {name}; there are {sorted(configs)}")
+    model: Any = load_config(f"{Path(__file__).parents[2]}/configs/{configs[name]}").model
 
     def first(sampler: Any, **changes: Any) -> Any:
         return dataclasses.replace(sampler, order="first", **changes)
@@ -206,20 +213,20 @@ def _one_stage(
 ) -> Arrays:
     batch = _with_legacy_boxes(net, batch)
     index = _fixed_places(net, batch, inputs)
-    named = _apply(net, variables, batch, index, method="intermediates")
+    named = apply(net, variables, batch, index, method="intermediates")
     out = _features(named, net.dense, "dense", "head") | _codes(net, named)
     if index is not None:
         out["mask/logits"] = named["masks/logits"][0]
     if "test" in groups:
-        found = _apply(net, variables, batch, method="predict")
-        out |= _detections("test", found, batch)
+        found = apply(net, variables, batch, method="predict")
+        out |= detections("test", found, batch)
         out["test/boxes"][:, 2:4] -= net.dense.places.least_side / np.asarray(batch.scale[0])[::-1]
         if net.dense.places.least_side:
             out |= _resized(found, batch)
     if "train" in groups:
         (total, (terms, _)), grads = _loss_and_grads(net, variables, batch, jax.random.key(0), method="losses")
         out |= {f"train/{name}": value for name, value in terms.items()} | {"train/total_loss": total}
-        out["train/grad_norms"] = _norms(net, grads, trained_only=True)
+        out["train/grad_norms"] = norms(net, grads, trained_only=True)
     return out
 
 
@@ -276,17 +283,17 @@ def _two_stage(
     if "heads" in groups:
         rois = jnp.asarray(inputs["fixed_rois"], jnp.float32)[None]
         rated = (jnp.arange(rois.shape[1]) * 5 % net.num_classes)[None]
-        seen = _apply(net, variables, features, rois, rated, batch.true_hw, method="stage_intermediates")
+        seen = apply(net, variables, features, rois, rated, batch.true_hw, method="stage_intermediates")
         out |= _heads(seen) | _spare_mask_heads(net, variables, state_dict, seen) | _semantic(features, rois)
     if "test" in groups:
-        fixed = pad(_proposals(inputs), proposals.valid.shape[1])  # in as many slots: one program serves both
+        fixed = pad(proposals_of(inputs), proposals.valid.shape[1])  # in as many slots: one program serves both
         for prefix, boxes in (("test", proposals), ("test_fixedprop", fixed)):
-            found = _apply(net, variables, features, boxes, batch.true_hw, method="detect")
-            out |= _detections(prefix, found, batch)
+            found = apply(net, variables, features, boxes, batch.true_hw, method="detect")
+            out |= detections(prefix, found, batch)
     if "train" in groups:
-        terms, grads = _train(net, variables, batch, _proposals(inputs))
+        terms, grads = _train(net, variables, batch, proposals_of(inputs))
         out |= {f"train/{name}": value for name, value in terms.items()}
-        out["train/grad_norms"] = _norms(net, grads, trained_only=True)
+        out["train/grad_norms"] = norms(net, grads, trained_only=True)
     return out
 
 
@@ -305,15 +312,27 @@ def sgd(model: str, state_dict: Arrays, inputs: Arrays, steps: int = 5) -> Array
         return optax.apply_updates(params, updates), state
 
     for _ in range(steps):
-        terms, grads = _train(net, {**variables, "params": params}, batch, _proposals(inputs))
+        terms, grads = _train(net, {**variables, "params": params}, batch, proposals_of(inputs))
         params, state = update(params, state, grads)
         terms = {k: float(v) for k, v in terms.items() if "loss" in k and k != "total_loss"}
         history.append(list(terms.values()))
-    norms = _norms(net, params, trained_only=False)
-    return {"loss_names": list(terms), "losses": np.array(history), "param_norms_after": norms}
+    after = norms(net, params, trained_only=False)
+    return {"loss_names": list(terms), "losses": np.array(history), "param_norms_after": after}
+
+
+def run_refine(model: str, state_dict: Arrays, inputs: Arrays, groups: set[str]) -> Arrays:
+    """`refining.run_refine`: outputs of a model with a refining step, on a pyramid that is given."""
+    from tests.parity import refining  # which needs this module
+
+    return refining.run_refine(model, state_dict, inputs, groups)
 
 
 _BODY = ("backbone", "neck", "rpn", "semantic")
+
+
+def heads_of(variables: Arrays) -> Arrays:
+    """The variables of what comes behind the `Body`."""
+    return _part(variables, _BODY, others=True)
 
 
 def _part(variables: Arrays, names: tuple[str, ...], others: bool = False) -> Arrays:
@@ -325,7 +344,7 @@ def _part(variables: Arrays, names: tuple[str, ...], others: bool = False) -> Ar
 
 
 @functools.partial(jax.jit, static_argnames=("net", "method"))
-def _apply(net: Any, variables: Arrays, *args: Any, method: str) -> Any:
+def apply(net: Any, variables: Arrays, *args: Any, method: str) -> Any:
     return net.apply(variables, *args, method=method)
 
 
@@ -343,17 +362,17 @@ def _loss_and_grads(net: Any, variables: Arrays, *args: Any, method: str) -> Any
 
 def _train(net: Any, variables: Arrays, batch: Batch, proposals: Proposals) -> tuple[Arrays, Any]:
     """All losses, those of the stages on given proposals, and the gradient of their sum."""
-    body, rest = Body.of(net, training=True), _part(variables, _BODY, others=True)
+    body, rest = Body.of(net, training=True), heads_of(variables)
     own = _part(variables, _BODY)
-    features = _apply(body, own, batch, method="features")
-    terms, grads, wanted = _stage_grads(net, rest, features, proposals, batch)
+    features = apply(body, own, batch, method="features")
+    terms, grads, wanted = stage_grads(net, rest, features, proposals, batch)
     body_terms, body_grads = _body_grads(body, own, batch, wanted)
     terms = {**body_terms, **terms}
     return terms | {"total_loss": sum(terms.values())}, {**body_grads, **grads}
 
 
 @functools.partial(jax.jit, static_argnames="net")
-def _stage_grads(net: Any, variables: Arrays, features: Features, proposals: Proposals, batch: Batch) -> Any:
+def stage_grads(net: Any, variables: Arrays, features: Features, proposals: Proposals, batch: Batch) -> Any:
     """Losses of the stages, and their gradients with respect to their parameters and the features."""
 
     def total(params: Any, features: Features) -> Any:
@@ -386,7 +405,7 @@ def _body_outputs(body: Body, variables: Arrays, batch: Batch) -> tuple[Features
     key = body, batch.image.shape, contents
     if key not in _found:
         _found.clear()  # of one at a time, since they are large
-        _found[key] = _apply(body, variables, batch, method="named")
+        _found[key] = apply(body, variables, batch, method="named")
     return _found[key]
 
 
@@ -457,12 +476,12 @@ def _spare_mask_heads(net: Any, variables: Arrays, state_dict: Arrays, named: Ar
     return out
 
 
-def _proposals(inputs: Arrays) -> Proposals:
+def proposals_of(inputs: Arrays) -> Proposals:
     boxes = jnp.asarray(inputs["fixed_proposals"], jnp.float32)[None, :, :4]
     return Proposals(boxes, jnp.ones(boxes.shape[:2]), jnp.ones(boxes.shape[:2], bool))
 
 
-def _detections(prefix: str, found: Detections, batch: Batch) -> Arrays:
+def detections(prefix: str, found: Detections, batch: Batch) -> Arrays:
     """Valid detections of the image in original coordinates, with pasted masks."""
     valid = np.asarray(found.valid[0])
     scale = batch.scale[0]
@@ -487,7 +506,7 @@ def _resized(found: Detections, batch: Batch) -> Arrays:
     """Valid detections in pixels of the resized image, as RDSNet's code has them, and the areas of their masks."""
     hw = tuple(int(side) for side in batch.true_hw[0])
     unscaled = batch.replace(scale=np.ones_like(batch.scale), original_hw=np.int32([hw]))
-    out = _detections("resized", found, unscaled)
+    out = detections("resized", found, unscaled)
     boxes = out["resized/boxes"] - np.float32([0, 0, 1, 1, 0])
     return {
         "resized/boxes": boxes,
@@ -496,7 +515,7 @@ def _resized(found: Detections, batch: Batch) -> Arrays:
     }
 
 
-def _norms(net: Any, tree: Any, trained_only: bool) -> dict[str, float]:
+def norms(net: Any, tree: Any, trained_only: bool) -> dict[str, float]:
     names = mmdet_names({"params": tree})
     return {
         names[path]: float(np.linalg.norm(np.asarray(leaf, np.float64)))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.parity import judge, runner, weights
+from tests.parity import judge, refining, runner, weights
 
 WITH_STEPS = ("mask_rcnn_r50", "htc_r50", "r3_naive", "sbr_cnn")
 
@@ -48,9 +48,34 @@ def test_features_and_box_head_of_faster_rcnn() -> None:
     np.testing.assert_allclose(have[scores], want[scores], atol=1e-3)
 
 
+def refined_rows(model: str, variant: str, tests: tuple[str, ...], groups: set[str]) -> list[judge.Row]:
+    """Of a model with a refining step, on a pyramid that is given: how it is trained, and sets of detections."""
+    inputs, golden = judge.load_inputs(), judge.load(model)
+    given = inputs | refining.pyramid(inputs) | {"variant": variant}
+    ours = refining.run_refine(model, make_state(model, inputs), given, groups, tests)
+    rows = [judge.detections(golden, ours, prefix, canvas(inputs)) for prefix in tests]
+    rows += judge.tensors(golden, ours) if "heads" in groups else []
+    return rows + (judge.training(golden, ours, f"train_{variant}".rstrip("_")) if "train" in groups else [])
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize("model", runner.CONFIGS)
+@pytest.mark.parametrize("test", [name for name in refining.TESTS if name != "test_fixedprop"])
+def test_refined_at_test(test: str) -> None:
+    check(refined_rows("mr_rcnn_r50", "", (test,), {"test"}))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", [name for name in refining.TRAININGS if name])
+def test_refined_in_training(variant: str) -> None:
+    check(refined_rows("mr_rcnn_r50", variant, (), {"train"}))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("model", [*runner.CONFIGS, *runner.REFINED])
 def test_model(model: str) -> None:
+    if model in runner.REFINED:
+        check(refined_rows(model, "", ("test_fixedprop",), {"heads", "test", "train"}))
+        return
     inputs, golden = judge.load_inputs(model), judge.load(model)
     ours = runner.run(model, make_state(model, inputs), inputs, {"heads", "test", "train"})
     kinds = [prefix for prefix in ("test", "test_fixedprop") if f"{prefix}/boxes" in golden]

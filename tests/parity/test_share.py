@@ -3,7 +3,8 @@
 from tests.parity import runner
 from tests.parity.conftest import FAMILIES, choose
 
-NAMES = [f"test_model[{model}]" for model in runner.CONFIGS] + ["test_five_steps[htc_r50]", "test_five_steps[sbr_cnn]"]
+MODELS = [f"test_model[{model}]" for model in (*runner.CONFIGS, *runner.REFINED)]
+NAMES = [*MODELS, "test_five_steps[htc_r50]", "test_five_steps[sbr_cnn]"]
 ALWAYS = {f"test_model[{model}]" for model in FAMILIES.values()}
 
 

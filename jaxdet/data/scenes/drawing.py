@@ -25,6 +25,9 @@ _SMALLEST = 28.0  #: diameter in pixels
 _LARGEST = 1.0  #: diameter as a share of the short side
 _DOMINANT = 0.4  #: share of images whose first object is drawn large, whatever the others are
 _TRIES = 12  #: attempts to find a place for an object, which is left out after them
+_HUDDLED = 0.2  #: IoU with the box of another object from which an object counts as huddled
+_NEAR_SIZE = (0.75, 1.25)  #: diameters of a huddled object, in sides of the box beside it: much smaller, IoU is too
+_NEAR_PLACE = 0.6  #: distances of centres along x and y at most, in sides of that box; beyond 2/3 IoU is below 0.2
 
 _Window: TypeAlias = tuple[slice, slice]  #: rows and columns of an image
 
@@ -57,15 +60,27 @@ class _Drawn:
     crowd: bool
 
 
-def draw_scene(rng: np.random.Generator, hw: tuple[int, int]) -> Scene:
-    """Draw a scene of ``hw`` (height, width) pixels; it is a function of the state of ``rng``."""
+@dataclass(frozen=True)
+class _Spot:
+    """Where an object may stand."""
+
+    centre: tuple[float, float]  #: x, y
+    diameter: float
+    beside: int | None = None  #: the object, by its position in `drawn`, whose box it has to overlap
+
+
+def draw_scene(rng: np.random.Generator, hw: tuple[int, int], huddled: float = 0.0) -> Scene:
+    """Draw a scene of ``hw`` (height, width) pixels; it is a function of the state of ``rng``.
+
+    ``huddled`` is the share of objects that are placed so that their box has an IoU of 0.2 or more with another's.
+    """
     image, bands = _ground(rng, hw)
     layer = np.full(hw, -1, np.int32)  # position in `drawn` of the object that a pixel shows; -1: the ground
     drawn: list[_Drawn] = []
     if rng.random() >= _EMPTY:
         if rng.random() < _CROWDED:
             _draw_crowd(rng, image, layer, drawn)
-        _draw_objects(rng, image, layer, drawn)
+        _draw_objects(rng, image, layer, drawn, huddled)
     noise = rng.normal(0, 4, image.shape)
     instances = tuple(Instance(item.kind, layer == number, item.crowd) for number, item in enumerate(drawn))
     ground = len(KINDS) + (bands > _STRONG_BANDS)
@@ -100,7 +115,9 @@ def _colour(hue: float, saturation: float, value: float) -> Values:
     return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
 
-def _draw_objects(rng: np.random.Generator, image: Values, layer: NDArray[np.int32], drawn: list[_Drawn]) -> None:
+def _draw_objects(
+    rng: np.random.Generator, image: Values, layer: NDArray[np.int32], drawn: list[_Drawn], huddled: float
+) -> None:
     """Draw huddles of objects around a few centres; the larger ones mostly lie behind, or they would hide the rest."""
     height, width = layer.shape
     short, middle = min(height, width), np.array([width, height]) / 2
@@ -113,12 +130,40 @@ def _draw_objects(rng: np.random.Generator, image: Values, layer: NDArray[np.int
     order = np.argsort(-diameters * np.exp(rng.normal(0, 0.25, count)), kind="stable")
     for diameter in diameters[order]:
         kind = int(rng.integers(len(KINDS)))
+        others = [number for number, item in enumerate(drawn) if not item.crowd]
+        # Nothing is drawn where no object is to huddle: such scenes stay what they are.
+        huddles = bool(huddled and others and rng.random() < huddled)
         for _ in range(_TRIES):
-            centre = centres[rng.integers(len(centres))] + rng.normal(0, 0.2 * short, 2)
-            # Large objects are moved towards the middle; elsewhere the border would cut them off.
-            centre += min(diameter / short, 1.0) ** 2 * (middle - centre)
-            if _place(rng, image, layer, drawn, kind, (float(centre[0]), float(centre[1])), float(diameter) / 2):
+            if huddles:
+                spot = _spot_beside(rng, layer, int(rng.choice(others)))
+            else:
+                centre = centres[rng.integers(len(centres))] + rng.normal(0, 0.2 * short, 2)
+                # Large objects are moved towards the middle; elsewhere the border would cut them off.
+                centre += min(diameter / short, 1.0) ** 2 * (middle - centre)
+                spot = _Spot((float(centre[0]), float(centre[1])), float(diameter))
+            if _place(rng, image, layer, drawn, kind, spot):
                 break
+
+
+def _spot_beside(rng: np.random.Generator, layer: NDArray[np.int32], number: int) -> _Spot:
+    """A spot on object ``number``, for one about as large."""
+    left, top, right, bottom = tight_box(layer == number)
+    sides = np.array([right - left, bottom - top])
+    centre = np.array([left + right, top + bottom]) / 2 + rng.uniform(-_NEAR_PLACE, _NEAR_PLACE, 2) * sides
+    diameter = max(float(np.sqrt(sides.prod()) * rng.uniform(*_NEAR_SIZE)), _SMALLEST)
+    return _Spot((float(centre[0]), float(centre[1])), diameter, number)
+
+
+def tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """The tight box of a mask: left, top, right, bottom; the last two are the first pixels behind it."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
+    width, height = (max(min(a[i + 2], b[i + 2]) - max(a[i], b[i]), 0) for i in (0, 1))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return width * height / (sum(areas) - width * height)
 
 
 def _draw_crowd(rng: np.random.Generator, image: Values, layer: NDArray[np.int32], drawn: list[_Drawn]) -> None:
@@ -142,20 +187,32 @@ def _place(
     layer: NDArray[np.int32],
     drawn: list[_Drawn],
     kind: int,
-    centre: tuple[float, float],
-    radius: float,
+    spot: _Spot,
 ) -> bool:
-    """Draw an object, unless the border cuts off too much of it or it would hide too much of another; tell if so."""
-    window, level, u, v = _level(rng, KINDS[kind], layer.shape, centre, radius)
+    """Draw an object, unless the border cuts off too much of it or it would hide too much of another; tell if so.
+
+    It is not drawn either if it has to overlap the box of an object and does not.
+    """
+    radius = spot.diameter / 2
+    window, level, u, v = _level(rng, KINDS[kind], layer.shape, spot.centre, radius)
     inside = level < 0
     seen = int(inside.sum())
     whole = _whole_area(KINDS[kind], radius)
     if seen < max(_MIN_PIXELS, 0.6 * whole) or _hides_too_much(inside, layer[window], layer, drawn):
         return False
+    if spot.beside is not None and not _huddle(inside, window, layer == spot.beside):
+        return False
     image[window][inside] = _paint(rng, KINDS[kind], level, u, v)[inside]
     layer[window][inside] = len(drawn)
     drawn.append(_Drawn(kind, seen, crowd=False))
     return True
+
+
+def _huddle(inside: NDArray[np.bool_], window: _Window, other: NDArray[np.bool_]) -> bool:
+    """Whether the boxes of an object in a window and of one behind it overlap by enough, as both will be seen."""
+    mask = np.zeros_like(other)
+    mask[window] = inside
+    return _iou(tight_box(mask), tight_box(other & ~mask)) >= _HUDDLED
 
 
 def _hides_too_much(

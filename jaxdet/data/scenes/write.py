@@ -2,7 +2,7 @@
 
 Textured shapes of eight classes huddle and hide each other on textured ground.  Masks are the visible parts, so some
 have several pieces and some have holes; a few images hold a crowd region, and a few no objects.  A scene is a function
-of (seed, split, number, size, aspects) alone.
+of (seed, split, number, size, aspects, huddled) alone.
 
     python -m jaxdet.data.scenes OUT --train 1000 --val 200 --size 160 --seed 0
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from jaxdet.data.scenes.drawing import Scene, draw_scene
+from jaxdet.data.scenes.drawing import Scene, draw_scene, tight_box
 from jaxdet.data.scenes.shapes import KINDS
 from jaxdet.data.settings import Scenes
 from jaxdet.data.sources.coco import map_path
@@ -35,7 +35,7 @@ def make_scene(settings: Scenes, number: int) -> Scene:
     aspect = settings.aspects[int(rng.integers(len(settings.aspects)))]
     # The long side is `size`, whatever the aspect.
     long, short = settings.size, max(round(settings.size * min(aspect, 1 / aspect)), 1)
-    return draw_scene(rng, (short, long) if aspect >= 1 else (long, short))
+    return draw_scene(rng, (short, long) if aspect >= 1 else (long, short), settings.huddled)
 
 
 def write_scenes(
@@ -47,6 +47,7 @@ def write_scenes(
     seed: int = 0,
     aspects: Sequence[float] = (1.0,),
     semantic: bool = False,
+    huddled: float = 0.0,
 ) -> None:
     """Write a COCO folder: ``images/``, ``instances_train.json``, ``instances_val.json``.
 
@@ -58,10 +59,12 @@ def write_scenes(
         seed: seed of all scenes.
         aspects: ratios width / height, one of which is drawn for each image.
         semantic: write semantic maps too, into ``semantic/``.
+        huddled: share of objects that are placed onto another one.
     """
     for split, count in (("train", train), ("val", val)):
         if count:
-            _write_split(Path(folder), Scenes(split, count, size, seed, tuple(aspects), semantic=semantic))
+            settings = Scenes(split, count, size, seed, tuple(aspects), semantic=semantic, huddled=huddled)
+            _write_split(Path(folder), settings)
 
 
 def folder_of(settings: Scenes) -> Path:
@@ -69,6 +72,7 @@ def folder_of(settings: Scenes) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdet"
     aspects = "-".join(f"{aspect:.17g}" for aspect in settings.aspects)  # 17 digits tell any two floats apart
     name = f"scenes-v{_VERSION}-{settings.split}-{settings.count}-{settings.size}-{settings.seed}-{aspects}"
+    name += f"-huddled{settings.huddled:.17g}" if settings.huddled else ""
     return Path(settings.directory or home) / (f"{name}-semantic" if settings.semantic else name)
 
 
@@ -139,9 +143,8 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, A
 
 def _box(mask: NDArray[np.bool_]) -> list[int]:
     """The tight box of a mask: x, y, width, height."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+    left, top, right, bottom = tight_box(mask)
+    return [left, top, right - left, bottom - top]
 
 
 def _compressed(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -167,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--aspects", type=float, nargs="+", default=[1.0], help="width / height to draw from")
     parser.add_argument("--semantic", action="store_true", help="write semantic maps too")
+    parser.add_argument("--huddled", type=float, default=0.0, help="share of objects placed onto another (default 0)")
     options = parser.parse_args(arguments)
     write_scenes(
         options.folder,
@@ -176,5 +180,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
         aspects=options.aspects,
         semantic=options.semantic,
+        huddled=options.huddled,
     )
     print(f"wrote {options.train} training and {options.val} validation images to {options.folder}")

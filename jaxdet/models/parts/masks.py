@@ -4,6 +4,7 @@ Letters in shapes: B images, N boxes, s rows and columns of a crop, m those of a
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from jaxdet.models.features import Losses
 from jaxdet.models.parts.part import Found, Instances, Seen, Setting
 from jaxdet.models.roi.heads import MaskBranch
 from jaxdet.models.roi.loop import by_stage, passes_at_test
-from jaxdet.models.roi.masks import MaskPass, check_masks
+from jaxdet.models.roi.masks import MaskPass, TrainedMasks, check_masks
 from jaxdet.models.roi.scan import choose
 from jaxdet.ops import losses
 from jaxdet.ops.masks import mask_iou_targets
@@ -34,8 +35,8 @@ class MaskPrediction(nn.Module):
     heads: tuple[MaskBranch, ...]
 
     def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
-        self._check(setting)
-        self._make_parameters(features, setting)
+        check_branches(self.heads, setting)
+        make_branches(self, features, setting)
         boxes = found.detections
         loop = choose(self.heads, setting.stages, setting.unroll)
         # At test only the heads of the stages matter; masks are predicted in the final boxes, not in those of a stage.
@@ -48,20 +49,12 @@ class MaskPrediction(nn.Module):
         self, features: Features, seen: Seen, targets: Targets, setting: Setting, key: jax.Array
     ) -> tuple[Losses, Seen]:
         """``loss_mask`` of each stage, on the positives among its samples."""
-        self._check(setting)
-        if len(self.heads) > len({stage.head for stage in setting.stages}):
-            # At test a branch may be left out; in training it would never learn.
-            raise ValueError(self._wrong_number(setting))
+        check_branches(self.heads, setting, training=True)
         check_masks(targets)  # shapes tell, so this is an error while tracing
-        self._make_parameters(features, setting)
+        make_branches(self, features, setting)
         loop = choose(self.heads, setting.stages, setting.unroll)
         trained = loop.train_masks(self.heads, setting.stages, features, seen.samples, targets, setting.num_classes)
-        last = trained[-1]
-        samples = last.samples
-        masks = Masks(jax.nn.sigmoid(last.view.logits), frames=samples.boxes)
-        # A ground truth among the samples is no prediction.
-        instances = Instances(samples.boxes, masks, samples.gt_index, samples.positive & ~samples.is_truth)
-        seen = dataclasses.replace(seen, masks=last, instances=instances)
+        seen = dataclasses.replace(seen, masks=trained[-1], instances=instances_of(trained[-1]))
         return by_stage([stage.losses for stage in trained]), seen
 
     def intermediates(
@@ -80,29 +73,43 @@ class MaskPrediction(nn.Module):
             named |= {f"masks/stage{t}/features": passed, f"masks/stage{t}/logits": logits}
         return named
 
-    def _make_parameters(self, features: Features, setting: Setting) -> None:
-        """Make the parameters of all branches: stages may leave out one, or a part, and rolled stages need them all."""
-        if self.is_initializing():
-            for branch in self.heads:
-                branch.make_parameters(features, setting.num_classes)
 
-    def _wrong_number(self, setting: Setting) -> str:
-        used = sorted({stage.head for stage in setting.stages})
-        return f"the stages use heads {used}, the mask branch has {len(self.heads)}: give it one for each box head"
+def instances_of(trained: TrainedMasks) -> Instances:
+    """What a mask branch was trained on, with the masks that it predicts."""
+    samples = trained.samples
+    masks = Masks(jax.nn.sigmoid(trained.view.logits), frames=samples.boxes)
+    # A ground truth among the samples is no prediction.
+    return Instances(samples.boxes, masks, samples.gt_index, samples.positive & ~samples.is_truth)
 
-    def _check(self, setting: Setting) -> None:
-        if not setting.stages:
+
+def make_branches(part: Any, features: Features, setting: Setting) -> None:
+    """Make the parameters of all mask branches of a part.
+
+    Stages may leave out one, or a part, and rolled stages need them all.
+    """
+    if part.is_initializing():
+        for branch in part.heads:
+            branch.make_parameters(features, setting.num_classes)
+
+
+def check_branches(heads: Sequence[MaskBranch], setting: Setting, *, training: bool = False) -> None:
+    """ValueError where mask branches do not fit the stages of the model."""
+    if not setting.stages:
+        raise ValueError(
+            "MaskPrediction and Refine have a branch for the stages of a two-stage model; a one-stage model has none"
+        )
+    used = {stage.head for stage in setting.stages}
+    # At test a branch may be left out; in training it would never learn.
+    if not used <= set(range(len(heads))) or (training and len(heads) > len(used)):
+        raise ValueError(
+            f"the stages use heads {sorted(used)}, the mask branch has {len(heads)}: give it one for each box head"
+        )
+    for t, stage in enumerate(setting.stages):
+        if stage.mask_passes and not heads[stage.head].linked:
             raise ValueError(
-                "MaskPrediction has a branch for the stages of a two-stage model; a one-stage model has none"
+                f"stage {t} wants {stage.mask_passes} mask passes before its own, but mask head {stage.head} is "
+                "not linked: set linked=True in it, or mask_passes to 0 (make_stages: mask_passes='none')"
             )
-        if not {stage.head for stage in setting.stages} <= set(range(len(self.heads))):
-            raise ValueError(self._wrong_number(setting))
-        for t, stage in enumerate(setting.stages):
-            if stage.mask_passes and not self.heads[stage.head].linked:
-                raise ValueError(
-                    f"stage {t} wants {stage.mask_passes} mask passes before its own, but mask head {stage.head} is "
-                    "not linked: set linked=True in it, or mask_passes to 0 (make_stages: mask_passes='none')"
-                )
 
 
 class MaskScoring(nn.Module):

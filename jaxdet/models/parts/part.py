@@ -11,8 +11,10 @@ from flax import struct
 
 from jaxdet.models.dense import Assigned, DenseOutputs, Origins
 from jaxdet.models.features import Losses
+from jaxdet.models.roi.boxes import Candidates
 from jaxdet.models.roi.masks import MaskPass, TrainedMasks
 from jaxdet.models.roi.schedule import Stage
+from jaxdet.ops.suppression import Suppression
 from jaxdet.structures import Detections, Features, Masks, Samples, Targets
 
 
@@ -23,17 +25,21 @@ class Setting:
     num_classes: int  #: K, the background not counted
     stages: tuple[Stage, ...]  #: of training, or of test; empty in a one-stage model
     unroll: bool | None = None  #: whether stages are written out (`jaxdet.models.roi.scan.choose`)
+    suppression: Suppression | None = None  #: what makes detections of the stages' candidates; of a two-stage model
 
 
 @struct.dataclass
 class Found:
     """At test: the detections, and what parts may read about them.
 
-    ``origins``: the places of a one-stage model that they come from.  ``view``: the last pass of the mask branch.
+    ``origins``: the places of a one-stage model that they come from.  ``candidates``: what the stages of a two-stage
+    model predict before suppression, with the mean logits of all stages and the boxes of the last.  ``view``: the last
+    pass of the mask branch.
     """
 
     detections: Detections
     origins: Origins | None = None
+    candidates: Candidates | None = None
     view: MaskPass | None = None
 
 
@@ -67,6 +73,8 @@ class Seen:
     masks: TrainedMasks | None = None  #: the masks of the last stage
     instances: Instances | None = None  #: what was trained on, with its masks
     metrics: Losses = struct.field(default_factory=dict)  #: of parts, by name; they join those of the model
+    boxes: Samples | None = None  #: what the box branch of the last stage trained on
+    candidates: Candidates | None = None  #: what it makes of these
     found: Callable[[], Found] | None = struct.field(pytree_node=False, default=None)
 
     @property

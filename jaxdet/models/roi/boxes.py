@@ -13,8 +13,23 @@ from jaxdet.models.roi.heads import BoxBranch
 from jaxdet.models.roi.schedule import Stage
 from jaxdet.ops.boxes import clip, iou, safe
 from jaxdet.ops.losses import cross_entropy, masked_sum
-from jaxdet.ops.matching import Match
+from jaxdet.ops.matching import Match, Matcher
+from jaxdet.ops.sampling import Sampler
 from jaxdet.structures import Features, Proposals, Samples, Targets
+
+
+@struct.dataclass
+class Candidates:
+    """What box stages say of boxes that nothing was suppressed among."""
+
+    logits: jax.Array  #: ``[B, N, K + 1]`` float32
+    boxes: jax.Array  #: ``[B, N, K or 1, 4]``, moved by the deltas of each class; no gradient
+    valid: jax.Array  #: ``[B, N]`` bool
+
+    @property
+    def likeliest(self) -> jax.Array:
+        """The class ``[B, N]`` int32 that each of them is most likely of, if it is not background."""
+        return self.logits[..., :-1].argmax(-1).astype(jnp.int32)
 
 
 @struct.dataclass
@@ -22,6 +37,8 @@ class TrainedStage:
     """What a stage of training hands on."""
 
     proposals: Proposals  #: ``[B, N]``, the samples as this stage has moved them: where the next one begins
+    boxes: Samples  #: ``[B, S]``, what the box branch has trained on
+    candidates: Candidates  #: ``[B, S]``, what it has made of them
     samples: Samples  #: ``[B, S]``, what the mask branch of this stage is to train on
     losses: Losses
     metrics: Losses
@@ -56,11 +73,11 @@ def train_stage(
     logits, deltas = branch(features, samples.boxes, samples.valid, num_classes)
     losses = box_losses(branch, logits, deltas, samples, targets)
     metrics = _metrics(logits, samples, targets)
-    moved = _as_proposals(samples, move(branch, samples.boxes, logits, deltas, true_hw), proposals.valid.shape[1])
+    moved = as_proposals(samples, move(branch, samples.boxes, logits, deltas, true_hw), proposals.valid.shape[1])
+    candidates = Candidates(logits, move_by_class(branch, samples.boxes, deltas, true_hw), samples.valid)
     # Moved boxes overlap better, so that they are matched anew, by the same thresholds, for the masks.
-    if stage.interleaved:
-        samples = sample(stage, moved, targets, num_classes, mask_key)
-    return TrainedStage(moved, samples, stage.weigh(losses), metrics)
+    for_masks = sample(stage, moved, targets, num_classes, mask_key) if stage.interleaved else samples
+    return TrainedStage(moved, samples, candidates, for_masks, stage.weigh(losses), metrics)
 
 
 def predict_stage(
@@ -68,27 +85,33 @@ def predict_stage(
 ) -> PredictedStage:
     """Classify ``boxes [B, N, 4]`` and move them."""
     logits, deltas = branch(features, boxes, valid, num_classes)
-    # Every class's boxes start from the boxes that the head was given, as its deltas were trained.
-    by_class = jax.vmap(clip)(branch.coder.decode(boxes[:, :, None], deltas), true_hw)
+    by_class = move_by_class(branch, boxes, deltas, true_hw)
     return PredictedStage(logits, move(branch, boxes, logits, deltas, true_hw), by_class)
 
 
 def sample(stage: Stage, proposals: Proposals, targets: Targets, num_classes: int, key: jax.Array) -> Samples:
-    """Boxes to train a stage on.
+    """Boxes to train a stage on, as `draw` chooses them."""
+    return draw(stage.matcher, stage.sampler, proposals, targets, num_classes, key)[0]
+
+
+def draw(
+    matcher: Matcher, sampler: Sampler, proposals: Proposals, targets: Targets, num_classes: int, key: jax.Array
+) -> tuple[Samples, jax.Array]:
+    """Samples, and which box each of them was: ``[B, S]`` int32 among ground-truth slots and proposals behind these.
 
     Every ground truth is a candidate too, standing for itself, so that there are good boxes from the start.
     """
 
-    def one_image(proposals: Proposals, targets: Targets, key: jax.Array) -> Samples:
-        match = stage.matcher(proposals.boxes, proposals.valid, targets.boxes, targets.valid, targets.crowd)
+    def one_image(proposals: Proposals, targets: Targets, key: jax.Array) -> tuple[Samples, jax.Array]:
+        match = matcher(proposals.boxes, proposals.valid, targets.boxes, targets.valid, targets.crowd)
         # In front: "first" samplers then take ground truth before proposals, as the reference does.
         match = _prepend_ground_truth(match, targets.valid & ~targets.crowd)
-        choice = stage.sampler(match, key)
+        choice = sampler(match, key)
         gt_index = jnp.where(choice.positive, match.gt_index[choice.index], 0)
         labels = jnp.where(choice.positive, targets.labels[gt_index], num_classes).astype(jnp.int32)
         boxes = jnp.concatenate([targets.boxes, proposals.boxes])[choice.index]
         is_truth = choice.valid & (choice.index < len(targets.boxes))
-        return Samples(boxes, gt_index, labels, choice.positive, is_truth, choice.valid)
+        return Samples(boxes, gt_index, labels, choice.positive, is_truth, choice.valid), choice.index
 
     return jax.vmap(one_image)(proposals, targets, jax.random.split(key, proposals.valid.shape[0]))
 
@@ -120,6 +143,12 @@ def move(branch: BoxBranch, boxes: jax.Array, logits: jax.Array, deltas: jax.Arr
     return jax.lax.stop_gradient(jax.vmap(clip)(branch.coder.decode(boxes, deltas), true_hw))
 
 
+def move_by_class(branch: BoxBranch, boxes: jax.Array, deltas: jax.Array, true_hw: jax.Array) -> jax.Array:
+    """Boxes ``[B, N, K or 1, 4]`` moved by the deltas of each class, cut to the image; no gradient."""
+    # Every class's boxes start from the boxes that the head was given, as its deltas were trained.
+    return jax.lax.stop_gradient(jax.vmap(clip)(branch.coder.decode(boxes[:, :, None], deltas), true_hw))
+
+
 def pad(proposals: Proposals, slots: int) -> Proposals:
     """Proposals in at least that many slots."""
     # Zeros are False in ``valid``: the new slots do not count.
@@ -127,7 +156,7 @@ def pad(proposals: Proposals, slots: int) -> Proposals:
     return jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, spare), *[(0, 0)] * (a.ndim - 2))), proposals)
 
 
-def _as_proposals(samples: Samples, moved: jax.Array, slots: int) -> Proposals:
+def as_proposals(samples: Samples, moved: jax.Array, slots: int) -> Proposals:
     """The samples at the places ``moved [B, S, 4]`` as proposals of the next stage, in ``slots`` slots.
 
     Ground truth that stood for itself is left out: each stage adds it anew.

@@ -1,6 +1,7 @@
 """Branches of the second stage: an extractor that crops features, and a head that reads the crops.
 
-Letters in shapes: B images, N boxes, s rows and columns of a crop, m those of a mask, C and C' channels, K classes.
+Letters in shapes: B images, N boxes, s rows and columns of a crop, m those of a mask, Hp and Wp those of a guide, C and
+C' channels, K classes.
 """
 
 import flax.linen as nn
@@ -29,10 +30,18 @@ class BoxBranch(nn.Module):
 
     @rematerialized
     def __call__(
-        self, features: Features, boxes: jax.Array, valid: jax.Array, num_classes: int
+        self,
+        features: Features,
+        boxes: jax.Array,
+        valid: jax.Array,
+        num_classes: int,
+        guide: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Logits ``[B, N, K + 1]`` and deltas ``[B, N, K or 1, 4]``, float32, for ``boxes [B, N, 4]``."""
-        logits, deltas = self.head(self.crops(features, boxes, valid), num_classes)
+        """Logits ``[B, N, K + 1]`` and deltas ``[B, N, K or 1, 4]``, float32, for ``boxes [B, N, 4]``.
+
+        A ``guide [B, N, Hp, Wp]`` multiplies what the extractor samples in each box.
+        """
+        logits, deltas = self.head(self.crops(features, boxes, valid, guide), num_classes)
         # Heads work on [B * N, ..]; logits and deltas go on in float32, for softmax and geometry.
         lead = valid.shape
         return (
@@ -40,9 +49,13 @@ class BoxBranch(nn.Module):
             deltas.reshape(*lead, *deltas.shape[1:]).astype(jnp.float32),
         )
 
-    def crops(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
+    def crops(
+        self, features: Features, boxes: jax.Array, valid: jax.Array, guide: jax.Array | None = None
+    ) -> jax.Array:
         """What the head reads: ``[B * N, s, s, C]``."""
-        return crops_as_batch(self.extractor(features, boxes, valid))
+        # An extractor of your own need not know of guides to be used without.
+        guides = () if guide is None else (guide,)
+        return crops_as_batch(self.extractor(features, boxes, valid, *guides))
 
     def make_parameters(self, features: Features, num_classes: int) -> None:
         """Run all layers on a box of each image: linen makes parameters where a layer is first used."""

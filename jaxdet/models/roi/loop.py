@@ -81,7 +81,7 @@ def train_masks(
         passed = branch.empty_features(crops)
         for head in heads_of_passes(stages, t):
             passed = branches[head].features(crops, passed)
-        trained.append(mask_stage_losses(branch, stage, own, crops, passed, targets, num_classes))
+        trained.append(mask_stage_losses(branch, stage.weight, own, crops, passed, targets, num_classes))
     return trained
 
 

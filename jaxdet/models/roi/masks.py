@@ -49,15 +49,19 @@ class PredictedMasks:
 def candidates(samples: Samples, stage: Stage) -> Samples:
     """The slots that may hold a positive, with harmless boxes and labels where they do not: what a mask loss needs."""
     # Samplers put positives first, and at most ``max_positive``: no other slot needs a mask, or its cost.
-    few = jax.tree.map(lambda a: a[:, : stage.sampler.max_positive], samples)
+    return harmless(jax.tree.map(lambda a: a[:, : stage.sampler.max_positive], samples))
+
+
+def harmless(samples: Samples) -> Samples:
+    """Samples with boxes and labels that do no harm where they are not positive."""
     # Label K of negatives has no mask channel.
-    labels = jnp.where(few.positive, few.labels, 0)
-    return few.replace(boxes=safe(few.boxes, few.positive), labels=labels)
+    labels = jnp.where(samples.positive, samples.labels, 0)
+    return samples.replace(boxes=safe(samples.boxes, samples.positive), labels=labels)
 
 
 def mask_stage_losses(
     branch: MaskBranch,
-    stage: Stage,
+    weight: float | jax.Array,
     samples: Samples,
     crops: jax.Array,
     features: jax.Array,
@@ -67,6 +71,8 @@ def mask_stage_losses(
     """Logits from the features of a stage's last pass, and their loss.
 
     Args:
+        branch: the stage's own.
+        weight: of its loss.
         samples: ``[B, P]``, as `candidates` gives them.
         crops: ``[B * P, s, s, C]``.
         features: ``[B * P, s, s, C']``.
@@ -74,11 +80,11 @@ def mask_stage_losses(
     # The logits of the true class alone have a loss, so that classes do not compete (He et al. 2017, section 3).
     logits = branch.logits(features, samples.labels, num_classes)
     bitmaps = mask_targets(targets.masks, samples.boxes, samples.gt_index, samples.positive, size=logits.shape[-1])
-    losses = stage.weigh({"loss_mask": _mask_loss(logits, bitmaps, samples.positive)})
+    losses = {"loss_mask": weight * mask_loss(logits, bitmaps, samples.positive)}
     return TrainedMasks(samples, MaskPass(crops, logits), bitmaps, losses)
 
 
-def _mask_loss(logits: jax.Array, bitmaps: jax.Array, positive: jax.Array) -> jax.Array:
+def mask_loss(logits: jax.Array, bitmaps: jax.Array, positive: jax.Array) -> jax.Array:
     """Binary cross entropy of bitmaps ``[B, P, m, m]``, mean over all pixels of all positives of the batch."""
     total = masked_sum(binary_cross_entropy(logits, bitmaps), positive[..., None, None])
     return total / (jnp.maximum(positive.sum(), 1) * logits.shape[-1] ** 2)

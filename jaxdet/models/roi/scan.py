@@ -125,8 +125,8 @@ def train_masks(
 
     def losses(_: None, now: Any) -> tuple[None, TrainedMasks]:
         numbers, (own, crops, passed) = now
-        branch, stage = stacked.pick(numbers["head"]), _with_numbers(stages[0], numbers)
-        return None, mask_stage_losses(branch, stage, own, crops, passed, targets, num_classes)
+        branch = stacked.pick(numbers["head"])
+        return None, mask_stage_losses(branch, numbers["weight"], own, crops, passed, targets, num_classes)
 
     trained = jax.lax.scan(losses, None, (_all_numbers(stages), (own, crops, passed)))[1]
     return _unstack(trained, len(stages))

@@ -16,11 +16,11 @@ def rematerialized(method: _F) -> _F:
     """
 
     @functools.wraps(method)
-    def maybe_rematerialized(module: Any, *args: Any) -> Any:
+    def maybe_rematerialized(module: Any, *args: Any, **named: Any) -> Any:
         if not module.remat:
-            return method(module, *args)
+            return method(module, *args, **named)
         # Place 0 is the module.  Sizes such as the number of classes decide shapes and cannot be traced.
         constants = tuple(place for place, arg in enumerate(args, 1) if isinstance(arg, int))
-        return nn.remat(method, static_argnums=constants)(module, *args)
+        return nn.remat(method, static_argnums=constants)(module, *args, **named)
 
     return cast(_F, maybe_rematerialized)

@@ -5,7 +5,10 @@
 ``pre`` and ``post`` are any module that keeps a crop's shape: :class:`ConvReLU`, :class:`RectangularReLU`,
 ``NonLocal``, ``Attention``, or None.  One ``pre`` serves all levels.
 
-Letters in shapes: B images, N boxes, C channels; crops are ``size`` pixels high and wide.
+A guide is sampled on each level as the level's features are, before ``pre``.
+
+Letters in shapes: B images, N boxes, C channels, Hp Wp rows and columns of a guide; crops are ``size`` pixels high and
+wide.
 """
 
 import functools
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv
 from jaxdet.nn.extractors.single_level import crops_as_batch
-from jaxdet.ops.roi_align import roi_align
+from jaxdet.ops.roi_align import roi_align, sa_roi_align
 from jaxdet.ranges import CROP, KERNEL, LEVELS, SAMPLES, check_ranges
 from jaxdet.structures import Features
 
@@ -86,11 +89,13 @@ class GRoIE(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
-        """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``; invalid ones are 0."""
+    def __call__(
+        self, features: Features, boxes: jax.Array, valid: jax.Array, guide: jax.Array | None = None
+    ) -> jax.Array:
+        """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``, by ``guide [B, N, Hp, Wp]``; invalid ones are 0."""
         if self.combine not in ("sum", "concat", "random"):
             raise ValueError(f'combine is "sum", "concat" or "random", got {self.combine!r}')
-        crops = [crops_as_batch(each) for each in self._pool(features, boxes, valid)]
+        crops = [crops_as_batch(each) for each in self._pool(features, boxes, valid, guide)]
         # The same module for each level: one set of weights.
         if self.pre is not None:
             crops = [self.pre(each) for each in crops]
@@ -105,12 +110,13 @@ class GRoIE(nn.Module):
         # A crop of zeros does not stay one, because convolutions have biases: what is invalid is cleared at the end.
         return jnp.where(valid[..., None, None, None], x.reshape(*valid.shape, *x.shape[1:]), 0)
 
-    def _pool(self, features: Features, boxes: jax.Array, valid: jax.Array) -> list[jax.Array]:
+    def _pool(self, features: Features, boxes: jax.Array, valid: jax.Array, guide: jax.Array | None) -> list[jax.Array]:
         """Crops ``[B, N, size, size, C]`` of each level, or of one level a box."""
         maps = features.select(self.levels, "the extractor")
         scales = [2.0**-level for level in self.levels]
         size = (self.size, self.size)
-        align = functools.partial(roi_align, size=size, sampling_ratio=self.sampling_ratio, aligned=self.aligned)
+        align = roi_align if guide is None else functools.partial(sa_roi_align, prob=guide)
+        align = functools.partial(align, size=size, sampling_ratio=self.sampling_ratio, aligned=self.aligned)
         if self.combine == "random":
             return [align(maps, scales, boxes, hashed(boxes, len(maps)), valid)]
         # A call for each level: one for all would first copy the pyramid into one table (CPU: twice the time).

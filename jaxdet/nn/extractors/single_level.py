@@ -1,16 +1,21 @@
 """RoI feature extractors: boxes and a pyramid in, one crop a box out.
 
-Letters in shapes: B images, N boxes in pixels of the resized image, h w and ``size`` rows and columns, C channels.
+Any of them takes a *guide*, a map for each box by which what is sampled in the box is multiplied
+(`jaxdet.ops.roi_align.sa_roi_align`).
+
+Letters in shapes: B images, N boxes in pixels of the resized image, h w and ``size`` rows and columns, Hp Wp those of a
+guide, C channels.
 """
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxdet.ops.boxes import area
-from jaxdet.ops.roi_align import roi_align
+from jaxdet.ops.roi_align import roi_align, sa_roi_align
 from jaxdet.ranges import CROP, LEVELS, SAMPLES, check_ranges, positive
 from jaxdet.structures import Features
 
@@ -32,9 +37,12 @@ class SingleLevel(nn.Module):
         check_ranges(self, size=CROP, sampling_ratio=SAMPLES, levels=LEVELS, finest=positive(1e5))
         super().__post_init__()
 
-    def __call__(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
-        """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``; invalid ones are 0."""
-        return roi_align(
+    def __call__(
+        self, features: Features, boxes: jax.Array, valid: jax.Array, guide: jax.Array | None = None
+    ) -> jax.Array:
+        """Crops ``[B, N, size, size, C]`` of ``boxes [B, N, 4]``, by ``guide [B, N, Hp, Wp]``; invalid ones are 0."""
+        align = roi_align if guide is None else partial(sa_roi_align, prob=guide)
+        return align(
             features.select(self.levels, "the extractor"),
             # pixels of a map per image pixel
             [2.0**-level for level in self.levels],

@@ -1,6 +1,7 @@
 """Mask heads: a bitmap for each class of a crop.  N crops, h w their rows and columns, C channels, K classes."""
 
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -14,13 +15,17 @@ class _Link(nn.Module):
     """Adds the features of an earlier pass to crops, both ``[N, h, w, C]``: ``crops + relu(1x1(previous))``.
 
     The mask information flow of HTC (Chen et al. 2019, eq. 5) and the inner loop of R3-CNN (Rossi et al. 2021).
+    Without ``relu`` the 1x1 convolution is added as it is; with ``zeros`` it starts as no link at all.
     """
+
+    relu: bool = True
+    zeros: bool = False
 
     @nn.compact
     def __call__(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
-        conv = Conv(crops.shape[-1], 1)
+        conv = Conv(crops.shape[-1], 1, kernel_init=nn.initializers.zeros if self.zeros else kaiming_fan_out)
         nn.share_scope(self, conv)  # the tree reads link/kernel, not link/Conv_0/kernel
-        return crops + nn.relu(conv(previous))
+        return crops + (nn.relu(conv(previous)) if self.relu else conv(previous))
 
 
 class _ByClass(nn.Module):
@@ -46,12 +51,15 @@ class _ByClass(nn.Module):
 class FCN(nn.Module):
     """Convolutions, a 2x upsampling and a 1x1 classifier (Mask R-CNN, He et al. 2017, fig. 4 right).
 
-    A ``linked`` head also reads the features of an earlier pass over the same crops.
+    A ``linked`` head also reads the features of an earlier pass, over the same crops or over those of other boxes; its
+    link has a ReLU (``link_relu``), and ``link_start`` says whether it begins with random weights or with none.
     """
 
     channels: int = 256
     convs: int = 4
     linked: bool = False
+    link_relu: bool = True
+    link_start: Literal["kaiming", "zeros"] = "kaiming"
 
     def __post_init__(self) -> None:
         check_ranges(self, channels=CHANNELS, convs=LAYERS)
@@ -60,7 +68,7 @@ class FCN(nn.Module):
     def setup(self) -> None:
         if self.linked:
             # Only linked heads own the parameters: trees without them are those of Mask R-CNN.
-            self.link = _Link()
+            self.link = _Link(self.link_relu, self.link_start == "zeros")
         for i in range(1, self.convs + 1):
             setattr(self, f"conv{i}", Conv(self.channels, 3))
 
@@ -74,11 +82,15 @@ class FCN(nn.Module):
 
     def features(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
         """Features ``[N, 14, 14, channels]`` of crops ``[N, 14, 14, C]`` and of the features of the pass before."""
-        # In a first pass ``previous`` is 0, and the link adds relu(its bias), as in R3-CNN's code.
-        x = self.link(crops, previous) if self.linked else crops
+        x = self.join(crops, previous)
         for i in range(1, self.convs + 1):
             x = nn.relu(getattr(self, f"conv{i}")(x))
         return x
+
+    def join(self, crops: jax.Array, previous: jax.Array) -> jax.Array:
+        """What the first convolution reads, ``[N, 14, 14, C]``: the crops, and what the link adds to them."""
+        # In a first pass ``previous`` is 0, and the link adds relu(its bias), as in R3-CNN's code.
+        return self.link(crops, previous) if self.linked else crops
 
     @nn.compact
     def classify(self, features: jax.Array, num_classes: int, labels: jax.Array | None = None) -> jax.Array:

@@ -5,12 +5,15 @@ from collections.abc import Callable
 
 from jaxdet.checkpoints.names.layouts import BATCH_NORM, CONV, GROUP_NORM, TRANSPOSED_CONV, Leaf
 from jaxdet.checkpoints.names.mmdet.backbone import convs, numbers
-from jaxdet.checkpoints.names.mmdet.roi import Tree, extractor, output, suffix_of, trunk
+from jaxdet.checkpoints.names.mmdet.roi import Tree, box_head, extractor, output, suffix_of, trunk
 from jaxdet.checkpoints.names.table import Pair, Table
 
 
 def mask_branches(model: Tree) -> Table:
-    """Pairs for all mask heads of a model and their extractors, or for the pixel branch of a one-stage model."""
+    """Pairs for all mask heads of a model and their extractors, or for the pixel branch of a one-stage model.
+
+    mmdetection has no refining step; its names are made as those of the heads that it may be a copy of.
+    """
     part = model["masks"]
     if "pixels" in part:
         return _pixels(part["pixels"])
@@ -19,6 +22,10 @@ def mask_branches(model: Tree) -> Table:
         branch, ours, suffix = part[f"heads_{number}"], f"masks/heads_{number}", suffix_of(number, model)
         pairs += extractor(f"{ours}/extractor", f"roi_head.mask_roi_extractor{suffix}", branch)
         pairs += _mask_head(f"{ours}/head", f"roi_head.mask_head{suffix}", branch.get("head", {}))
+    for kind, theirs, head in (("box", "bbox", box_head), ("mask", "mask", _mask_head)):
+        branch, ours = part.get(f"refine_{kind}", {}), f"masks/refine_{kind}"
+        pairs += extractor(f"{ours}/extractor", f"roi_head.refine_{theirs}_roi_extractor", branch)
+        pairs += head(f"{ours}/head", f"roi_head.refine_{theirs}_head", branch.get("head", {}))
     return tuple(pairs)
 
 

@@ -22,7 +22,7 @@ def box_branches(model: Tree) -> Table:
     for number in numbers("heads_", model):
         branch, suffix = model[f"heads_{number}"], suffix_of(number, model)
         pairs += extractor(f"heads_{number}/extractor", f"roi_head.bbox_roi_extractor{suffix}", branch)
-        pairs += _box_head(f"heads_{number}/head", f"roi_head.bbox_head{suffix}", branch.get("head", {}))
+        pairs += box_head(f"heads_{number}/head", f"roi_head.bbox_head{suffix}", branch.get("head", {}))
     return tuple(pairs)
 
 
@@ -45,7 +45,8 @@ def extractor(ours: str, theirs: str, branch: Tree) -> Table:
     return (*itertools.chain(*parts), Pair(f"{ours}/reduce", f"{theirs}.reduce.conv", CONV))
 
 
-def _box_head(ours: str, theirs: str, tree: Tree) -> Table:
+def box_head(ours: str, theirs: str, tree: Tree) -> Table:
+    """Pairs for a box head."""
     layers = tree.get("trunk", {})
     return (
         *trunk(f"{ours}/trunk", f"{theirs}.shared_fcs", layers),
