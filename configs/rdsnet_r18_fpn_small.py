@@ -6,6 +6,8 @@ channels; anchors are half as large, because the objects are, and the pixel stre
 masks: the refinement is trained along with the rest, to which it sends no gradient.
 """
 
+from typing import Any
+
 from configs.base import THIRDS, coco
 from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
 from jaxdet.models.dense import DenseDetector, Selection
@@ -41,5 +43,5 @@ def get_config() -> Experiment:
     )
     schedule = Schedule(length=1000, drops=(700, 900), unit="steps", warmup_steps=100, warmup_ratio=0.01)
     optimizer = Optimizer(rule="adamw", lr=5e-4, base_batch=4, weight_decay=1e-2, clip_norm=10.0, schedule=schedule)
-    data = {"short_side": 256, "long_side": 352, "batch_size": 4, "workers": 1, "whole_masks": True}
+    data: dict[str, Any] = {"short_side": 256, "long_side": 352, "batch_size": 4, "workers": 1, "whole_masks": True}
     return coco(model, optimizer, Run(eval_every=0), **data)

@@ -79,7 +79,7 @@ def variants(trained: Trained) -> Iterator[tuple[str, Trained]]:
         changed = override(trained.experiment, [f"model.parts.{places[0]}.boxes_from={boxes_from}"])
         variables = trained.variables
         if row.endswith("published"):
-            weights = {"weights": np.float32(PUBLISHED[0]), "bias": np.float32([PUBLISHED[1]])}
+            weights = {"weights": np.asarray(PUBLISHED[0], np.float32), "bias": np.asarray(PUBLISHED[1:], np.float32)}
             variables = variables | {"params": variables["params"] | {"boundaries": weights}}
         yield row, dataclasses.replace(trained, experiment=changed, variables=variables)
 

@@ -1,5 +1,6 @@
 """One-stage detection as one reads it: features, a dense detector, parts."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -62,7 +63,9 @@ class OneStage(nn.Module):
         terms, assigned = self.dense.losses(outputs, batch.true_hw, targets, dense_key)
         seen = Seen([], TrainedPlaces(outputs, assigned))
         for place, (part, part_key) in enumerate(zip(self.parts, part_keys, strict=True)):
-            seen = seen.replace(found=partial(self._found, features, outputs, batch.true_hw, self.parts[:place]))
+            seen = dataclasses.replace(
+                seen, found=partial(self._found, features, outputs, batch.true_hw, self.parts[:place])
+            )
             more, seen = part.losses(features, seen, targets, Setting(self.num_classes, ()), part_key)
             terms |= more
         return terms, seen.metrics

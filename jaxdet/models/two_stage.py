@@ -3,6 +3,7 @@
 Letters in shapes: B images, N proposals, s rows and columns of a crop, C channels, K classes.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -113,7 +114,9 @@ class TwoStage(nn.Module):
         last = stages[-1]
         seen = Seen([stage.samples for stage in stages], boxes=last.boxes, candidates=last.candidates)
         for place, (part, part_key) in enumerate(zip(self.parts, part_keys, strict=True)):
-            seen = seen.replace(found=partial(self._found, features, proposals, true_hw, self.parts[:place]))
+            seen = dataclasses.replace(
+                seen, found=partial(self._found, features, proposals, true_hw, self.parts[:place])
+            )
             more, seen = part.losses(features, seen, targets, self._setting(self.stages), part_key)
             terms |= more
         return terms, by_stage([stage.metrics for stage in stages]) | seen.metrics
