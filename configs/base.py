@@ -139,12 +139,15 @@ def mask_parts(branches: Sequence[MaskBranch], score: Trunk | None = None) -> tu
     return (masks,) if score is None else (masks, MaskScoring(MaskIoUHead(score())))
 
 
-def cascade_mask_rcnn() -> Experiment:
-    """Cascade Mask R-CNN (Cai and Vasconcelos 2019): three heads, each on the boxes of the one before."""
+def cascade_mask_rcnn(*, masks: bool = True) -> Experiment:
+    """Cascade Mask R-CNN (Cai and Vasconcelos 2019): three heads, each on the boxes of the one before.
+
+    Without ``masks`` it is Cascade R-CNN.
+    """
     heads = [box_branch(stds=stds, box_loss=SmoothL1(1.0), agnostic=True) for stds in CASCADE_STDS]
     stages = make_stages((0, 1, 2), IOUS[3], HTC_WEIGHTS, interleaved=False, mask_passes="none", low_quality=False)
-    model = two_stage(heads, rpn=cascade_rpn(), stages=stages, parts=mask_parts([mask_branch() for _ in heads]))
-    return coco(model)
+    parts = mask_parts([mask_branch() for _ in heads]) if masks else ()
+    return coco(two_stage(heads, rpn=cascade_rpn(), stages=stages, parts=parts), masks=masks)
 
 
 def htc(*, semantic: bool = False) -> Experiment:
