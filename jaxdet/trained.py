@@ -135,23 +135,40 @@ def _from_file(path: str | PathLike[str], experiment: Experiment) -> Trained:
     imported = import_weights(path, shapes)
     if imported.within:
         raise ValueError(f"weights {path}: expected those of a whole model, got the {imported.within} alone")
-    warn_of_settings(experiment.model, imported)
+    check_settings(experiment.model, imported, f"weights {path}")
     variables, _ = merge(shapes, imported.variables)
     categories = zip(imported.category_ids, imported.category_names, strict=False)  # no names: no categories
     return Trained(experiment, variables, tuple(Category(i, name) for i, name in categories), 0)
 
 
-def warn_of_settings(model: Any, imported: Imported) -> None:
-    """Log the settings that weights were trained with, if ``model`` has others and would do worse with them."""
-    try:
-        wanted = to_data(override(model, imported.settings))
-    except ValueError:
-        return  # The model is of another family, without such settings; the merge says which parts do not fit.
-    if wanted != to_data(model):
+def check_settings(model: Any, imported: Imported, where: str) -> None:
+    """Compare a model with the settings that weights were trained with; ``where`` they are from, for messages.
+
+    Others are named in a warning: the model would do worse with the weights than it could.
+
+    Raises:
+        ValueError: the model lacks one without which the weights are those of another network.
+    """
+    if not _has(model, imported.required):
+        raise ValueError(
+            f"{where}: these weights are of another network than the model, which needs "
+            + " ".join(f"'{setting}'" for setting in imported.required)
+        )
+    if not _has(model, imported.settings, unknown=True):
         _log.warning(
-            "these weights were trained with other settings than the model has and will do worse; they want %s",
+            "%s: these weights were trained with other settings than the model has and will do worse; they want %s",
+            where,
             " ".join(f"'{setting}'" for setting in imported.settings),
         )
+
+
+def _has(model: Any, settings: Sequence[str], unknown: bool = False) -> bool:
+    """Whether overrides change nothing of a model; ``unknown``: the answer for one that knows no such settings."""
+    try:
+        return to_data(override(model, settings)) == to_data(model)
+    except ValueError:
+        # A model of another family: the merge says which parts do not fit.
+        return unknown
 
 
 def _shapes(experiment: Experiment) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdet.checkpoints.files.weights import read_weights
+from jaxdet.checkpoints.names import detectron2
 from jaxdet.checkpoints.names.mmdet import from_mmdet
 from jaxdet.checkpoints.names.table import Imported
 from jaxdet.checkpoints.names.torchvision import COCO_IDS, class_count, from_torchvision
@@ -19,10 +20,9 @@ from jaxdet.checkpoints.reading import load
 from jaxdet.checkpoints.tree import Array, flatten
 from jaxdet.runtime.files import check_local
 
-_DETECTRON2 = ("backbone.bottom_up.", "backbone.fpn_", "proposal_generator.", "head.cls_subnet.", "head.bbox_subnet.")
 _EXPECTED = (
     "expected mmdetection's (backbone.layer1.., roi_head..), torchvision's detectors' (backbone.body.., roi_heads.. or "
-    "head..) or its ResNets' (conv1.., layer1..)"
+    "head..) or its ResNets' (conv1.., layer1..), or detectron2's (backbone.bottom_up.., proposal_generator..)"
 )
 
 _log = logging.getLogger(__name__)
@@ -98,8 +98,8 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
         ValueError: the names are of no known kind, or do not fit ``like``.
     """
     # Some names of its heads are torchvision's, so that it is told by those of its backbone and of its RPN.
-    if any(name.startswith(_DETECTRON2) for name in state):
-        raise ValueError(f"names of no known kind: they are detectron2's, {_EXPECTED}")
+    if any(name.startswith(detectron2.PREFIXES) for name in state):
+        return detectron2.from_detectron2(state)
     # Each other prefix belongs to one code base: torchvision writes roi_heads, mmdetection roi_head.
     if any(name.startswith(("roi_heads.", "head.classification_head.")) for name in state):
         return from_torchvision(state, keep=_labels_to_keep(state, like))

@@ -12,7 +12,7 @@ from jaxdet.checkpoints.names.table import Imported
 from jaxdet.checkpoints.tree import flatten
 from jaxdet.experiment import Run
 from jaxdet.models.detector import Detector
-from jaxdet.trained import warn_of_settings
+from jaxdet.trained import check_settings
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def with_weights(
         ValueError: the weights do not fit, but for what ``run.init_skip`` and ``run.init_new_classes`` exempt.
     """
     imported = import_weights(str(run.init_from), fresh)
-    warn_of_settings(model, imported)
+    check_settings(model, imported, f"run.init_from={run.init_from}")
     imported, matched = _by_name(fresh, imported, run, classes)
     try:
         merged, report = merge(

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.blocks.layers import Conv, Upsample, interleave, kaiming_fan_out
+from jaxdet.nn.blocks.layers import Conv, StillNorm, Upsample, interleave, kaiming_fan_out, make_norm
 from jaxdet.ranges import CHANNELS, LAYERS, check_ranges
 
 
@@ -46,12 +46,14 @@ class _ByClass(nn.Module):
 class FCN(nn.Module):
     """Convolutions, a 2x upsampling and a 1x1 classifier (Mask R-CNN, He et al. 2017, fig. 4 right).
 
-    A ``linked`` head also reads the features of an earlier pass over the same crops.
+    A ``linked`` head also reads the features of an earlier pass over the same crops.  With ``norm`` a normalisation
+    follows each of the ``convs`` convolutions, which then have no bias.
     """
 
     channels: int = 256
     convs: int = 4
     linked: bool = False
+    norm: StillNorm | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, channels=CHANNELS, convs=LAYERS)
@@ -62,7 +64,9 @@ class FCN(nn.Module):
             # Only linked heads own the parameters: trees without them are those of Mask R-CNN.
             self.link = _Link()
         for i in range(1, self.convs + 1):
-            setattr(self, f"conv{i}", Conv(self.channels, 3))
+            setattr(self, f"conv{i}", Conv(self.channels, 3, bias=self.norm is None))
+            if self.norm is not None:
+                setattr(self, f"norm{i}", make_norm(self.norm))
 
     def __call__(self, crops: jax.Array, num_classes: int) -> jax.Array:
         """Crops ``[N, 14, 14, C]`` -> logits ``[N, 28, 28, K]``, K = ``num_classes``, of an only pass."""
@@ -77,7 +81,8 @@ class FCN(nn.Module):
         # In a first pass ``previous`` is 0, and the link adds relu(its bias), as in R3-CNN's code.
         x = self.link(crops, previous) if self.linked else crops
         for i in range(1, self.convs + 1):
-            x = nn.relu(getattr(self, f"conv{i}")(x))
+            x = getattr(self, f"conv{i}")(x)
+            x = nn.relu(x if self.norm is None else getattr(self, f"norm{i}")(x))
         return x
 
     @nn.compact
