@@ -2,6 +2,7 @@
 
     python eval.py --checkpoint runs/demo
     python eval.py --checkpoint runs/demo --images DIR --annotations instances.json --per-class --out results.json
+    python eval.py --checkpoint mask_rcnn_r50_fpn_1x
     python eval.py --checkpoint weights.pth --config configs/mask_rcnn_r50_fpn.py data.short_side=600
     python eval.py --checkpoint runs/demo --images DIR --annotations image_info_test.json --out results.json
     python eval.py --results results.json --annotations instances.json
@@ -40,7 +41,11 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", help="run folder, checkpoint folder, or (with --config) a weight file")
+    what.add_argument(
+        "--checkpoint",
+        help="run folder, checkpoint folder, name or file of public weights (docs/WEIGHTS.md), or with --config "
+        "any weight file",
+    )
     what.add_argument("--results", help="COCO results json to score without a model (needs --annotations)")
     parser.add_argument("--config", help="config file (or FILE.py:ROW) to use instead of the checkpoint's own")
     parser.add_argument("--images", help="folder of images to evaluate on instead of the config's data.val")

@@ -47,7 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--checkpoint", required=True, help="run folder, checkpoint folder, or a weight file")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="run folder, checkpoint folder, name or file of public weights (docs/WEIGHTS.md), or with --config "
+        "any weight file",
+    )
     parser.add_argument("--config", help="config file (or FILE.py:ROW) to use instead of the checkpoint's own")
     parser.add_argument("--out", default="predictions", help="folder to write to")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score of a detection to show")

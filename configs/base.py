@@ -28,12 +28,12 @@ from jaxdet.nn.blocks.context import NonLocal
 from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.box import BoxHead
-from jaxdet.nn.heads.dense import DenseHead, FCOSHead, RetinaHead, YOLACTHead
+from jaxdet.nn.heads.dense import DenseHead, FCOSHead, RetinaHead, RPNHead, YOLACTHead
 from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.pixels import PixelBranch, PixelStream, Protonet
 from jaxdet.nn.heads.score import MaskIoUHead
 from jaxdet.nn.heads.semantic import PlusSemantic, SemanticHead
-from jaxdet.nn.heads.trunk import FC2, FCC
+from jaxdet.nn.heads.trunk import FC2, FCC, ConvFC
 from jaxdet.nn.necks import FPN, StridedConvs
 from jaxdet.ops.anchors import Anchors, Points
 from jaxdet.ops.boxes import DeltaCoder, DistanceCoder
@@ -91,8 +91,8 @@ def coco(
 
 def two_stage(heads: Sequence[BoxBranch], *, depth: int = 50, **changes: Any) -> TwoStage:
     """A two-stage model with these box heads on a ResNet and FPN; ``changes`` are settings of `TwoStage`."""
-    settings: dict[str, Any] = {"rpn": rpn()} | changes
-    return TwoStage(num_classes=80, backbone=ResNet(depth=depth), neck=FPN(), heads=tuple(heads), **settings)
+    settings: dict[str, Any] = {"rpn": rpn(), "neck": FPN()} | changes
+    return TwoStage(num_classes=80, backbone=ResNet(depth=depth), heads=tuple(heads), **settings)
 
 
 def box_branch(
@@ -133,18 +133,32 @@ def mask_rcnn(
     return coco(model, Optimizer(schedule=Schedule(length=epochs, drops=drops)))
 
 
+def rcnn_v2(*, masks: bool) -> Experiment:
+    """Faster or Mask R-CNN as torchvision's second generation (``_v2``) has it, after Li et al. 2021.
+
+    Pyramid, box and mask head have batch norm, the RPN two convolutions, the box head four and one fully connected
+    layer (Benchmarking Detection Transfer Learning with Vision Transformers, section 3).
+    """
+    box = BoxBranch(SingleLevel(7), BoxHead(ConvFC(norm="batch")))
+    parts = mask_parts([MaskBranch(SingleLevel(14), FCN(norm="batch"))]) if masks else ()
+    return coco(two_stage([box], neck=FPN(norm="batch"), rpn=rpn(RPNHead(convs=2)), parts=parts), masks=masks)
+
+
 def mask_parts(branches: Sequence[MaskBranch], score: Trunk | None = None) -> tuple[Part, ...]:
     """What follows the boxes: masks, and where ``score`` is a trunk, how good they are."""
     masks = MaskPrediction(tuple(branches))
     return (masks,) if score is None else (masks, MaskScoring(MaskIoUHead(score())))
 
 
-def cascade_mask_rcnn() -> Experiment:
-    """Cascade Mask R-CNN (Cai and Vasconcelos 2019): three heads, each on the boxes of the one before."""
+def cascade_mask_rcnn(*, masks: bool = True) -> Experiment:
+    """Cascade Mask R-CNN (Cai and Vasconcelos 2019): three heads, each on the boxes of the one before.
+
+    Without ``masks`` it is Cascade R-CNN.
+    """
     heads = [box_branch(stds=stds, box_loss=SmoothL1(1.0), agnostic=True) for stds in CASCADE_STDS]
     stages = make_stages((0, 1, 2), IOUS[3], HTC_WEIGHTS, interleaved=False, mask_passes="none", low_quality=False)
-    model = two_stage(heads, rpn=cascade_rpn(), stages=stages, parts=mask_parts([mask_branch() for _ in heads]))
-    return coco(model)
+    parts = mask_parts([mask_branch() for _ in heads]) if masks else ()
+    return coco(two_stage(heads, rpn=cascade_rpn(), stages=stages, parts=parts), masks=masks)
 
 
 def htc(*, semantic: bool = False) -> Experiment:

@@ -114,7 +114,7 @@ class Run:
     """
 
     seed: int = 0  #: seed of initialisation, data order and sampling
-    init_from: str | None = None  #: weights to start from: a run folder, or a file of torchvision's or mmdetection's
+    init_from: str | None = None  #: weights to start from: a run folder, a file of another toolbox, or a public name
     init_skip: tuple[str, ...] = ()  #: regular expressions: the variables that they match keep their fresh values
     init_new_classes: bool = False  #: True: the weights are for other classes; those that they lack start afresh
     #: pairs of places, as ("masks/refine_box", "heads_0"): where the weights have nothing of the first, it starts as a

@@ -68,6 +68,8 @@ class Masks:
     threshold: float = struct.field(pytree_node=False, default=0.5)  #: the least probability that counts as inside
     #: values are logits, whose sigmoid is the probability: they are interpolated as logits, and then it is taken
     logits: bool = struct.field(pytree_node=False, default=False)
+    #: frames are moved to whole pixels of the image when they are painted (`evaluation.paste.snapped`)
+    snapped: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -14,8 +15,9 @@ import numpy as np
 from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.names.table import Imported
+from jaxdet.checkpoints.public.table import PublicWeights, find_public
 from jaxdet.checkpoints.reading import load as load_checkpoint
-from jaxdet.config import from_data, override, to_data
+from jaxdet.config import from_data, load_config, override, to_data
 from jaxdet.data import Category, Data, single_batch
 from jaxdet.data.validation.entries import category_of, each, short, whole
 from jaxdet.experiment import Experiment, as_experiment
@@ -44,22 +46,25 @@ class Trained:
 
 
 Checkpoint: TypeAlias = str | PathLike[str] | Trained
-"""A run folder (its newest checkpoint counts), the folder of one checkpoint, or one that was loaded before."""
+"""A run folder (its newest checkpoint counts), the folder of one checkpoint, a name of public weights (docs/WEIGHTS.md)
+or their file, or one that was loaded before."""
 
 
 def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides: Sequence[str] = ()) -> Trained:
     """Load a checkpoint; nothing in it is executed.
 
     Args:
-        checkpoint: where it is.  With a ``config`` also a weight file of mmdetection or torchvision.
-        config: takes the place of the config that the checkpoint has.
+        checkpoint: where it is, or the name of public weights, such as ``"mask_rcnn_r50_fpn_1x"``, which are downloaded
+            once.  With a ``config`` also any weight file of mmdetection or torchvision.
+        config: takes the place of the config that the checkpoint has, or that is in the table of public weights.
         overrides: settings to change in either, by dotted keys, such as ``data.short_side=600``
             ``data.long_side=1000``.
 
     Raises:
-        FileNotFoundError: there is nothing at that path.
-        ValueError: it is no checkpoint, an override is wrong, the weights do not fit the changed model, or there are
-            no devices of the kind that was asked for (`runtime.mesh.all_devices`).
+        FileNotFoundError: there is nothing at that path, and no public weights have that name.
+        ValueError: it is no checkpoint, an override is wrong, the weights do not fit the changed model, a file is not
+            the published one, or there are no devices of the kind that was asked for (`runtime.mesh.all_devices`).
+        OSError: public weights cannot be downloaded.
     """
     all_devices()
     if not isinstance(checkpoint, str | PathLike | Trained):
@@ -73,6 +78,8 @@ def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides:
         return checkpoint  # to check all settings again would take 10 ms of every prediction
     if isinstance(checkpoint, Trained):
         trained = checkpoint
+    elif public := find_public(checkpoint):
+        return _from_file(checkpoint, override(_config_of(public) if config is None else config, overrides))
     elif config is not None and Path(checkpoint).is_file():
         return _from_file(checkpoint, override(config, overrides))
     else:
@@ -101,28 +108,67 @@ def _read(checkpoint: str | PathLike[str]) -> Trained:
         raise ValueError(f"checkpoint {checkpoint}: {error}") from error
 
 
+def _config_of(weights: PublicWeights) -> Experiment:
+    """The config of public weights, with which their publishers' numbers were made."""
+    if not weights.config:
+        raise ValueError(f"{weights.name}: expected weights of a detector, got a backbone: start from it, as in "
+                         f"run.init_from={weights.name}")  # fmt: skip
+    checkout = Path(__file__).parents[1]
+    file = checkout / "configs" / f"{weights.config}.py"
+    if not file.is_file():
+        raise ValueError(
+            f"{weights.name}: expected {file.name} in {file.parent}, which a checkout of jaxdet has and the installed "
+            "package has not: use a checkout, or give a config of your own (config=..., or --config FILE)"
+        )
+    # Config files import their neighbours, wherever the program was started.
+    sys.path.insert(0, str(checkout))
+    try:
+        experiment = as_experiment(load_config(file))
+    finally:
+        sys.path.remove(str(checkout))
+    return override(experiment, weights.settings)
+
+
 def _from_file(path: str | PathLike[str], experiment: Experiment) -> Trained:
-    """Read a weight file into the model of a config; such files name no categories."""
+    """Read a weight file into the model of a config; only published ones have categories."""
     shapes = _shapes(experiment)
     imported = import_weights(path, shapes)
     if imported.within:
         raise ValueError(f"weights {path}: expected those of a whole model, got the {imported.within} alone")
-    warn_of_settings(experiment.model, imported)
+    check_settings(experiment.model, imported, f"weights {path}")
     variables, _ = merge(shapes, imported.variables)
-    return Trained(experiment, variables, (), 0)
+    categories = zip(imported.category_ids, imported.category_names, strict=False)  # no names: no categories
+    return Trained(experiment, variables, tuple(Category(i, name) for i, name in categories), 0)
 
 
-def warn_of_settings(model: Any, imported: Imported) -> None:
-    """Log the settings that weights were trained with, if ``model`` has others and would do worse with them."""
-    try:
-        wanted = to_data(override(model, imported.settings))
-    except ValueError:
-        return  # The model is of another family, without such settings; the merge says which parts do not fit.
-    if wanted != to_data(model):
+def check_settings(model: Any, imported: Imported, where: str) -> None:
+    """Compare a model with the settings that weights were trained with; ``where`` they are from, for messages.
+
+    Others are named in a warning: the model would do worse with the weights than it could.
+
+    Raises:
+        ValueError: the model lacks one without which the weights are those of another network.
+    """
+    if not _has(model, imported.required):
+        raise ValueError(
+            f"{where}: these weights are of another network than the model, which needs "
+            + " ".join(f"'{setting}'" for setting in imported.required)
+        )
+    if not _has(model, imported.settings, unknown=True):
         _log.warning(
-            "these weights were trained with other settings than the model has and will do worse; they want %s",
+            "%s: these weights were trained with other settings than the model has and will do worse; they want %s",
+            where,
             " ".join(f"'{setting}'" for setting in imported.settings),
         )
+
+
+def _has(model: Any, settings: Sequence[str], unknown: bool = False) -> bool:
+    """Whether overrides change nothing of a model; ``unknown``: the answer for one that knows no such settings."""
+    try:
+        return to_data(override(model, settings)) == to_data(model)
+    except ValueError:
+        # A model of another family: the merge says which parts do not fit.
+        return unknown
 
 
 def _shapes(experiment: Experiment) -> Any:

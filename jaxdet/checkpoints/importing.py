@@ -1,5 +1,6 @@
 """Weights to start from, wherever they come from; the names of the arrays tell which code base wrote them."""
 
+import dataclasses
 import logging
 import os
 import reprlib
@@ -8,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from jaxdet.checkpoints.files.weights import read_weights
+from jaxdet.checkpoints.names import detectron2
 from jaxdet.checkpoints.names.mmdet import from_mmdet
 from jaxdet.checkpoints.names.table import Imported
 from jaxdet.checkpoints.names.torchvision import COCO_IDS, class_count, from_torchvision
 from jaxdet.checkpoints.names.torchvision.backbone import from_folded_resnet, from_torchvision_resnet
+from jaxdet.checkpoints.public.cache import located
+from jaxdet.checkpoints.public.table import PublicWeights, coco_categories, near_names
 from jaxdet.checkpoints.reading import load
 from jaxdet.checkpoints.tree import Array, flatten
 from jaxdet.runtime.files import check_local
 
-_DETECTRON2 = ("backbone.bottom_up.", "backbone.fpn_", "proposal_generator.", "head.cls_subnet.", "head.bbox_subnet.")
 _EXPECTED = (
     "expected mmdetection's (backbone.layer1.., roi_head..), torchvision's detectors' (backbone.body.., roi_heads.. or "
-    "head..) or its ResNets' (conv1.., layer1..)"
+    "head..) or its ResNets' (conv1.., layer1..), or detectron2's (backbone.bottom_up.., proposal_generator..)"
 )
 
 _log = logging.getLogger(__name__)
@@ -29,27 +32,45 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
     """Read variables from a jaxdet run or checkpoint folder, or from a file of mmdetection or torchvision.
 
     Args:
-        path: the folder or file.
+        path: the folder or file, or the name of public weights, which are downloaded once.
         like: the variables to be filled, or their shapes, because mmdetection's names depend on the model.
 
     Returns:
         What ``merge(variables, imported.variables, within=imported.within)`` puts into a model.
 
     Raises:
-        FileNotFoundError: there is nothing at ``path``.
-        ValueError: as ``reading.load`` and ``files.weights.read_weights``, or the names are of no known kind.
+        FileNotFoundError: there is nothing at ``path``, and no public weights have that name.
+        ValueError: as ``reading.load`` and ``files.weights.read_weights``, the names are of no known kind, or a file is
+            not the published one of its name.
+        OSError: public weights cannot be downloaded.
     """
     check_local(path, "the weights")
-    path = Path(path)
+    public = located(os.fspath(path))
+    weights, path = public if public else (None, Path(path))
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a run folder or a file of weights{near_names(path)}")
     if path.is_dir():  # jaxdet's own checkpoints are folders, those of others are files
         variables, metadata = load(path)
         ids, names = _categories(metadata.get("categories") or [], path)
         return Imported(variables, category_ids=ids, category_names=names)
     state = read_weights(path)
     try:
-        return recognise(state, like)
+        imported = recognise(state, like)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return imported if weights is None else _with_categories(imported, weights)
+
+
+def _with_categories(imported: Imported, weights: PublicWeights) -> Imported:
+    """The published weights of a detector with the names of their classes, which no file has."""
+    if not weights.config:
+        return imported
+    names = dict(coco_categories())
+    ids = imported.category_ids or tuple(names)
+    # torchvision has outputs for ten ids that are no category's.
+    return dataclasses.replace(
+        imported, category_ids=ids, category_names=tuple(names.get(i, f"no category {i}") for i in ids)
+    )
 
 
 def _categories(categories: Any, path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -77,8 +98,8 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
         ValueError: the names are of no known kind, or do not fit ``like``.
     """
     # Some names of its heads are torchvision's, so that it is told by those of its backbone and of its RPN.
-    if any(name.startswith(_DETECTRON2) for name in state):
-        raise ValueError(f"names of no known kind: they are detectron2's, {_EXPECTED}")
+    if any(name.startswith(detectron2.PREFIXES) for name in state):
+        return detectron2.from_detectron2(state)
     # Each other prefix belongs to one code base: torchvision writes roi_heads, mmdetection roi_head.
     if any(name.startswith(("roi_heads.", "head.classification_head.")) for name in state):
         return from_torchvision(state, keep=_labels_to_keep(state, like))

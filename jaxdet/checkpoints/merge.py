@@ -24,6 +24,9 @@ _CLASS_DEPENDENT = (
 #: The first level above the backbone's last, whose shape says which map it is made from.
 _FIRST_OF_TOP = re.compile(r"/neck/top/conv6/kernel$")
 
+#: Settings that give a model the normalisations of some weights, by what is in the names of these.
+_NORMS = {"/neck/lateral3_norm/": "model.neck.norm=batch", "/dense/head/class_norm1/": "model.dense.head.groups=32"}
+
 
 class Misfit(ValueError):
     """Weights and model do not fit each other; the message lists everything that does not."""
@@ -92,7 +95,9 @@ def merge(
         *_listed("patterns that match nothing", (p for p in skip if not any(re.search(p, n) for n in skipped))),
     ]
     if problems:
-        raise Misfit("the weights do not fit the model\n" + "\n".join(problems) + _advice(misfits))
+        raise Misfit(
+            "the weights do not fit the model\n" + "\n".join(problems) + _advice(misfits, set(theirs) - set(ours))
+        )
     merged = {name: np.asarray(theirs[name], dtype=np.float32) for name in loaded}
     kept = tuple(name for name in ours if name not in merged and name not in outside)
     dropped = tuple(sorted(name for name in skipped if name not in ours))
@@ -136,7 +141,11 @@ def _listed(title: str, names: Any) -> list[str]:
     return [f"  {title}: {len(lines)}", *lines] if lines else []
 
 
-def _advice(misfits: Iterable[str]) -> str:
+def _advice(misfits: Iterable[str], homeless: Collection[str]) -> str:
+    """What mends it, where that is known; ``homeless`` are names that the model has no place for."""
+    hints = [hint for name, hint in _NORMS.items() if any(name in path for path in homeless)]
+    if hints:
+        return f"\nthe weights have normalisations that the model has not: set {' '.join(hints)}"
     if not any(_FIRST_OF_TOP.search(name) for name in misfits):
         return ""
     return (

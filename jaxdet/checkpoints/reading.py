@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdet.checkpoints.files.bounds import check_files, check_size
+from jaxdet.checkpoints.public.table import near_names
 from jaxdet.checkpoints.tree import Variables
 from jaxdet.runtime.files import check_local, read_json_file, write_json
 
@@ -70,9 +71,11 @@ def find_step(path: str | os.PathLike[str]) -> Path:
         ValueError: there is no finished checkpoint, or ``path`` is an address.
     """
     check_local(path, "the checkpoint")
-    path = Path(path).absolute()
+    given, path = path, Path(path).absolute()
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a run folder or a checkpoint in it")
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a run folder or a checkpoint in it{near_names(given)}"
+        )
     if (path / METADATA).is_dir():
         return path
     for folder in (path / SUBFOLDER, path):

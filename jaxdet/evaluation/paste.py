@@ -82,10 +82,28 @@ def paste_masks(masks: "Masks", hw: tuple[int, int]) -> list[Rle]:
         given = f"{len(masks.values)} masks, {len(masks.frames)} frames"
         raise ValueError(f"paste_masks: expected a frame for each mask, got {given}")
     crops = [None] * len(masks.values) if masks.crop is None else masks.crop
+    frames = snapped(masks.frames, masks.values.shape[1:]) if masks.snapped else masks.frames
     return [
         paste_rle(values, frame, hw, masks.threshold, crop, masks.logits)
-        for values, frame, crop in zip(masks.values, masks.frames, crops, strict=True)
+        for values, frame, crop in zip(masks.values, frames, crops, strict=True)
     ]
+
+
+def snapped(frames: NDArray[np.floating], cells: tuple[int, ...]) -> _Floats:
+    """Frames ``[..., 4]`` of bitmaps of ``cells`` (rows, columns) as torchvision has them when it paints.
+
+    It puts a ring of empty cells around the bitmap and cuts the corners of the box of both to whole pixels, of which
+    the last one belongs to it; the bitmap keeps its share of that box.  [torchvision's roi_heads.py,
+    expand_boxes and paste_mask_in_image](https://github.com/pytorch/vision/tree/main/torchvision/models/detection).
+    """
+    number = np.float32([cells[1], cells[0]])
+    low, high = frames[..., :2].astype(np.float32), frames[..., 2:].astype(np.float32)
+    half = (high - low) * np.float32(0.5) * ((number + 2) / number)
+    centre = (low + high) * np.float32(0.5)
+    first = np.trunc(centre - half)
+    size = np.maximum(np.trunc(centre + half) - first + 1, 1)
+    ring = size / (number + 2)
+    return np.concatenate([first + ring, first + size - ring], -1)
 
 
 def _window(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from jaxdet.data.masks import encode_mask
 from jaxdet.data.validation.entries import MAX_BOX_VALUE as BOX
 from jaxdet.data.validation.entries import check_ids_differ, each, hw_of, is_number, short, whole
-from jaxdet.evaluation.paste import paste_rle
+from jaxdet.evaluation.paste import paste_rle, snapped
 from jaxdet.runtime.files import read_json_file, write_json
 
 if TYPE_CHECKING:  # `structures` imports jax, which scoring a file of results does without
@@ -66,9 +66,9 @@ def image_results(
         result |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(scores[i])}
         if masks is not None:
             crop = None if masks.crop is None else masks.crop[i] / factors
-            result["segmentation"] = paste_rle(
-                masks.values[i], masks.frames[i] / factors, hw, masks.threshold, crop, masks.logits
-            )
+            frame = masks.frames[i] / factors
+            frame = snapped(frame, masks.values[i].shape) if masks.snapped else frame
+            result["segmentation"] = paste_rle(masks.values[i], frame, hw, masks.threshold, crop, masks.logits)
             # COCO has no such key: it is written only where it says something new.
             if mask_scores[i] != scores[i]:
                 result["mask_score"] = float(mask_scores[i])

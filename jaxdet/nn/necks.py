@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.blocks.layers import Conv, xavier_uniform
+from jaxdet.nn.blocks.layers import Conv, NormKind, make_norm, xavier_uniform
 from jaxdet.ops.bilinear import resize
 from jaxdet.ranges import CHANNELS, LEVELS, Range, check_ranges
 from jaxdet.structures import Levels
@@ -60,13 +60,15 @@ class FPN(nn.Module):
     ``lowest`` is the first level: 3 leaves the finest out (RetinaNet).  A coarser level is brought to the size of the
     next finer one by repeating its pixels, or with ``bilinear`` by values between them (YOLACT).  ``top`` makes the
     levels above the last map of the backbone.  A backbone of three stages, ``{2..4}``, makes a pyramid ``{2..5}`` in
-    the same way.
+    the same way.  With ``norm`` a normalisation follows each convolution, which then has no bias (torchvision's second
+    generation); those of ``top`` have none.
     """
 
     channels: int = 256
     lowest: int = 2
     top: Subsample | StridedConvs = Subsample()
     bilinear: bool = False
+    norm: NormKind | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, channels=CHANNELS, lowest=LEVELS)
@@ -77,10 +79,7 @@ class FPN(nn.Module):
         levels = sorted(level for level in features if level >= self.lowest)
         if not levels:
             raise ValueError(f"FPN.lowest: the backbone has levels {sorted(features)}, none from {self.lowest} on")
-        merged = {
-            level: Conv(self.channels, 1, kernel_init=xavier_uniform, name=f"lateral{level}")(features[level])
-            for level in levels
-        }
+        merged = {level: self._conv(features[level], 1, f"lateral{level}") for level in levels}
         # Top-down: a level is complete before the next finer one takes it over.
         for level in reversed(levels[:-1]):
             coarse, fine = merged[level + 1], merged[level]
@@ -88,12 +87,13 @@ class FPN(nn.Module):
             merged[level] = fine + (resize(coarse, hw, "cells") if self.bilinear else upsample_to(coarse, fine))
         # The convolutions behind the sums counter the aliasing of upsampling (FPN, section 3); the sums that are handed
         # down stay without.
-        pyramid = {
-            level: Conv(self.channels, 3, kernel_init=xavier_uniform, name=f"output{level}")(merged[level])
-            for level in levels
-        }
+        pyramid = {level: self._conv(merged[level], 3, f"output{level}") for level in levels}
         last = levels[-1]
         return {**pyramid, **self.top(features[last], pyramid[last], last)}
+
+    def _conv(self, x: jax.Array, kernel: int, name: str) -> jax.Array:
+        x = Conv(self.channels, kernel, bias=self.norm is None, kernel_init=xavier_uniform, name=name)(x)
+        return x if self.norm is None else make_norm(self.norm, f"{name}_norm")(x)
 
 
 def upsample_to(x: jax.Array, like: jax.Array) -> jax.Array:

@@ -47,6 +47,9 @@ class Anchors:
     ``even`` spreads the centres evenly over the canvas, where its sides are no multiples of the stride (YOLACT's
     550 pixels have 69 cells at stride 8); sizes stay those of the stride.
 
+    ``rounded`` anchors are torchvision's: the side of a square anchor is cut to whole pixels before it is stretched to
+    a ratio, and corners are rounded to whole pixels around the place of the cell.
+
     ``legacy`` is the convention of mmdetection 1.x, for models that were published with it (RDSNet): a box ends at its
     last pixel and not behind it, so that its width is x2 - x1 + 1.  Anchors are rounded to whole pixels in that
     convention, around the middle of the pixels of a cell, and a box that is cut to the image keeps a pixel.  Given
@@ -60,9 +63,12 @@ class Anchors:
     offset: float = 0.0
     even: bool = False
     legacy: bool = False
+    rounded: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self, levels=LEVELS, scales=positive(1e4), ratios=positive(1e3), offset=SHARE)
+        if self.legacy and self.rounded:
+            raise ValueError("Anchors: expected legacy (mmdetection 1.x) or rounded (torchvision) or none, got both")
 
     @property
     def per_cell(self) -> int:
@@ -77,19 +83,17 @@ class Anchors:
         """Anchors ``[A, 4]`` of a cell whose place in the image is the origin."""
         stride = 2**level
         # Sides of area (scale * s)^2 whose ratio, height over width, is ``ratio``.
+        squares = [math.floor(stride * scale) if self.rounded else stride * scale for scale in self.scales]
         sides = np.array(
-            [
-                (stride * scale / math.sqrt(ratio), stride * scale * math.sqrt(ratio))
-                for ratio in self.ratios
-                for scale in self.scales
-            ]
+            [(side / math.sqrt(ratio), side * math.sqrt(ratio)) for ratio in self.ratios for side in squares]
         )
         if self.legacy:
             # From the first pixel to the last one, each rounded; the box ends behind the last one.
             centre = (stride - 1) / 2
             first, last = np.round(centre - (sides - 1) / 2), np.round(centre + (sides - 1) / 2)
             return np.concatenate([first, last + 1], 1).astype(np.float32)
-        return np.concatenate([-sides / 2, sides / 2], 1).astype(np.float32)
+        corners = np.concatenate([-sides / 2, sides / 2], 1)
+        return (np.round(corners) if self.rounded else corners).astype(np.float32)
 
     def grid(self, level: int, height: int, width: int, canvas_hw: tuple[int, int] | None = None) -> np.ndarray:
         """Anchors ``[height * width * A, 4]`` of a level of that many cells, in the order y, x, anchor."""

@@ -20,7 +20,7 @@ from flax import struct
 
 from jaxdet.ops.boxes import area, intersection
 from jaxdet.ops.rounding import product, quotient
-from jaxdet.ranges import DETECTIONS, SHARE, check_ranges
+from jaxdet.ranges import DETECTIONS, SHARE, Range, check_ranges
 from jaxdet.structures import Detections
 
 BLOCK = 512
@@ -61,16 +61,19 @@ class NMS:
 
     ``within``: boxes suppress each other inside a class, or inside a pyramid level (proposals, which have one class).
     ``score_threshold`` None admits every score.  Of equal scores the first candidate comes first, and of one candidate
-    the lower class, as in the reference.
+    the lower class, as in the reference.  Boxes with a side below ``least_side`` pixels of the resized image are left
+    out first (torchvision has 0.001 for proposals, 0.01 for detections).
     """
 
     score_threshold: float | None = 0.05
     iou_threshold: float = 0.5
     max_detections: int = 100
     within: Literal["class", "level"] = "class"
+    least_side: float = 0.0
 
     def __post_init__(self) -> None:
         check_ranges(self, score_threshold=SHARE, iou_threshold=SHARE, max_detections=DETECTIONS)
+        check_ranges(self, least_side=Range(0, 1e4))
 
     def __call__(
         self,
@@ -97,6 +100,8 @@ class NMS:
         # Strictly above, as in the reference.
         if self.score_threshold is not None:
             candidate &= scores > self.score_threshold
+        if self.least_side:
+            candidate &= (boxes[:, 2:] - boxes[:, :2] >= self.least_side).all(-1)
         apart = offset_by_group(boxes, groups, candidate)
         kept = nms(apart, scores, candidate, threshold=self.iou_threshold, limit=self.max_detections)
         row = kept.index

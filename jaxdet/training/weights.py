@@ -14,7 +14,7 @@ from jaxdet.checkpoints.names.table import Imported
 from jaxdet.checkpoints.tree import flatten
 from jaxdet.experiment import Run
 from jaxdet.models.detector import Detector
-from jaxdet.trained import warn_of_settings
+from jaxdet.trained import check_settings
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def with_weights(
         ValueError: the weights do not fit, but for what ``run.init_skip`` and ``run.init_new_classes`` exempt.
     """
     imported = import_weights(str(run.init_from), fresh)
-    warn_of_settings(model, imported)
+    check_settings(model, imported, f"run.init_from={run.init_from}")
     try:
         variables, afresh = with_copies(fresh, imported.variables, run.init_copy)
     except ValueError as error:

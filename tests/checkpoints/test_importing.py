@@ -102,10 +102,11 @@ def test_unknown_names_are_named():
     ["backbone.bottom_up.stem.conv1.weight", "proposal_generator.rpn_head.conv.weight", "head.cls_subnet.0.weight"],
 )
 def test_detectron2s_names_are_not_taken_for_torchvisions(name):
-    """Both call a layer roi_heads.box_predictor.cls_score."""
+    """Both call a layer roi_heads.box_predictor.cls_score; of torchvision's the background is the first row."""
     state = {name: array(4, 3, 7, 7), "roi_heads.box_predictor.cls_score.weight": array(81, 8)}
-    with pytest.raises(ValueError, match=r"names of no known kind: they are detectron2's, expected mmdetection's"):
-        recognise(state, {})
+    imported = recognise(state, {})
+    np.testing.assert_array_equal(imported.variables["params"]["heads_0"]["head"]["logits"]["kernel"], array(81, 8).T)
+    assert "*normalization.channels=bgr" in imported.settings
 
 
 def test_a_checkpoint_folder_brings_its_categories(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from jaxdet.evaluation.inference import for_host
-from jaxdet.evaluation.paste import LOGIT_RANGE, paste_mask, paste_masks, paste_rle
+from jaxdet.evaluation.paste import LOGIT_RANGE, paste_mask, paste_masks, paste_rle, snapped
 from jaxdet.structures import Detections, Masks
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -362,3 +362,20 @@ def test_logits_in_eight_bits_say_the_same_but_near_the_threshold(threshold: flo
     np.testing.assert_array_equal(found[clear], fine[clear])
     together = paste_masks(jax.tree.map(lambda leaf: np.asarray(leaf)[0], sent), hw)
     np.testing.assert_array_equal(decode(together[0]), found)
+
+
+def test_frames_of_whole_pixels_by_hand() -> None:
+    """Two cells and their ring, of the box 1.3..5.3: 4 pixels become 8 around the centre 3.3, from -0.7 to 7.3.
+
+    Cut to whole pixels they are 0 to 7, of which the last one counts: 8 pixels, a cell has two, the ring two each.
+    """
+    frame = np.float32([1.3, 1.3, 5.3, 5.3])
+    np.testing.assert_array_equal(snapped(frame, (2, 2)), [2, 2, 6, 6])
+    ones = np.ones((1, 2, 2), np.float32)
+    found = decode(paste_masks(Masks(ones, frame[None], snapped=True), (8, 8))[0])
+    assert found[2:6, 2:6].all()
+    # Beyond the cells' outer centres values fall to those of the ring: 0.75 and 0.25 at the two pixels on either side.
+    assert found.sum() == 16
+    np.testing.assert_array_equal(snapped(np.zeros((0, 4), np.float32), (2, 2)), np.zeros((0, 4)))
+    # A frame without extent has one pixel, as there.
+    np.testing.assert_array_equal(snapped(np.float32([[3, 3, 3, 3]]), (2, 2)), [[3.25, 3.25, 3.75, 3.75]])

@@ -183,3 +183,15 @@ def test_yolact_head_against_loops(code: int) -> None:
 def test_ranges_of_heads(make: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected"):
         make()
+
+
+def test_rpn_head_of_two_convolutions() -> None:
+    head = RPNHead(anchors=1, channels=2, convs=2)
+    level = np.float32(np.random.default_rng(0).normal(size=(1, 3, 4, 2)))
+    variables = random_variables(head, level, 1)
+    params = variables["params"]
+    assert set(params) == {"conv", "conv2", "objectness", "deltas"}
+    x = np.maximum(slow_layer(level[0], params["conv"], 1), 0)
+    x = np.maximum(slow_layer(x, params["conv2"], 1), 0)
+    found = head.apply(variables, level, 1)
+    np.testing.assert_allclose(found.logits[0], slow_layer(x, params["objectness"], 0), rtol=1e-4, atol=1e-5)

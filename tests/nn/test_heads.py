@@ -10,8 +10,9 @@ import pytest
 from jaxdet.nn.extractors.single_level import SingleLevel, crops_as_batch
 from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.mask import FCN
-from jaxdet.nn.heads.trunk import FC2
+from jaxdet.nn.heads.trunk import FC2, ConvFC
 from jaxdet.structures import Features
+from tests.nn.blocks import random_variables, slow_conv
 from tests.ops.golden import INPUTS, OPS
 
 KEY = jax.random.key(0)
@@ -94,3 +95,42 @@ def test_a_pyramid_that_lacks_a_level_is_an_error() -> None:
     pyramid = Features({level: jnp.zeros((1, 32 >> level, 32 >> level, 1)) for level in (2, 3)})
     with pytest.raises(ValueError, match=r"the extractor reads levels \(2, 3, 4, 5\), the pyramid has \[2, 3\]"):
         SingleLevel()(pyramid, jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_convolutions_before_a_fully_connected_layer_against_loops(norm: Any) -> None:
+    """Without a norm there is a bias; with one its stored statistics count."""
+    trunk, rng = ConvFC(convs=2, channels=3, features=5, norm=norm), np.random.default_rng(0)
+    crops = np.float32(rng.normal(size=(2, 7, 7, 4)))
+    variables = random_variables(trunk, crops)
+    variables = jax.tree.map(np.abs, variables) if norm else variables  # variances are not negative
+    params = variables["params"]
+    found = trunk.apply(variables, crops)
+    for crop, vector in zip(crops, found, strict=True):
+        x = crop
+        for i in (1, 2):
+            x = slow_conv(x, params[f"conv{i}"]["kernel"], 1, (1, 1))
+            x = x + params[f"conv{i}"]["bias"] if norm is None else normalized(x, variables, f"norm{i}")
+            x = np.maximum(x, 0)
+        expected = x.reshape(-1) @ params["fc1"]["kernel"] + params["fc1"]["bias"]
+        np.testing.assert_allclose(vector, np.maximum(expected, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_mask_head_with_norms_against_loops() -> None:
+    head, rng = FCN(channels=3, convs=2, norm="batch"), np.random.default_rng(1)
+    crops = np.float32(rng.normal(size=(2, 4, 4, 3)))
+    variables = jax.tree.map(np.abs, random_variables(head, crops, 2))
+    assert set(variables["params"]["conv1"]) == {"kernel"}
+    found = head.apply(variables, crops, jnp.zeros_like(crops), method="features")
+    for crop, features in zip(crops, found, strict=True):
+        x = crop
+        for i in (1, 2):
+            x = slow_conv(x, variables["params"][f"conv{i}"]["kernel"], 1, (1, 1))
+            x = np.maximum(normalized(x, variables, f"norm{i}"), 0)
+        np.testing.assert_allclose(features, x, rtol=1e-4, atol=1e-5)
+
+
+def normalized(x: np.ndarray, variables: Any, name: str) -> np.ndarray:
+    """Batch normalisation by its definition."""
+    params, stats = variables["params"][name], variables["batch_stats"][name]
+    return (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * params["scale"] + params["bias"]

@@ -114,3 +114,21 @@ def test_a_bilinear_pyramid_by_a_slow_one(hw: tuple[int, int]) -> None:
     plain = FPN(channels=2, lowest=3).apply(variables, maps)
     np.testing.assert_allclose(plain[5], found[5], atol=1e-5)
     assert np.abs(plain[3] - found[3]).max() > 0.01
+
+
+def test_norms_stand_behind_every_convolution_of_the_pyramid() -> None:
+    """Lateral maps are normalised before they are handed down; statistics of 0 and 1 but for one level."""
+    maps = {2: np.ones((1, 4, 4, 1), np.float32), 3: np.full((1, 2, 2, 1), 5, np.float32)}
+    neck = FPN(channels=1, norm="batch")
+    variables = jax.tree.map(np.asarray, neck.init(KEY, maps))
+    names = {f"{layer}{level}" for layer in ("lateral", "output") for level in (2, 3)}
+    assert set(variables["params"]) == names | {f"{name}_norm" for name in names}
+    assert all(set(variables["params"][name]) == {"kernel"} for name in names)
+    for name in names:
+        kernel = variables["params"][name]["kernel"]
+        variables["params"][name]["kernel"] = np.zeros_like(kernel)
+        variables["params"][name]["kernel"][kernel.shape[0] // 2, kernel.shape[1] // 2] = 1
+    variables["batch_stats"]["lateral3_norm"] = {"mean": np.float32([3]), "var": np.float32([4 - 1e-5])}
+    pyramid = neck.apply(variables, maps)
+    np.testing.assert_allclose(pyramid[3], 1, rtol=1e-4)  # (5 - 3) / 2
+    np.testing.assert_allclose(pyramid[2], 2, rtol=1e-4)  # 1 and that

@@ -137,3 +137,15 @@ def test_a_legacy_anchor_by_hand() -> None:
     """Stride 8, 32 pixels: from pixel -12 to pixel 19, both included."""
     anchors = Anchors(levels=(3,), scales=(4.0,), ratios=(1.0,), legacy=True)
     np.testing.assert_array_equal(anchors.cell(3), [[-12, -12, 20, 20]])
+
+
+def test_rounded_anchors_by_hand() -> None:
+    """torchvision's: 32 * 2^(1/3) = 40.3 becomes 40, and halves go to even numbers: 50.5 to 50."""
+    anchors = Anchors(levels=(3,), scales=(4 * 2 ** (1 / 3),), ratios=(0.5, 1.0, 2.0), rounded=True)
+    # 40 / sqrt(0.5) = 56.57 wide, 28.28 high.
+    np.testing.assert_array_equal(anchors.cell(3), [[-28, -14, 28, 14], [-20, -20, 20, 20], [-14, -28, 14, 28]])
+    odd = Anchors(levels=(4,), scales=(4 * 2 ** (2 / 3),), ratios=(1.0,), rounded=True)  # 64 * 2^(2/3) = 101.6
+    np.testing.assert_array_equal(odd.cell(4), [[-50, -50, 50, 50]])
+    np.testing.assert_array_equal(odd.grid(4, 1, 2)[1], [-34, -50, 66, 50])
+    with pytest.raises(ValueError, match=r"expected legacy .* or rounded .* got both"):
+        Anchors(legacy=True, rounded=True)

@@ -406,3 +406,13 @@ def test_fast_nms_refuses_labels() -> None:
     boxes, scores = np.zeros((3, 1, 4), np.float32), np.ones((3, 1), np.float32)
     with pytest.raises(ValueError, match=r"scores of all classes of a candidate: set .*pairs_above=None"):
         FastNMS()(boxes, scores, np.ones(3, bool), labels=np.zeros(3, np.int32))
+
+
+def test_small_boxes_are_left_out_before_they_suppress() -> None:
+    """A box that is thinner than the least side has the best score, and takes no other with it."""
+    boxes = jnp.array([[[0.0, 0, 10, 0.009]], [[0.0, 0, 10, 0.011]], [[0.0, 0, 0.001, 10]], [[jnp.nan] * 4]])
+    scores, valid = jnp.array([[0.9], [0.8], [0.7], [0.6]]), jnp.ones(4, bool)
+    found = jax.jit(NMS(least_side=0.01, max_detections=3))(boxes, scores, valid)
+    np.testing.assert_array_equal(found.valid, [True, False, False])
+    assert found.index[0] == 1
+    assert NMS(max_detections=3)(boxes, scores, valid).index.tolist() == [0, 2, 0]

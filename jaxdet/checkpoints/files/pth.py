@@ -1,5 +1,7 @@
 """torch's ``.pth`` files without torch: the zip archives of torch >= 1.6 and the pickle streams before them.
 
+And detectron2's ``.pkl``: a single pickle of NumPy arrays by name.
+
 Zip: ``<name>/data.pkl`` is a pickle in which a tensor refers to a storage by key; ``<name>/data/<key>`` holds its
 bytes.  Stream: a magic number, a protocol version, facts on the machine, the pickle, the list of storage keys, then
 for each key the number of elements and the bytes.  Nothing in the file is executed (see `restricted_pickle`).
@@ -16,7 +18,8 @@ from typing import IO, Any
 import numpy as np
 
 from jaxdet.checkpoints.files.bounds import checked_members, size_of
-from jaxdet.checkpoints.files.restricted_pickle import Dtype, load, loads
+from jaxdet.checkpoints.files.pickled_arrays import Dtype, PickledArray
+from jaxdet.checkpoints.files.restricted_pickle import load, loads
 from jaxdet.checkpoints.tree import Array
 from jaxdet.runtime.files import open_file
 
@@ -110,7 +113,10 @@ def _read_stream(file: IO[bytes]) -> Any:
     if file.read(1) != b"\x80":
         raise ValueError("neither a zip archive nor a pickle: no file of torch.save")
     file.seek(0)
-    if load(file) != MAGIC or load(file) != PROTOCOL:
+    first = load(file)
+    if isinstance(first, dict):
+        return _of_arrays(first, file)
+    if first != MAGIC or load(file) != PROTOCOL:
         raise ValueError("a pickle, but not one that torch.save wrote (its first number is another)")
     machine = load(file)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
@@ -127,6 +133,20 @@ def _read_stream(file: IO[bytes]) -> Any:
     if file.read(1):
         raise ValueError("there is more after its last storage")
     return value
+
+
+def _of_arrays(content: dict[Any, Any], file: IO[bytes]) -> dict[Any, Any]:
+    """What detectron2's zoo has: one pickle, of a dict with NumPy arrays in it or in a dict of it."""
+    if file.read(1):
+        raise ValueError("there is more after its pickle")
+
+    def unwrapped(value: Any) -> Any:
+        return value.array if isinstance(value, PickledArray) else value
+
+    return {
+        key: {k: unwrapped(v) for k, v in value.items()} if isinstance(value, dict) else unwrapped(value)
+        for key, value in content.items()
+    }
 
 
 def _stream_storage(buffers: dict[str, Array], file_size: int) -> Callable[[tuple[Any, ...]], Array]:

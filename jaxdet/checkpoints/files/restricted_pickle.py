@@ -1,4 +1,4 @@
-"""A pickle reader that can build tensors and plain containers, and can run nothing else.
+"""A pickle reader that can build tensors, arrays and plain containers, and can run nothing else.
 
 A pickle is a program: it names functions of any module and calls them.  Two things keep it harmless here.  Before
 anything runs, its opcodes are checked (`_check_opcodes`): no construction of objects, bounded memory, bounded nesting.
@@ -20,6 +20,7 @@ from typing import IO, Any, NoReturn
 import ml_dtypes
 import numpy as np
 
+from jaxdet.checkpoints.files.pickled_arrays import NDARRAY, Dtype, array_dtype, empty_array, whole_array
 from jaxdet.checkpoints.tree import Array
 
 #: Bytes that a tensor larger than its storage may have.  torch's ``expand`` makes such tensors, with a stride of 0;
@@ -44,19 +45,6 @@ _STORAGE_DTYPES: Mapping[str, Any] = {
 # For types without a storage class of their own, torch stores the name of the dtype.
 _NAMED_DTYPES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 _NUMPY_DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
-
-
-class Dtype:
-    """The element type that a torch storage class or dtype stands for; a pickle cannot change it."""
-
-    __slots__ = ("numpy",)
-    numpy: np.dtype[Any]
-
-    def __init__(self, numpy: Any) -> None:
-        object.__setattr__(self, "numpy", np.dtype(numpy))
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("a Dtype does not change")
 
 
 class _Call:
@@ -210,7 +198,13 @@ def _allowed(copies: _Copies) -> dict[tuple[str, str], Any]:
         ("torch", "Size"): copies.counted(lambda sizes=(): tuple(sizes)),
         ("torch", "device"): copies.counted(_device),
         ("_codecs", "encode"): copies.counted(_encode),
+        ("__builtin__", "bytes"): _Call(lambda: b""),  # how protocol 2 writes no bytes at all
+        ("numpy", "ndarray"): NDARRAY,
+        ("numpy", "dtype"): _Call(array_dtype),
     }
+    for core in ("numpy.core", "numpy._core"):  # before NumPy 2 and since
+        allowed[f"{core}.multiarray", "_reconstruct"] = _Call(empty_array)
+        allowed[f"{core}.numeric", "_frombuffer"] = _Call(whole_array)
     for name, dtype in _STORAGE_DTYPES.items():
         allowed |= {(module, name): Dtype(dtype) for module in ("torch", "torch.cuda", "torch.storage")}
     allowed |= {("torch", name): Dtype(getattr(ml_dtypes, name)) for name in (*_NAMED_DTYPES, "bfloat16")}

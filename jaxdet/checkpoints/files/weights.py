@@ -26,7 +26,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
 
     Args:
         path: torch's ``.pth`` or ``.pt`` (with the state dict as it is, or in ``state_dict`` or ``model``),
-            safetensors, or ``.npz``; the content decides, not the name.
+            detectron2's ``.pkl``, safetensors, or ``.npz``; the content decides, not the name.
 
     Returns:
         Its arrays by the names that the file gives them.

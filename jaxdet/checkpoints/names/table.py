@@ -42,6 +42,8 @@ class Imported:
     dropped: tuple[str, ...] = ()  #: names there that have no use here, left out by rule
     within: str = ""  #: the part of a model that these weights fill, as ``merge`` takes it; empty: all of it
     settings: tuple[str, ...] = ()  #: overrides of a model that these weights were trained with
+    #: those without which they are the weights of another network: another place of strides, other colours
+    required: tuple[str, ...] = ()
 
 
 def either(ours: str, theirs: Sequence[str], leaves: tuple[Leaf, ...]) -> Table:

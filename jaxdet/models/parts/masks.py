@@ -28,11 +28,13 @@ class MaskPrediction(nn.Module):
     """Predicts the mask of each detection inside its box; a branch for each head of the box stages.
 
     At test the branch of each stage predicts masks of the detections, and their probabilities are averaged.
+    ``snapped`` masks are painted into frames of whole pixels, as torchvision does.
     """
 
     place: ClassVar[str] = "masks"
 
     heads: tuple[MaskBranch, ...]
+    snapped: bool = False
 
     def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
         check_branches(self.heads, setting)
@@ -41,7 +43,7 @@ class MaskPrediction(nn.Module):
         loop = choose(self.heads, setting.stages, setting.unroll)
         # At test only the heads of the stages matter; masks are predicted in the final boxes, not in those of a stage.
         predicted = loop.predict_masks(self.heads, setting.stages, features, boxes, setting.num_classes)
-        masks = Masks(predicted.probabilities, frames=boxes.boxes)
+        masks = Masks(predicted.probabilities, frames=boxes.boxes, snapped=self.snapped)
         detections = dataclasses.replace(boxes, masks=masks)
         return dataclasses.replace(found, detections=detections, view=predicted.view)
 

@@ -17,6 +17,8 @@ from jaxdet.ops.conv.direct import direct_conv
 from jaxdet.ops.conv.overlap_save import fourier_conv, predicted_gain
 
 NormKind: TypeAlias = Literal["batch", "sync_batch", "group"]
+StillNorm: TypeAlias = Literal["batch", "group"]
+"""Norms without statistics of the batch, for heads: what they see are samples, and slots that do not count."""
 Method: TypeAlias = Literal["direct", "spectral"]
 
 # The reference's defaults: He et al. 2015 (*Delving Deep into Rectifiers*) for convolutions before a ReLU,
@@ -208,8 +210,11 @@ class GroupNorm(nn.Module):
         return y.astype(x.dtype)
 
 
-def make_norm(kind: NormKind, name: str, scale_init: Initializer = nn.initializers.ones) -> nn.Module:
-    """The normalisation layer of that kind: ``batch`` with stored statistics, ``sync_batch`` with the batch's."""
+def make_norm(kind: NormKind, name: str | None = None, scale_init: Initializer = nn.initializers.ones) -> nn.Module:
+    """The normalisation layer of that kind: ``batch`` with stored statistics, ``sync_batch`` with the batch's.
+
+    ``name`` None is for modules that name their parts in ``setup``.
+    """
     if kind == "group":
         return GroupNorm(scale_init=scale_init, name=name)
     return BatchNorm(kind == "batch", scale_init, name=name)

@@ -37,19 +37,26 @@ class DenseHead(Protocol):
 
 
 class RPNHead(nn.Module):
-    """One convolution, then objectness and deltas of A = ``anchors`` in each cell (Ren et al. 2015, section 3.1)."""
+    """One convolution, then objectness and deltas of A = ``anchors`` in each cell (Ren et al. 2015, section 3.1).
+
+    ``convs``: more convolutions than one (torchvision's second generation has two).
+    """
 
     anchors: int = 3
     channels: int = 256
+    convs: int = 1
 
     def __post_init__(self) -> None:
-        check_ranges(self, anchors=_ANCHORS, channels=CHANNELS)
+        check_ranges(self, anchors=_ANCHORS, channels=CHANNELS, convs=Range(1, 100))
         super().__post_init__()
 
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int, number: int = 0) -> DenseMaps:
         # All layers from N(0, 0.01), as Faster R-CNN's new layers (section 3.1.3).
-        x = nn.relu(Conv(self.channels, 3, kernel_init=gaussian(0.01), name="conv")(level))
+        x = level
+        for i in range(1, self.convs + 1):
+            # The first has no number, as where it is the only one.
+            x = nn.relu(Conv(self.channels, 3, kernel_init=gaussian(0.01), name=f"conv{i}" if i > 1 else "conv")(x))
         logits = Conv(self.anchors * num_classes, 1, kernel_init=gaussian(0.01), name="objectness")(x)
         return DenseMaps(logits, Conv(4 * self.anchors, 1, kernel_init=gaussian(0.01), name="deltas")(x))
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.blocks.layers import Conv, Upsample, interleave, kaiming_fan_out
+from jaxdet.nn.blocks.layers import Conv, StillNorm, Upsample, interleave, kaiming_fan_out, make_norm
 from jaxdet.ranges import CHANNELS, LAYERS, check_ranges
 
 
@@ -52,7 +52,8 @@ class FCN(nn.Module):
     """Convolutions, a 2x upsampling and a 1x1 classifier (Mask R-CNN, He et al. 2017, fig. 4 right).
 
     A ``linked`` head also reads the features of an earlier pass, over the same crops or over those of other boxes; its
-    link has a ReLU (``link_relu``), and ``link_start`` says whether it begins with random weights or with none.
+    link has a ReLU (``link_relu``), and ``link_start`` says whether it begins with random weights or with none.  With
+    ``norm`` a normalisation follows each of the ``convs`` convolutions, which then have no bias.
     """
 
     channels: int = 256
@@ -60,6 +61,7 @@ class FCN(nn.Module):
     linked: bool = False
     link_relu: bool = True
     link_start: Literal["kaiming", "zeros"] = "kaiming"
+    norm: StillNorm | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, channels=CHANNELS, convs=LAYERS)
@@ -70,7 +72,9 @@ class FCN(nn.Module):
             # Only linked heads own the parameters: trees without them are those of Mask R-CNN.
             self.link = _Link(self.link_relu, self.link_start == "zeros")
         for i in range(1, self.convs + 1):
-            setattr(self, f"conv{i}", Conv(self.channels, 3))
+            setattr(self, f"conv{i}", Conv(self.channels, 3, bias=self.norm is None))
+            if self.norm is not None:
+                setattr(self, f"norm{i}", make_norm(self.norm))
 
     def __call__(self, crops: jax.Array, num_classes: int) -> jax.Array:
         """Crops ``[N, 14, 14, C]`` -> logits ``[N, 28, 28, K]``, K = ``num_classes``, of an only pass."""
@@ -84,7 +88,8 @@ class FCN(nn.Module):
         """Features ``[N, 14, 14, channels]`` of crops ``[N, 14, 14, C]`` and of the features of the pass before."""
         x = self.join(crops, previous)
         for i in range(1, self.convs + 1):
-            x = nn.relu(getattr(self, f"conv{i}")(x))
+            x = getattr(self, f"conv{i}")(x)
+            x = nn.relu(x if self.norm is None else getattr(self, f"norm{i}")(x))
         return x
 
     def join(self, crops: jax.Array, previous: jax.Array) -> jax.Array:

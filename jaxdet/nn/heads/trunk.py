@@ -6,8 +6,8 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
-from jaxdet.nn.blocks.layers import Conv, Linear
-from jaxdet.ranges import CHANNELS, check_ranges
+from jaxdet.nn.blocks.layers import Conv, Linear, StillNorm, make_norm
+from jaxdet.ranges import CHANNELS, LAYERS, check_ranges
 
 
 class FC2(nn.Module):
@@ -24,6 +24,31 @@ class FC2(nn.Module):
         x = _flatten(crops)
         x = nn.relu(Linear(self.channels, name="fc1")(x))
         return nn.relu(Linear(self.channels, name="fc2")(x))
+
+
+class ConvFC(nn.Module):
+    """Convolutions, then one fully connected layer (Wu and He 2018, section 5.2): crops -> ``[N, features]``.
+
+    Crops are ``[N, 7, 7, C]``.  With ``norm`` a normalisation follows each of the ``convs`` convolutions of
+    ``channels`` channels, which then have no bias.
+    """
+
+    convs: int = 4
+    channels: int = 256
+    features: int = 1024
+    norm: StillNorm | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, convs=LAYERS, channels=CHANNELS, features=CHANNELS)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, crops: jax.Array) -> jax.Array:
+        x = crops
+        for i in range(1, self.convs + 1):
+            x = Conv(self.channels, 3, bias=self.norm is None, name=f"conv{i}")(x)
+            x = nn.relu(x if self.norm is None else make_norm(self.norm, f"norm{i}")(x))
+        return nn.relu(Linear(self.features, name="fc1")(_flatten(x)))
 
 
 class FCC(nn.Module):

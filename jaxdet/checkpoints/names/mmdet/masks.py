@@ -6,7 +6,7 @@ from collections.abc import Callable
 from jaxdet.checkpoints.names.layouts import BATCH_NORM, CONV, GROUP_NORM, TRANSPOSED_CONV, Leaf
 from jaxdet.checkpoints.names.mmdet.backbone import convs, numbers
 from jaxdet.checkpoints.names.mmdet.roi import Tree, box_head, extractor, output, suffix_of, trunk
-from jaxdet.checkpoints.names.table import Pair, Table
+from jaxdet.checkpoints.names.table import Pair, Table, either
 
 
 def mask_branches(model: Tree) -> Table:
@@ -81,8 +81,8 @@ def _levels(tree: Tree, theirs: Callable[[int, int], str], suffix: str, norm: tu
 
 
 def pixel_classes(model: Tree) -> Table:
-    """The pair for YOLACT's semantic loss."""
-    return (Pair("pixel_classes/logits", "mask_head.segm_branch.segm_conv", CONV),)
+    """The pair for YOLACT's semantic loss, which mmdetection 2.x has beside its mask head and 3.x inside."""
+    return either("pixel_classes/logits", ("mask_head.segm_branch.segm_conv", "segm_head.segm_conv"), CONV)
 
 
 def mask_scores(model: Tree) -> Table:

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxdet.checkpoints.names.layouts import CONV
+from jaxdet.checkpoints.names.layouts import BATCH_NORM, CONV
 from jaxdet.checkpoints.names.mmdet.backbone import resnet
 from jaxdet.checkpoints.names.table import Imported, Pair, Table, either, from_state, plain_state
 from jaxdet.checkpoints.tree import Array
 
-_BATCH_NORM_EPS = 1e-5
+BATCH_NORM_EPS = 1e-5
 """What the model's batch norms add to the variance (torch's default too)."""
 
 _RESNET: Table = resnet("backbone", "")
@@ -19,7 +19,8 @@ _RESNET: Table = resnet("backbone", "")
 def fpn(levels: range, top: Sequence[int] = ()) -> Table:
     """Pairs for a ResNet and the FPN on its ``levels``, which torchvision counts from 0; ``top``: levels above them.
 
-    Since version 0.13 each convolution of the FPN is the first of a sequence, which adds ``.0`` to its name.
+    Since version 0.13 each convolution of the FPN is the first of a sequence, which adds ``.0`` to its name; a norm is
+    the second.
     """
     pairs = [*resnet("backbone", "backbone.body.")]
     pairs += (Pair(f"neck/top/conv{level}", f"backbone.fpn.extra_blocks.p{level}", CONV) for level in top)
@@ -27,6 +28,7 @@ def fpn(levels: range, top: Sequence[int] = ()) -> Table:
         for ours, theirs in (("lateral", "inner_blocks"), ("output", "layer_blocks")):
             name = f"backbone.fpn.{theirs}.{i}"
             pairs += either(f"neck/{ours}{level}", (name, f"{name}.0"), CONV)
+            pairs.append(Pair(f"neck/{ours}{level}_norm", f"{name}.1", BATCH_NORM))
     return tuple(pairs)
 
 
@@ -58,7 +60,7 @@ def from_folded_resnet(state: Mapping[str, Any]) -> Imported:
         norm = f"{module[:-1]}1" if module.endswith("downsample.0") else "bn".join(module.rsplit("conv", 1))
         # scale / sqrt(variance + eps) is 1 then.
         ones = np.ones_like(value)
-        parts = {"weight": ones, "bias": value, "running_mean": 0 * ones, "running_var": ones - _BATCH_NORM_EPS}
+        parts = {"weight": ones, "bias": value, "running_mean": 0 * ones, "running_var": ones - BATCH_NORM_EPS}
         unfolded |= {f"{norm}.{part}": array for part, array in parts.items()}
     return from_torchvision_resnet(unfolded)
 
@@ -66,5 +68,5 @@ def from_folded_resnet(state: Mapping[str, Any]) -> Imported:
 def shift_eps(state: Mapping[str, Array], eps: float) -> dict[str, Array]:
     """Variances that give with our epsilon what they gave with ``eps``."""
     # Folded into the variance, because the epsilon of our layers is a setting of the model and not of its weights.
-    shift = np.float32(eps - _BATCH_NORM_EPS)
+    shift = np.float32(eps - BATCH_NORM_EPS)
     return {name: value + shift if name.endswith("running_var") else value for name, value in state.items()}
