@@ -151,7 +151,7 @@ def draw(source: Source, before: Sequence[Result], after: Sequence[Result], path
             ImageDraw.Draw(picture).rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline="white")
         cells.append(np.asarray(picture))
     rows = [np.hstack(cells[start : start + 3]) for start in range(0, count, 3)]
-    Image.fromarray(np.vstack(rows)).save(path)
+    Image.fromarray(np.vstack(rows)).quantize(96).save(path)
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
