@@ -1,13 +1,15 @@
 """Grouped convolutions: each group of channels is convolved by itself (ResNeXt, Xie et al. 2017).
 
 XLA:CPU computes one with ``feature_group_count`` four to five times slower than the same as convolutions of its own for
-some channels at a time, and the gradient of its kernel fifty times slower and more (jax 0.10.2,
+some channels at a time, and its gradients fifty times slower and more (jax 0.10.2,
 ``benchmarks/ops/grouped_conv.py``).  Groups of few channels are joined into a dense block whose other weights are 0: 16
 channels at once cost no more than 8, so that the zeros are free.  Where every channel is a group of its own
 (depthwise), it is a sum of the taps, each the map moved and scaled.
 
 Letters in shapes: B images, H W rows and columns, C F channels in and out, kh kw a kernel, n blocks.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,17 +38,42 @@ def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> ja
             dimension_numbers=CHANNELS_LAST,
             feature_group_count=groups,
         )
-    return (depthwise_conv if kernel.shape[2:] == (1, groups) else conv_in_blocks)(x, kernel, stride, pads)
+    if stride == 1 and kernel.shape[2:] == (1, groups):
+        return depthwise_conv(x, kernel, pads)
+    return conv_in_blocks(x, kernel, stride, pads)
 
 
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """As :func:`grouped_conv` of a ``kernel [kh, kw, 1, C]``, tap by tap."""
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_conv(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
+    """As :func:`grouped_conv` of a ``kernel [kh, kw, 1, C]`` with stride 1, tap by tap."""
     x = jnp.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
     rows, columns = (side - reach + 1 for side, reach in zip(x.shape[1:3], kernel.shape[:2], strict=True))
-    taps = [
-        x[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j, 0] for i, j in np.ndindex(kernel.shape[:2])
-    ]
+    taps = [x[:, i : i + rows, j : j + columns] * kernel[i, j, 0] for i, j in np.ndindex(kernel.shape[:2])]
     return jnp.asarray(sum(taps))
+
+
+_Kept = tuple[jax.Array, jax.Array]
+
+
+def _forward(x: jax.Array, kernel: jax.Array, pads: Pads) -> tuple[jax.Array, _Kept]:
+    return depthwise_conv(x, kernel, pads), (x, kernel)
+
+
+def _backward(pads: Pads, kept: _Kept, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The gradient of the input by the flipped kernel; that of the kernel in a loop, whose program is short."""
+    x, kernel = kept
+    kh, kw = kernel.shape[:2]
+    dx = depthwise_conv(dy, kernel[::-1, ::-1], (kh - 1 - pads[0], kw - 1 - pads[1]))
+    padded = jnp.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
+
+    def of_tap(tap: jax.Array) -> jax.Array:
+        read = jax.lax.dynamic_slice(padded, (0, tap // kw, tap % kw, 0), dy.shape)
+        return (read * dy).sum((0, 1, 2), dtype=jnp.float32)
+
+    return dx, jax.lax.map(of_tap, jnp.arange(kh * kw)).reshape(kernel.shape).astype(kernel.dtype)
+
+
+depthwise_conv.defvjp(_forward, _backward)
 
 
 def conv_in_blocks(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:

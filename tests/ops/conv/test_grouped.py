@@ -24,9 +24,7 @@ def by_xla(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Arr
     )
 
 
-@pytest.mark.parametrize(
-    ("members", "groups", "each"), [(4, 16, 4), (16, 3, 8), (40, 2, 20), (2, 4, 6), (1, 5, 1), (1, 5, 2)]
-)
+@pytest.mark.parametrize(("members", "groups", "each"), [(4, 16, 4), (16, 3, 8), (40, 2, 20), (2, 4, 6), (1, 5, 2)])
 def test_values_and_gradients_are_those_of_xla(members: int, groups: int, each: int) -> None:
     """Groups of few channels, joined by eight, two (which do not divide three) or all, of many, and of one."""
     x, kernel = normal(0, 1, 6, 5, members * groups), normal(1, 3, 3, members, groups * each)
@@ -37,8 +35,26 @@ def test_values_and_gradients_are_those_of_xla(members: int, groups: int, each: 
         return jax.jit(lambda x, k: (conv(x, k), jax.vjp(conv, x, k)[1](upstream)))(x, kernel)
 
     wanted = run(lambda x, k: by_xla(x, k, 2, groups))
-    conv = depthwise_conv if (members, each) == (1, 1) else conv_in_blocks
-    found = run(lambda x, k: conv(x, k, 2, (1, 1)))
+    found = run(lambda x, k: conv_in_blocks(x, k, 2, (1, 1)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
+
+
+@pytest.mark.parametrize(("size", "pads"), [((3, 3), (1, 1)), ((5, 3), (0, 2))])
+def test_depthwise_values_and_gradients_are_those_of_xla(size: tuple[int, int], pads: tuple[int, int]) -> None:
+    x, kernel = normal(0, 2, 6, 5, 3), normal(1, *size, 1, 3)
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        padding = [(pad, pad) for pad in pads]
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), padding, dimension_numbers=CHANNELS_LAST, feature_group_count=3
+        )
+
+    upstream = normal(2, *jax.eval_shape(plain, x, kernel).shape)
+
+    def run(conv: Any) -> Any:
+        return jax.jit(lambda x, k: (conv(x, k), jax.vjp(conv, x, k)[1](upstream)))(x, kernel)
+
+    wanted, found = run(plain), run(lambda x, k: depthwise_conv(x, k, pads))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
 
 
