@@ -12,6 +12,7 @@ from jaxdet.checkpoints.names.mmdet import from_mmdet
 from jaxdet.checkpoints.names.table import Imported
 from jaxdet.checkpoints.names.torchvision import COCO_IDS, class_count, from_torchvision
 from jaxdet.checkpoints.names.torchvision.backbone import from_folded_resnet, from_torchvision_resnet
+from jaxdet.checkpoints.names.torchvision.convnext import from_torchvision_convnext
 from jaxdet.checkpoints.reading import load
 from jaxdet.checkpoints.tree import Array, flatten
 from jaxdet.runtime.files import check_local
@@ -19,7 +20,7 @@ from jaxdet.runtime.files import check_local
 _DETECTRON2 = ("backbone.bottom_up.", "backbone.fpn_", "proposal_generator.", "head.cls_subnet.", "head.bbox_subnet.")
 _EXPECTED = (
     "expected mmdetection's (backbone.layer1.., roi_head..), torchvision's detectors' (backbone.body.., roi_heads.. or "
-    "head..) or its ResNets' (conv1.., layer1..)"
+    "head..), its ResNets' (conv1.., layer1..) or its ConvNeXts' (features.1.0.layer_scale..)"
 )
 
 _log = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
     if "conv1.weight" in state and any(name.startswith("layer1.") for name in state):
         # Biases of convolutions: the batch norms were folded into them.
         return from_folded_resnet(state) if "conv1.bias" in state else from_torchvision_resnet(state)
+    if "features.1.0.layer_scale" in state:
+        return from_torchvision_convnext(state)
     some = ", ".join(name[:80] for name in list(state)[:4])
     raise ValueError(f"names of no known kind, such as {some}: {_EXPECTED}")
 
