@@ -135,11 +135,7 @@ def mask_rcnn(
 
 
 def rcnn_v2(*, masks: bool) -> Experiment:
-    """Faster or Mask R-CNN as torchvision's second generation (``_v2``) has it, after Li et al. 2021.
-
-    Pyramid, box and mask head have batch norm, the RPN two convolutions, the box head four and one fully connected
-    layer (Benchmarking Detection Transfer Learning with Vision Transformers, section 3).
-    """
+    """torchvision's ``_v2`` (after Li et al. 2021): norms in pyramid and heads, more layers in RPN and box head."""
     box = BoxBranch(SingleLevel(7), BoxHead(ConvFC(norm="batch")))
     parts = mask_parts([MaskBranch(SingleLevel(14), FCN(norm="batch"))]) if masks else ()
     return coco(two_stage([box], neck=FPN(norm="batch"), rpn=rpn(RPNHead(convs=2)), parts=parts), masks=masks)
