@@ -55,7 +55,7 @@ def programs(rows: int, columns: int, channels: int, gradients: bool) -> list[tu
 def row(stage: str, gradients: bool, peak: Peak, repeats: int) -> list[Any]:
     """One line of the table."""
     made = programs(*CASES[stage], gradients)
-    ms = milliseconds(*(lambda p=p, args=args: p.call(*args) for p, args in made), repeats=repeats)  # type: ignore[misc]
+    ms = milliseconds(*(lambda p=p, args=args: p.call(*args) for p, args in made), repeats=repeats)
     memory = [program.call.memory_analysis().temp_size_in_bytes / 1e6 for program, _ in made]
     floor = program_cost(made[1][0]).floor_ms(peak)
     work = "with gradient" if gradients else "forward"

@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.blocks.layers import Conv, LayerNorm, Linear, gaussian
+from jaxdet.nn.blocks.layers import Conv, LayerNorm, Linear
 from jaxdet.ranges import CHANNELS, LAYERS, Range, check_ranges
 from jaxdet.structures import Levels
 
-# The paper's (appendix A.1); flax's truncated_normal would be the paper's exactly, to which this is close.
-_INIT = gaussian(0.02)
+# Both as in the paper (appendix A.1) and the authors' code.
+_INIT = nn.initializers.truncated_normal(0.02)
 _EPSILON = 1e-6
 
 

@@ -59,7 +59,7 @@ def deform_conv(
     moves = by_tap(offsets)
     # [h, k, 1, 1, 1] and [1, 1, w, k, 1]: where taps lie without an offset, in pixels of the map.
     reach = np.arange(size) * dilation - padding
-    rests = [np.arange(number)[:, None] * stride + reach for number in (rows, columns)]
+    rests = [jnp.asarray(np.arange(number)[:, None] * stride + reach) for number in (rows, columns)]
     down = _bordered(rests[0][:, :, None, None, None] + moves[..., 0], high)
     across = _bordered(rests[1][None, None, :, :, None] + moves[..., 1], wide)
     found = corners(down, across, jnp.int32(wide + 2))
@@ -119,9 +119,12 @@ def _four(table: jax.Array, first: jax.Array) -> list[jax.Array]:
     """Pixels ``[B, *S, c]`` of ``table [B, H, W, G, c]``: at ``first [B, *S]``, right of it, below and right below."""
     _, _, width, groups, _ = table.shape
     rows = table.reshape(len(table), -1, table.shape[-1])
+
     # All are inside of the table, so that there is nothing to check: "clip" is the cheapest way to read.
-    gather = jax.vmap(lambda rows, index: jnp.take(rows, index, axis=0, mode="clip"))
-    return [gather(rows, first + away * groups) for away in (0, 1, width, width + 1)]
+    def gather(index: jax.Array) -> jax.Array:
+        return jax.vmap(lambda rows, index: jnp.take(rows, index, axis=0, mode="clip"))(rows, index)
+
+    return [gather(first + away * groups) for away in (0, 1, width, width + 1)]
 
 
 def _add_squares(table: jax.Array, first: jax.Array, squares: jax.Array) -> jax.Array:
