@@ -44,7 +44,8 @@ types: venv
 unit: venv
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "not parity" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# PARITY_SHARE=3: a model of each family, and a third of the others, chosen by the commit (tests/parity/conftest.py).
+# PARITY_SHARE=3: a model of each family, and a third of the others, chosen by the commit; PARITY_LONG=1: also what is
+# left out otherwise (tests/parity/conftest.py).
 parity: venv ## full-size models against their golden files
 	$(RUN) -m pytest tests/parity -m parity --numprocesses 2
 

@@ -4,6 +4,7 @@ Every function returns a whole experiment on COCO with ResNet-50, 1x schedule if
 (mmdetection 2.x and the authors' forks of it) unless a docstring says otherwise.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -134,11 +135,7 @@ def mask_rcnn(
 
 
 def rcnn_v2(*, masks: bool) -> Experiment:
-    """Faster or Mask R-CNN as torchvision's second generation (``_v2``) has it, after Li et al. 2021.
-
-    Pyramid, box and mask head have batch norm, the RPN two convolutions, the box head four and one fully connected
-    layer (Benchmarking Detection Transfer Learning with Vision Transformers, section 3).
-    """
+    """torchvision's ``_v2`` (after Li et al. 2021): norms in pyramid and heads, more layers in RPN and box head."""
     box = BoxBranch(SingleLevel(7), BoxHead(ConvFC(norm="batch")))
     parts = mask_parts([MaskBranch(SingleLevel(14), FCN(norm="batch"))]) if masks else ()
     return coco(two_stage([box], neck=FPN(norm="batch"), rpn=rpn(RPNHead(convs=2)), parts=parts), masks=masks)
@@ -352,6 +349,26 @@ def yolact(depth: int = 50) -> Experiment:
     data: dict[str, Any] = {"short_side": 550, "long_side": 550, "keep_ratio": False, "pad_multiple": 1}
     augment = (Expand(colour=normalization.mean), MinIoUCrop(), PhotometricDistortion())
     return coco(model, optimizer, whole_masks=True, batch_size=8, augment=augment, min_box=4.0, **data)
+
+
+def with_backbone(experiment: Experiment, normalization: Normalization | None = None, **changes: Any) -> Experiment:
+    """The same model with other settings of its ResNet, as ``depth=101``, and other numbers of the colours."""
+    model: Any = experiment.model
+    model = model.clone(backbone=model.backbone.clone(**changes), normalization=normalization or model.normalization)
+    return dataclasses.replace(experiment, model=model)
+
+
+def resnext101(experiment: Experiment, kind: Literal["32x8d", "32x4d", "64x4d"]) -> Experiment:
+    """The same model on ResNeXt-101 (Xie et al. 2017): so many groups with so many channels in the first stage.
+
+    The weights from which the reference starts 32x8d come from Caffe2: colours are BGR, and no norm is trained.
+    """
+    groups, group_width = {"32x8d": (32, 8), "32x4d": (32, 4), "64x4d": (64, 4)}[kind]
+    settings: dict[str, Any] = {"depth": 101, "groups": groups, "group_width": group_width}
+    if kind == "32x8d":
+        settings["norm"] = "frozen_batch"
+        settings["normalization"] = Normalization((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), channels="bgr")
+    return with_backbone(experiment, **settings)
 
 
 def fcc(

@@ -77,6 +77,7 @@ def test_named_configs_are_the_rows_of_the_tables() -> None:
         "htc_r50_fpn": "sbr_table2:row_3",
         "r3_cnn": "sbr_table2:row_4",
         "sbr_cnn": "sbr_table11:row_4",
+        "dcn_mask_rcnn_r50_fpn": "sbr_table11:row_8",
         "faster_rcnn_r50_fpn": "sbr_table10:baseline",
         "groie_sbr_faster_rcnn_r50_fpn": "sbr_table10:groie",
         "groie_mask_rcnn_r50_fpn": "r3_table4:row_4",
@@ -134,6 +135,26 @@ def test_retinanet_is_its_papers() -> None:
     assert round(float(sides[-1][-1])) == 813
     matcher = model.dense.matcher
     assert (matcher.positive_iou, matcher.negative_iou, matcher.min_positive_iou) == (0.5, 0.4, 0.0)
+
+
+def test_backbones_of_the_tables_and_of_resnext() -> None:
+    """A row differs from its model by the backbone alone, ResNeXt-101 32x8d by norms and colours too."""
+    for row, plain, changes in (
+        ("sbr_table11:row_7", "sbr_table11:row_4", {"context": 4, "norm": "sync_batch"}),
+        ("sbr_table11:row_9", "sbr_table11:row_3", {"deform": "v1"}),
+        ("r3_table4:row_11", "r3_table4:row_3", {"deform": "v1"}),
+        ("groie_table5:gcnet", "groie_table5:mask", {"context": 4, "norm": "sync_batch"}),
+    ):
+        model = zoo.find(plain).model
+        assert zoo.find(row).model == model.clone(backbone=model.backbone.clone(**changes)), row
+    models = {kind: load_config(f"configs/mask_rcnn_x101_{kind}_fpn.py").model for kind in ("32x8d", "32x4d", "64x4d")}
+    assert {kind: (m.backbone.groups, m.backbone.group_width) for kind, m in models.items()} == {
+        "32x8d": (32, 8),
+        "32x4d": (32, 4),
+        "64x4d": (64, 4),
+    }
+    assert [m.normalization.channels for m in models.values()] == ["bgr", "rgb", "rgb"]
+    assert [m.backbone.norm for m in models.values()] == ["frozen_batch", "batch", "batch"]
 
 
 def test_a_table_needs_no_array() -> None:

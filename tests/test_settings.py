@@ -12,7 +12,9 @@ from jaxdet.config.tree import is_node, walk
 from jaxdet.models.roi.schedule import check_stages, check_test_heads
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.extractors.groie import GRoIE
+from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.semantic import SemanticHead
+from jaxdet.nn.heads.trunk import ConvFC
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ranges import Range
 from tests.models.small import (
@@ -82,7 +84,8 @@ WITHOUT_A_MODEL = {"Data", "Scenes", "Optimizer", "Schedule", "Run"} | {
 
 
 def with_groie() -> TwoStage:
-    branch = make_box_branch(extractor=GRoIE(size=3, levels=(2, 3)))
+    head = BoxHead(ConvFC(channels=8, features=8, norm="batch"))
+    branch = make_box_branch(extractor=GRoIE(size=3, levels=(2, 3)), head=head)
     return make_model(heads=(branch,), semantic=SemanticHead(channels=8), test_heads=(0,))
 
 

@@ -12,7 +12,18 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
-from configs.base import box_branch, cascade_rpn, coco, mask_branch, mask_parts, mask_rcnn, two_stage, yolact
+from configs.base import (
+    box_branch,
+    cascade_rpn,
+    coco,
+    htc,
+    mask_branch,
+    mask_parts,
+    mask_rcnn,
+    two_stage,
+    with_backbone,
+    yolact,
+)
 from configs.refined import refined
 from jaxdet.experiment import Experiment, Optimizer, Schedule
 from jaxdet.models.parts.instances import InstanceMasks, PixelClasses
@@ -60,8 +71,17 @@ class Row:
 
 def deeper(experiment: Experiment) -> Experiment:
     """The same model with ResNet-101."""
-    model: Any = experiment.model
-    return dataclasses.replace(experiment, model=model.clone(backbone=model.backbone.clone(depth=101)))
+    return with_backbone(experiment, depth=101)
+
+
+def gcnet(experiment: Experiment) -> Experiment:
+    """The same model with GC blocks of ratio 1/4 in C3 to C5, and norms that take the statistics of the batch."""
+    return with_backbone(experiment, context=4, norm="sync_batch")
+
+
+def dcn(experiment: Experiment) -> Experiment:
+    """The same model with deformable convolutions in C3 to C5."""
+    return with_backbone(experiment, deform="v1")
 
 
 def rdsnet_s(
@@ -169,3 +189,16 @@ GROIE_MASK = Row(
     background=BACKGROUND_BOXES + BACKGROUND_MASKS,
 )
 """Mask R-CNN of GRoIE's Table V, which later papers repeat."""
+
+# Rows that R3-CNN's Table 4 and SBR-CNN's Table 11 have in common.
+GCNET_MASK = Row(
+    "Mask R-CNN + GC-Net",
+    gcnet(mask_rcnn()),
+    40.5,
+    36.4,
+    params=(54_397_245, 54_171_901),
+    note="the papers do not say how its backbone is normalised; here as in their other rows of GC-Net",
+)
+GCNET_HTC = Row("HTC + GC-Net", gcnet(htc()), 43.9, 38.7, params=(87_457_099, 87_231_755))
+DCN_MASK = Row("Mask R-CNN + DCN", dcn(mask_rcnn()), 41.9, 37.6, params=(44_977_178, 44_751_834))
+DCN_HTC = Row("HTC + DCN", dcn(htc()), 44.7, 39.4, params=(78_037_032, 77_811_688))

@@ -14,6 +14,7 @@ from jaxdet.checkpoints.names.mmdet import from_mmdet
 from jaxdet.checkpoints.names.table import Imported
 from jaxdet.checkpoints.names.torchvision import COCO_IDS, class_count, from_torchvision
 from jaxdet.checkpoints.names.torchvision.backbone import from_folded_resnet, from_torchvision_resnet
+from jaxdet.checkpoints.names.torchvision.convnext import from_torchvision_convnext
 from jaxdet.checkpoints.public.cache import located
 from jaxdet.checkpoints.public.table import PublicWeights, coco_categories, near_names
 from jaxdet.checkpoints.reading import load
@@ -22,7 +23,8 @@ from jaxdet.runtime.files import check_local
 
 _EXPECTED = (
     "expected mmdetection's (backbone.layer1.., roi_head..), torchvision's detectors' (backbone.body.., roi_heads.. or "
-    "head..) or its ResNets' (conv1.., layer1..), or detectron2's (backbone.bottom_up.., proposal_generator..)"
+    "head..), its ResNets' (conv1.., layer1..) or its ConvNeXts' (features.1.0.layer_scale..), or detectron2's "
+    "(backbone.bottom_up.., proposal_generator..)"
 )
 
 _log = logging.getLogger(__name__)
@@ -108,6 +110,8 @@ def recognise(state: Mapping[str, Array], like: Mapping[str, Any]) -> Imported:
     if "conv1.weight" in state and any(name.startswith("layer1.") for name in state):
         # Biases of convolutions: the batch norms were folded into them.
         return from_folded_resnet(state) if "conv1.bias" in state else from_torchvision_resnet(state)
+    if "features.1.0.layer_scale" in state:
+        return from_torchvision_convnext(state)
     some = ", ".join(name[:80] for name in list(state)[:4])
     raise ValueError(f"names of no known kind, such as {some}: {_EXPECTED}")
 

@@ -96,7 +96,7 @@ def snapped(frames: NDArray[np.floating], cells: tuple[int, ...]) -> _Floats:
     the last one belongs to it; the bitmap keeps its share of that box.  [torchvision's roi_heads.py,
     expand_boxes and paste_mask_in_image](https://github.com/pytorch/vision/tree/main/torchvision/models/detection).
     """
-    number = np.float32([cells[1], cells[0]])
+    number = np.asarray([cells[1], cells[0]], np.float32)
     low, high = frames[..., :2].astype(np.float32), frames[..., 2:].astype(np.float32)
     half = (high - low) * np.float32(0.5) * ((number + 2) / number)
     centre = (low + high) * np.float32(0.5)

@@ -27,11 +27,14 @@ IGNORED = 255
 class Normalization:
     """What is subtracted from the pixels of an RGB image (0..255) and what they are divided by: ImageNet's numbers.
 
-    Pretrained weights come with the numbers of their training; these are torchvision's, times 255.
+    Pretrained weights come with the numbers of their training; these are torchvision's, times 255.  ``channels``: the
+    order in which the network wants the colours, which is also that of ``mean`` and ``std``; weights from Caffe, and
+    ResNeXt-101 32x8d from Caffe2, want ``"bgr"``.
     """
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    channels: Literal["rgb", "bgr"] = "rgb"
 
     def __post_init__(self) -> None:
         check_ranges(self, mean=Range(-1e4, 1e4), std=positive(1e4))
@@ -44,6 +47,7 @@ class Normalization:
         # [B, H, W] bool by broadcasting; ``true_hw`` differs from image to image.
         rows, columns = jnp.arange(image.shape[1]), jnp.arange(image.shape[2])
         inside = (rows[None, :, None] < true_hw[:, 0, None, None]) & (columns[None, None] < true_hw[:, 1, None, None])
+        image = image if self.channels == "rgb" else image[..., ::-1]
         # float32 up to the result: bfloat16 would round after each operation.
         normalized = (image.astype(jnp.float32) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
         return jnp.where(inside[..., None], normalized, 0.0)

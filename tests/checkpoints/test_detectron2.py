@@ -9,10 +9,13 @@ import pytest
 
 from jaxdet.checkpoints.files.weights import read_weights
 from jaxdet.checkpoints.merge import merge
-from jaxdet.checkpoints.names.detectron2 import RETINANET_SETTINGS, SETTINGS, from_detectron2
+from jaxdet.checkpoints.names.detectron2 import REQUIRED, RETINANET_SETTINGS, SETTINGS, from_detectron2
+from jaxdet.checkpoints.names.table import Imported
+from jaxdet.checkpoints.public.table import public_weights
 from jaxdet.checkpoints.tree import flatten
 from jaxdet.config import load_config, override
 from jaxdet.ops.anchors import Anchors
+from jaxdet.trained import _config_of, check_settings
 from tests.checkpoints.test_torchvision_retinanet import variables_of
 
 #: Fewer channels, and otherwise the models of the zoo.
@@ -114,6 +117,23 @@ def test_rows_of_retinanets_anchors_by_their_sides() -> None:
         np.testing.assert_allclose((x2 - x1, y2 - y1), theirs[anchor], rtol=1e-5)
     with pytest.raises(ValueError, match=r"cls_score\.bias: expected rows for 9 anchors in a cell, got 5"):
         from_detectron2({"head.cls_score.weight": weight, "head.cls_score.bias": bias[:5]})
+
+
+def test_names_of_the_zoo_have_the_settings_that_its_weights_need(caplog: pytest.LogCaptureFixture) -> None:
+    """And a config as it is has another place of strides and other colours, which is an error and no warning."""
+    rows = [row for row in public_weights().values() if row.source.name == "detectron2"]
+    assert len(rows) == 9
+    for row in rows:
+        settings = RETINANET_SETTINGS if "retinanet" in row.name else SETTINGS
+        needed = Imported({"params": {}}, settings=settings, required=REQUIRED)
+        model = _config_of(row).model
+        check_settings(model, needed, row.name)
+        assert model.backbone.depth == (101 if "R_101" in row.name else 50)
+        with pytest.raises(
+            ValueError, match=r"of another network than the model, which needs '\*backbone\.style=caffe'"
+        ):
+            check_settings(load_config(f"configs/{row.config}.py").model, needed, row.name)
+    assert not caplog.records
 
 
 def test_other_colours_are_refused() -> None:

@@ -135,6 +135,33 @@ def test_names_of_features():
     assert names_of("backbone/layer1_0/downsample_bn/var") == {"backbone.layer1.0.downsample.1.running_var"}
 
 
+def test_names_of_blocks_with_context_and_offsets():
+    """As in the checkpoints of mmdetection's GC-Net and DCN; a layer norm is (C, 1, 1) there."""
+    block, theirs = "backbone/layer3_22", "backbone.layer3.22"
+    assert names_of(f"{block}/conv2/kernel", f"{block}/conv2/offset/kernel", f"{block}/conv2/offset/bias") == {
+        f"{theirs}.conv2.weight",
+        f"{theirs}.conv2.conv_offset.weight",
+        f"{theirs}.conv2.conv_offset.bias",
+    }
+    context = {"mask": "conv_mask", "reduce": "channel_add_conv.0", "expand": "channel_add_conv.3"}
+    assert names_of(*(f"{block}/context/{name}/kernel" for name in context)) == {
+        f"{theirs}.context_block.{name}.weight" for name in context.values()
+    }
+    norm = holding(f"{block}/context/norm/scale", f"{block}/context/norm/bias")
+    state = {f"{theirs}.context_block.channel_add_conv.1.{name}": numbers(5, 1, 1) for name in ("weight", "bias")}
+    tree = from_mmdet(state, norm)
+    for name in ("scale", "bias"):
+        np.testing.assert_array_equal(tree["params"]["backbone"]["layer3_22"]["context"]["norm"][name], range(5))
+    np.testing.assert_equal(to_mmdet(tree), state)
+
+
+def test_offsets_of_mmdetections_first_versions():
+    """They lay beside their convolution; what is written has the new name."""
+    tree = from_mmdet({"backbone.layer2.0.conv2_offset.bias": numbers(18)}, BACKBONE)
+    np.testing.assert_array_equal(tree["params"]["backbone"]["layer2_0"]["conv2"]["offset"]["bias"], range(18))
+    assert list(to_mmdet(tree)) == ["backbone.layer2.0.conv2.conv_offset.bias"]
+
+
 def test_heads_are_numbered_where_the_reference_lists_them():
     """In cascades, and in R3-CNN, whose link is in no other model of one head."""
     one = ("heads_0/head/logits/bias", "masks/heads_0/head/conv1/bias", "heads_0/extractor/pre/conv/bias")
@@ -248,6 +275,9 @@ MODELS = {
     "rdsnet_r50": ("rdsnet_r50_fpn", 44_619_668),
     "yolact_r50": ("yolact_r50_fpn", 35_293_711),
     "condinst_r50": ("condinst_r50_fpn", 34_164_299),
+    "gcnet_r4": ("gcnet_mask_rcnn_r50_fpn", 54_397_245),
+    "mdcn_c3c5": ("dcnv2_mask_rcnn_r50_fpn", 45_267_599),
+    "mask_rcnn_x101_32x4d": ("mask_rcnn_x101_32x4d_fpn", 63_017_008),
 }
 
 

@@ -82,6 +82,13 @@ def test_the_semantic_branch_adds_its_maps() -> None:
     assert (features.semantic_logits.shape, features.semantic_logits.dtype) == ((1, 8, 8, 5), jnp.float32)
 
 
+def test_a_network_that_wants_blue_first_gets_it_so() -> None:
+    """Mean and standard deviation are in the order of the network too."""
+    image = np.broadcast_to(np.uint8([10, 20, 30]), (1, 1, 2, 3))
+    out = Normalization((1.0, 2.0, 3.0), (1.0, 2.0, 4.0), channels="bgr")(image, jnp.array([[1.0, 1.0]]))
+    np.testing.assert_array_equal(out[0, 0], [[29, 9, 1.75], [0, 0, 0]])
+
+
 def test_a_level_that_is_not_there_is_named() -> None:
     features = Features({2: jnp.zeros((1, 4, 4, 1)), 3: jnp.ones((1, 2, 2, 1))})
     assert [maps.shape[1] for maps in features.select((3, 2), "a reader")] == [2, 4]

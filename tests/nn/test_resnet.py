@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.backbones.resnet import ResNet, max_pool
+from jaxdet.nn.backbones.resnet import ResNet, _Block, max_pool
+from jaxdet.nn.blocks.layers import NormKind
+from tests.nn.blocks import random_variables
 from tests.programs import equations
 
 IMAGE = jnp.zeros((1, 64, 96, 3))
@@ -60,9 +62,79 @@ def test_unknown_number_of_stages_is_an_error(stages: int) -> None:
         shapes_of(ResNet(depth=18, stages=stages))
 
 
-@pytest.mark.parametrize("frozen", [-1, 0, 2])
-def test_frozen_stages_get_no_gradient_and_is_frozen_says_which(frozen: int) -> None:
-    net = ResNet(depth=18, width=4, frozen_stages=frozen)
+@pytest.mark.parametrize(
+    ("name", "net", "count"),
+    [
+        ("ResNeXt-101 32x8d", ResNet(depth=101, groups=32, group_width=8), 86_742_336),
+        ("ResNeXt-101 32x4d", ResNet(depth=101, groups=32, group_width=4), 42_128_704),
+        ("GC-Net r4", ResNet(context=4), 33_508_941),
+        ("GC-Net r16", ResNet(context=16), 26_029_773),
+        ("GC-Net r4, ResNet-101", ResNet(depth=101, context=4), 61_461_854),
+        ("DCN", ResNet(deform="v1"), 24_088_874),
+        ("DCNv2", ResNet(deform="v2"), 24_379_295),
+    ],
+)
+def test_number_of_parameters_is_the_references(name: str, net: ResNet, count: int) -> None:
+    variables, features = shapes_of(net)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count, name
+    assert {k: f.shape for k, f in features.items()} == {2 + i: (1, 16 >> i, 24 >> i, 256 << i) for i in range(4)}
+
+
+@pytest.mark.parametrize("extra", [{"context": 4}, {"deform": "v1", "deform_groups": 2}])
+def test_context_and_offsets_begin_with_c3_and_change_nothing_where_they_are_zero(extra: dict) -> None:
+    plain, net = ResNet(depth=18, width=8, stages=2), ResNet(depth=18, width=8, stages=2, **extra)
+    image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+    variables = random_variables(net, image)
+    variables["batch_stats"] = jax.tree.map(np.ones_like, variables["batch_stats"])
+
+    def without(tree: dict) -> dict:
+        kept = {name: leaf for name, leaf in tree.items() if name not in ("context", "offset")}
+        return {name: without(leaf) if isinstance(leaf, dict) else leaf for name, leaf in kept.items()}
+
+    def size(tree: dict) -> int:
+        return len(jax.tree.leaves(tree))
+
+    changed = {name for name, block in variables["params"].items() if size(without(block)) != size(block)}
+    assert changed == {"layer2_0", "layer2_1"}
+    zeroed = jax.tree_util.tree_map_with_path(
+        lambda path, a: a * ("offset" not in str(path) and "expand" not in str(path)), variables
+    )
+    apply = jax.jit(net.apply)
+    wanted, found, moved = plain.apply(without(variables), image), apply(zeroed, image), apply(variables, image)
+    np.testing.assert_allclose(found[3], wanted[3], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(moved[2], wanted[2], rtol=1e-3, atol=1e-3)
+    assert not np.allclose(moved[3], wanted[3], rtol=1e-2)
+
+
+@pytest.mark.parametrize(("style", "reads"), [("pytorch", True), ("caffe", False)])
+def test_style_says_which_convolution_has_the_stride(style: str, reads: bool) -> None:
+    """Caffe's first 1x1 convolution, and the shortcut, see every other pixel; the 3x3 one sees all."""
+    block = _Block(4, bottleneck=True, stride=2, style=style)  # type: ignore[arg-type]
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 8))
+    variables = jax.tree.map(lambda a: a + 0.1, block.init(jax.random.key(1), x))
+    odd = jnp.zeros((8, 8, 1)).at[::2, ::2].set(1)
+    out = block.apply(variables, x)
+    assert out.shape == (1, 4, 4, 16)
+    assert bool((block.apply(variables, x * odd) != out).any()) == reads
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"depth": 18, "groups": 2}, r"blocks of depth 18 have no groups, got 2 and 64; groups need a depth of 50 or"),
+        ({"width": 8, "group_width": 4}, r"ResNet\.group_width: 4 of 8/64 channels leave none for a group"),
+        ({"deform": "v1", "deform_groups": 3}, r"ResNet\.deform_groups: expected a divisor of the 128 channels"),
+        ({"context": 0}, r"ResNet\.context: expected a number from 1"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResNet(**settings)
+
+
+@pytest.mark.parametrize(("frozen", "norm"), [(-1, "batch"), (0, "batch"), (2, "batch"), (-1, "frozen_batch")])
+def test_frozen_stages_get_no_gradient_and_is_frozen_says_which(frozen: int, norm: NormKind) -> None:
+    net = ResNet(depth=18, width=4, frozen_stages=frozen, norm=norm)
     image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
     variables = net.init(jax.random.key(0), image)
     # The last norm of a block starts at 0, through which nothing inside the block would get a gradient.

@@ -45,6 +45,13 @@ MODELS = (
     "rdsnet_refine_r50",
     "yolact_r50",
     "mr_rcnn_r50",
+    "gcnet_r4",
+    "sbr_cnn_gcnet",
+    "dcn_c3c5",
+    "mdcn_c3c5",
+    "sbr_cnn_dcn",
+    "mask_rcnn_x101_32x8d",
+    "mask_rcnn_x101_32x4d",
 )
 WITH_FEATURES = (FIRST, "faster_rcnn_r50", "retinanet_r50", "condinst_r50", "rdsnet_r50", "yolact_r50", "mr_rcnn_r50")
 SAMPLES = 499
@@ -68,6 +75,9 @@ OPS = (
     "blocks.ga7/",
     "blocks.ga14/",
     "blocks.nl",
+    "blocks.gcb",
+    "blocks.dcn",
+    "dcn_op/",
     "levels/",
     "loss/",
 )

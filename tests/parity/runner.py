@@ -73,6 +73,13 @@ CONFIGS = {
     "rdsnet_refine_r50": "rdsnet_refine_r50_fpn.py",
     "condinst_r50": "condinst_r50_fpn.py",
     "yolact_r50": "yolact_r50_fpn.py",
+    "gcnet_r4": "gcnet_mask_rcnn_r50_fpn.py",
+    "sbr_cnn_gcnet": "tables/sbr_table11.py:row_7",
+    "dcn_c3c5": "dcn_mask_rcnn_r50_fpn.py",
+    "mdcn_c3c5": "dcnv2_mask_rcnn_r50_fpn.py",
+    "sbr_cnn_dcn": "tables/sbr_table11.py:row_10",
+    "mask_rcnn_x101_32x8d": "mask_rcnn_x101_32x8d_fpn.py",
+    "mask_rcnn_x101_32x4d": "mask_rcnn_x101_32x4d_fpn.py",
 }
 """Reference model -> config of the project."""
 
@@ -364,11 +371,19 @@ def _train(net: Any, variables: Arrays, batch: Batch, proposals: Proposals) -> t
     """All losses, those of the stages on given proposals, and the gradient of their sum."""
     body, rest = Body.of(net, training=True), heads_of(variables)
     own = _part(variables, _BODY)
-    features = apply(body, own, batch, method="features")
+    features = _training_features(body, own, batch)
     terms, grads, wanted = stage_grads(net, rest, features, proposals, batch)
     body_terms, body_grads = _body_grads(body, own, batch, wanted)
     terms = {**body_terms, **terms}
     return terms | {"total_loss": sum(terms.values())}, {**body_grads, **grads}
+
+
+@functools.partial(jax.jit, static_argnames="body")
+def _training_features(body: Body, variables: Arrays, batch: Batch) -> Features:
+    """As the step sees them: where normalisation learns, by the statistics of the batch."""
+    features: Features
+    features, _ = body.apply(variables, batch, method="features", mutable=["batch_stats"])
+    return features
 
 
 @functools.partial(jax.jit, static_argnames="net")
@@ -387,7 +402,8 @@ def stage_grads(net: Any, variables: Arrays, features: Features, proposals: Prop
 @functools.partial(jax.jit, static_argnames="body")
 def _body_grads(body: Body, variables: Arrays, batch: Batch, wanted: Features) -> Any:
     def total(params: Any) -> Any:
-        return body.apply({**variables, "params": params}, batch, wanted, method="losses")
+        found, _ = body.apply({**variables, "params": params}, batch, wanted, method="losses", mutable=["batch_stats"])
+        return found
 
     (_, terms), grads = jax.value_and_grad(total, has_aux=True)(variables["params"])
     return terms, grads

@@ -15,7 +15,7 @@ def test_all_have_their_turn_and_a_model_of_each_family_at_every_commit() -> Non
     assert sorted(others) == sorted(set(NAMES) - ALWAYS)
     for share in shares:
         assert set(share) > ALWAYS
-        assert len(share) - len(ALWAYS) in (6, 7)
+        assert len(share) - len(ALWAYS) in (8, 9)
 
 
 def test_the_commit_alone_decides() -> None:

@@ -4,6 +4,7 @@ An array is drawn from NumPy's PCG64, seeded with the CRC-32 of a salt and the n
 keep about unit variance through the network.  The rule is that of the golden numbers; another rule gives others.
 """
 
+import re
 import zlib
 from collections.abc import Mapping
 
@@ -63,6 +64,10 @@ Else one class in two of every place would count as found, FCOS's boxes would ha
 """
 
 
+_DEEP = re.compile(r"layer3\.([6-9]|\d\d)\.bn3")
+"""Last norms of the many blocks that a network of 101 layers has more: still smaller, lest features grow."""
+
+
 def normal(tag: str, shape: tuple[int, ...], salt: str = "") -> np.ndarray:
     """Standard normal float64 array ``shape``, decided by salt and tag alone."""
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"{salt}{tag}".encode())))
@@ -85,7 +90,8 @@ def named_weight(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarra
     elif kind == "scale" or len(shape) == 1 or (len(shape) == 3 and shape[1:] == (1, 1)):
         # the scale of a normalisation, or of a level; the last of a bottleneck is small, as in training
         values = 1.0 + 0.1 * noise
-        values = 0.4 * values if name.endswith("bn3.weight") else values
+        if name.endswith("bn3.weight"):
+            values = (0.1 if _DEEP.search(name) else 0.4) * values
     else:
         # a transposed convolution has its inputs first, and 2x2 blocks at stride 2 see each of them once
         fan_in = shape[0] if name.endswith("upsample.weight") else np.prod(shape[1:])

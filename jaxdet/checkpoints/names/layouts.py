@@ -76,6 +76,10 @@ LINEAR_OVER_7X7 = _weighted(_flattened_map(7))
 # (in, out, kh, kw) to [kh, kw, in, out]: `Upsample` multiplies pixels with it, where torch slides it; no flip.
 TRANSPOSED_CONV = _weighted(axes(2, 3, 0, 1))
 BOUNDARIES = (Leaf("params", "weights", "weight", _KERNEL), _BIAS)
+# (C, 1, 1), numbers for the channels of a map.
+_CHANNELS = Layout(3, lambda weight: weight.reshape(-1), lambda scale: scale.reshape(-1, 1, 1))
+CHANNEL_NORM = (Leaf("params", "scale", "weight", _CHANNELS), Leaf("params", "bias", "bias", _CHANNELS))
+CHANNEL_SCALE = Leaf("params", "scale", "layer_scale", _CHANNELS)
 GROUP_NORM = (Leaf("params", "scale", "weight", VECTOR), _BIAS)
 BATCH_NORM = (
     Leaf("params", "scale", "weight", VECTOR),

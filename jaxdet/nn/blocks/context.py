@@ -1,4 +1,4 @@
-"""Blocks in which every position of a crop reads all others.
+"""Blocks in which every position of a crop, or of a map, reads all others.
 
 Letters in shapes: N crops, H W its rows and columns, P = H * W positions, C channels.
 """
@@ -7,8 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.blocks.layers import Conv, convolve, gaussian
+from jaxdet.nn.blocks.layers import Conv, LayerNorm, convolve, gaussian
 from jaxdet.ranges import CHANNELS, KERNEL, check_ranges
+
+_kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+# torch draws a layer that nothing else initialises from +-1 / sqrt(fan in).
+_torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class NonLocal(nn.Module):
@@ -52,6 +56,35 @@ class NonLocal(nn.Module):
         # mmcv's NonLocal2d draws g, theta and phi with a standard deviation of 0.01.
         kernel = gaussian(0.01)(key, (self.kernel, self.kernel, channels, inner))
         return {"kernel": kernel, "bias": jnp.zeros(inner)}
+
+
+class GlobalContext(nn.Module):
+    """Global context block (GC-Net, Cao et al. 2019, figure 4d): one sum over the map, the same for every position.
+
+    ``[N, H, W, C]`` -> the same shape.  Positions are weighted by a softmax over all of them, the weighted sum goes
+    through two layers with C / ``reduction`` channels between them (ratio 1/4: 4, ratio 1/16: 16), and what comes out
+    is added everywhere.  Positions of the padding count like others, as in the reference.  ``expand`` starts at zero,
+    so a fresh block changes nothing.  Softmax and sum are float32.
+    """
+
+    reduction: int = 4
+
+    def __post_init__(self) -> None:
+        check_ranges(self, reduction=CHANNELS)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, h, w, channels = x.shape
+        inner = max(channels // self.reduction, 1)
+        # mmcv's ContextBlock draws the mask as before a ReLU, and leaves the first layer to torch.
+        energy = Conv(1, 1, kernel_init=_kaiming_fan_in, name="mask")(x).astype(jnp.float32)
+        share = jax.nn.softmax(energy.reshape(n, h * w), axis=-1)
+        # [N, 1, 1, C]: layers of the map's kind, with a single position.
+        context = jnp.einsum("np,npc->nc", share, x.reshape(n, h * w, channels), preferred_element_type=jnp.float32)
+        context = context.astype(x.dtype).reshape(n, 1, 1, channels)
+        context = LayerNorm(name="norm")(Conv(inner, 1, kernel_init=_torch_default, name="reduce")(context))
+        return x + Conv(channels, 1, kernel_init=nn.initializers.zeros, name="expand")(nn.relu(context))
 
 
 def _attention(theta: jax.Array, phi: jax.Array) -> jax.Array:

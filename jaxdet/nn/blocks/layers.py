@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxdet.ops.conv.direct import direct_conv
+from jaxdet.ops.conv.grouped import grouped_conv
 from jaxdet.ops.conv.overlap_save import fourier_conv, predicted_gain
 
-NormKind: TypeAlias = Literal["batch", "sync_batch", "group"]
+NormKind: TypeAlias = Literal["batch", "sync_batch", "frozen_batch", "group"]
 StillNorm: TypeAlias = Literal["batch", "group"]
 """Norms without statistics of the batch, for heads: what they see are samples, and slots that do not count."""
 Method: TypeAlias = Literal["direct", "spectral"]
@@ -80,7 +81,8 @@ class Conv(nn.Module):
 
     ``kernel`` is (rows, columns), or one number for both.  ``padding`` is one number for both axes, whatever the
     kernel's shape (7x3 with padding 1 maps 7x7 to 3x7); None is half the kernel of each axis.  ``method`` None is the
-    fastest (:func:`convolve`); spectral needs stride 1.
+    fastest (:func:`convolve`); spectral needs stride 1.  Each of ``groups`` of channels is convolved by itself, always
+    by the direct method; their number divides C and ``features``.
     """
 
     features: int
@@ -91,14 +93,19 @@ class Conv(nn.Module):
     padding: int | None = None
     bias_init: Initializer = nn.initializers.zeros
     method: Method | None = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # The parameters belong to this module's scope, so the tree reads conv1/kernel, not conv1/Conv_0/kernel.
         kh, kw = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
-        kernel = self.param("kernel", self.kernel_init, (kh, kw, x.shape[-1], self.features)).astype(x.dtype)
+        shape = (kh, kw, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
         pads = (kh // 2, kw // 2) if self.padding is None else (self.padding, self.padding)
-        y = convolve(x, kernel, self.stride, pads, self.method)
+        if self.groups == 1:
+            y = convolve(x, kernel, self.stride, pads, self.method)
+        else:
+            y = grouped_conv(x, kernel, self.stride, pads)
         return y + self.param("bias", self.bias_init, (self.features,)).astype(x.dtype) if self.bias else y
 
 
@@ -142,7 +149,7 @@ class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) with running averages in the collection ``batch_stats``.
 
     ``frozen``, the detection standard: stored statistics, which come with pretrained weights and stay.  From scratch
-    they are 0 and 1, which leaves an affine map: use another kind there.
+    they are 0 and 1, which leaves an affine map: use another kind there.  ``constant``: scale and bias stay as well.
 
     Else, wherever ``batch_stats`` may be changed (in the training step, not in prediction), the statistics of all
     images of the batch, on whatever devices they are, padding included, as torch's SyncBatchNorm takes them; the
@@ -153,6 +160,7 @@ class BatchNorm(nn.Module):
     scale_init: Initializer = nn.initializers.ones
     epsilon: float = 1e-5
     momentum: float = 0.1
+    constant: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -169,8 +177,11 @@ class BatchNorm(nn.Module):
             running_mean.value += self.momentum * (jax.lax.stop_gradient(mean) - running_mean.value)
             running_var.value += self.momentum * (jax.lax.stop_gradient(unbiased) - running_var.value)
         # Both are folded in float32 for each channel, so that a large map costs one product and one sum.
-        gain = self.param("scale", self.scale_init, shape) * jax.lax.rsqrt(var + self.epsilon)
-        shift = self.param("bias", nn.initializers.zeros, shape) - mean * gain
+        scale, bias = self.param("scale", self.scale_init, shape), self.param("bias", nn.initializers.zeros, shape)
+        if self.constant:
+            scale, bias = jax.lax.stop_gradient((scale, bias))
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        shift = bias - mean * gain
         return x * gain.astype(x.dtype) + shift.astype(x.dtype)
 
 
@@ -210,11 +221,27 @@ class GroupNorm(nn.Module):
         return y.astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016) of the last axis of ``[..., C]``, in float32."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        values = x.astype(jnp.float32)
+        centred = values - values.mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+        y = y * self.param("scale", nn.initializers.ones, shape) + self.param("bias", nn.initializers.zeros, shape)
+        return y.astype(x.dtype)
+
+
 def make_norm(kind: NormKind, name: str | None = None, scale_init: Initializer = nn.initializers.ones) -> nn.Module:
     """The normalisation layer of that kind: ``batch`` with stored statistics, ``sync_batch`` with the batch's.
 
-    ``name`` None is for modules that name their parts in ``setup``.
+    ``frozen_batch`` is ``batch`` with a scale and a bias that are not trained.  ``name`` None is for modules that name
+    their parts in ``setup``.
     """
     if kind == "group":
         return GroupNorm(scale_init=scale_init, name=name)
-    return BatchNorm(kind == "batch", scale_init, name=name)
+    return BatchNorm(kind != "sync_batch", scale_init, constant=kind == "frozen_batch", name=name)

@@ -3,13 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdet.checkpoints.names.layouts import BATCH_NORM, CONV, Leaf
-from jaxdet.checkpoints.names.table import Pair, Table
+from jaxdet.checkpoints.names.layouts import BATCH_NORM, CHANNEL_NORM, CONV, Leaf
+from jaxdet.checkpoints.names.table import Pair, Table, either
 
 
 def resnet(ours: str, theirs: str) -> Table:
-    """Pairs for a ResNet; torchvision and mmdetection name its modules alike."""
+    """Pairs for a ResNet or ResNeXt; torchvision and mmdetection name its modules alike.
+
+    What is deformable, and global context, are in mmdetection alone.  Its first versions had the offsets beside their
+    convolution.
+    """
     block, their_block = f"{ours}/layer{{stage}}_{{block}}", f"{theirs}layer{{stage}}.{{block}}"
+    context, their_context = f"{block}/context", f"{their_block}.context_block"
+    offsets = (f"{their_block}.conv2.conv_offset", f"{their_block}.conv2_offset")
     return (
         Pair(f"{ours}/conv1", f"{theirs}conv1", CONV),
         Pair(f"{ours}/bn1", f"{theirs}bn1", BATCH_NORM),
@@ -17,6 +23,11 @@ def resnet(ours: str, theirs: str) -> Table:
         Pair(f"{block}/bn{{n}}", f"{their_block}.bn{{n}}", BATCH_NORM),
         Pair(f"{block}/downsample_conv", f"{their_block}.downsample.0", CONV),
         Pair(f"{block}/downsample_bn", f"{their_block}.downsample.1", BATCH_NORM),
+        *either(f"{block}/conv2/offset", offsets, CONV),
+        Pair(f"{context}/mask", f"{their_context}.conv_mask", CONV),
+        Pair(f"{context}/reduce", f"{their_context}.channel_add_conv.0", CONV),
+        Pair(f"{context}/norm", f"{their_context}.channel_add_conv.1", CHANNEL_NORM),
+        Pair(f"{context}/expand", f"{their_context}.channel_add_conv.3", CONV),
     )
 
 

@@ -1,0 +1,12 @@
+"""Mask R-CNN with ResNeXt-101 32x8d (Xie et al. 2017) and FPN, 1x schedule on COCO.
+
+The settings of mmdetection's mask_rcnn_x101_32x8d_fpn_1x_coco, whose backbone comes from Caffe2: BGR, and norms that
+are not trained.  Nobody has trained this one on COCO yet.
+"""
+
+from configs.base import mask_rcnn, resnext101
+from jaxdet.experiment import Experiment
+
+
+def get_config() -> Experiment:
+    return resnext101(mask_rcnn(), "32x8d")
