@@ -282,7 +282,8 @@ def test_on_the_same_boxes_with_the_same_heads_the_step_is_the_base_again() -> N
     # With deltas of zero refined masks are those of the samples where they are.
     for place in ("heads_0/head/deltas", "masks/refine_box/head/deltas"):
         copied = changed(copied, place, jnp.zeros_like)
-    losses, _ = jax.jit(lambda v: model.apply(v, BATCH, KEY, method="losses"))(copied)
+    two = make_batch([make_targets(0), make_targets(1, fill=float("nan"))])
+    losses, _ = jax.jit(lambda v: model.apply(v, two, KEY, method="losses"))(copied)
     for name in ("loss_cls", "loss_bbox", "loss_mask"):
         assert losses[name] > 0
         np.testing.assert_allclose(losses[f"refine.{name}"], 2 * losses[name], rtol=1e-4)
