@@ -197,7 +197,8 @@ class Refine(nn.Module):
             return given
         _, best = jax.vmap(lambda values: top_k(values, self.limit))(jnp.where(candidates.valid, scores, -1.0))
         # In the order that they had, so that a limit which drops no detection changes nothing.
-        return jax.tree.map(lambda rows: _pick(rows, jnp.sort(best, axis=1)), given)
+        kept: Detections = jax.tree.map(lambda rows: _pick(rows, jnp.sort(best, axis=1)), given)
+        return kept
 
     def _glance(
         self, features: Features, boxes: jax.Array, valid: jax.Array, labels: jax.Array, setting: Setting
@@ -284,7 +285,7 @@ class Refine(nn.Module):
         if self.boxes == "base":
             return samples
         moved = of_class(move_by_class(self.refine_box, samples.boxes, deltas, _true_hw(features)), samples.labels)
-        return samples.replace(boxes=jnp.where(samples.is_truth[..., None], samples.boxes, moved))
+        return dataclasses.replace(samples, boxes=jnp.where(samples.is_truth[..., None], samples.boxes, moved))
 
     def _refined_masks(
         self, features: Features, samples: Samples, glance: Glance, targets: Targets, setting: Setting
@@ -348,4 +349,4 @@ def _metrics(before: Samples, after: Samples, glance: Glance, bitmaps: jax.Array
     for name, pixels in (("inside", bitmaps > 0), ("outside", bitmaps == 0)):
         pixels = pixels & counts
         terms[f"refine.guide_{name}"] = masked_sum(glance.probabilities, pixels) / jnp.maximum(pixels.sum(), 1)
-    return jax.lax.stop_gradient(terms)
+    return {name: jax.lax.stop_gradient(value) for name, value in terms.items()}

@@ -7,6 +7,8 @@ Letters in shapes: B images, N boxes, P slots that may hold a positive, D detect
 those of a mask, C and C' channels.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -56,7 +58,7 @@ def harmless(samples: Samples) -> Samples:
     """Samples with boxes and labels that do no harm where they are not positive."""
     # Label K of negatives has no mask channel.
     labels = jnp.where(samples.positive, samples.labels, 0)
-    return samples.replace(boxes=safe(samples.boxes, samples.positive), labels=labels)
+    return dataclasses.replace(samples, boxes=safe(samples.boxes, samples.positive), labels=labels)
 
 
 def mask_stage_losses(

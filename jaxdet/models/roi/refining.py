@@ -93,7 +93,7 @@ class RefineTraining:
         # Positives are not in front any more: one that has moved may have become background, and the other way round.
         index, chosen = jax.vmap(lambda positive: choose(positive, limit, None))(samples.positive)
         few = jax.tree.map(lambda leaf: jax.vmap(lambda rows, at: rows[at])(leaf, index), samples)
-        return few.replace(positive=few.positive & chosen, valid=few.valid & chosen), index
+        return dataclasses.replace(few, positive=few.positive & chosen, valid=few.valid & chosen), index
 
     def weigh(self, terms: Losses) -> Losses:
         """Loss terms of the step times its weight, by the names that they have among those of the model."""
@@ -109,7 +109,7 @@ class RefineTraining:
         positive = match.positive | (samples.is_truth & samples.valid)
         gt_index = jnp.where(samples.is_truth, samples.gt_index, match.gt_index)
         labels = jnp.where(positive, jnp.take_along_axis(targets.labels, gt_index, axis=1), num_classes)
-        return samples.replace(gt_index=gt_index, labels=labels.astype(jnp.int32), positive=positive)
+        return dataclasses.replace(samples, gt_index=gt_index, labels=labels.astype(jnp.int32), positive=positive)
 
 
 def _own_or(likeliest: jax.Array, samples: Samples) -> jax.Array:
@@ -121,10 +121,10 @@ def _moved(samples: Samples, candidates: Candidates) -> Samples:
     """Samples where the deltas of their own class move them, or those of the likeliest; ground truth stays."""
     moved = of_class(candidates.boxes, _own_or(candidates.likeliest, samples))
     boxes = jnp.where(samples.is_truth[..., None], samples.boxes, moved)
-    return samples.replace(boxes=jax.lax.stop_gradient(boxes))
+    return dataclasses.replace(samples, boxes=jax.lax.stop_gradient(boxes))
 
 
 def _with_extent(samples: Samples) -> Samples:
     """Samples with those left out that were moved to where nothing is left of them: no deltas lead back from there."""
     valid = samples.valid & (area(samples.boxes) > 0)
-    return samples.replace(valid=valid, positive=samples.positive & valid)
+    return dataclasses.replace(samples, valid=valid, positive=samples.positive & valid)

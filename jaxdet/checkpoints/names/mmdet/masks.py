@@ -23,9 +23,10 @@ def mask_branches(model: Tree) -> Table:
         pairs += extractor(f"{ours}/extractor", f"roi_head.mask_roi_extractor{suffix}", branch)
         pairs += _mask_head(f"{ours}/head", f"roi_head.mask_head{suffix}", branch.get("head", {}))
     for kind, theirs, head in (("box", "bbox", box_head), ("mask", "mask", _mask_head)):
-        branch, ours = part.get(f"refine_{kind}", {}), f"masks/refine_{kind}"
-        pairs += extractor(f"{ours}/extractor", f"roi_head.refine_{theirs}_roi_extractor", branch)
-        pairs += head(f"{ours}/head", f"roi_head.refine_{theirs}_head", branch.get("head", {}))
+        if branch := part.get(f"refine_{kind}"):
+            ours = f"masks/refine_{kind}"
+            pairs += extractor(f"{ours}/extractor", f"roi_head.refine_{theirs}_roi_extractor", branch)
+            pairs += head(f"{ours}/head", f"roi_head.refine_{theirs}_head", branch.get("head", {}))
     return tuple(pairs)
 
 
