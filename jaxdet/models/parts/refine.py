@@ -7,6 +7,7 @@ a crop, m those of a mask, C channels, K classes.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -195,7 +196,7 @@ class Refine(nn.Module):
         given = Detections(of_class(candidates.boxes, labels), scores, labels, candidates.valid, every)
         if self.limit is None or self.limit >= number:
             return given
-        _, best = jax.vmap(lambda values: top_k(values, self.limit))(jnp.where(candidates.valid, scores, -1.0))
+        _, best = jax.vmap(partial(top_k, k=self.limit))(jnp.where(candidates.valid, scores, -1.0))
         # In the order that they had, so that a limit which drops no detection changes nothing.
         kept: Detections = jax.tree.map(lambda rows: _pick(rows, jnp.sort(best, axis=1)), given)
         return kept
