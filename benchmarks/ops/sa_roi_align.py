@@ -45,7 +45,7 @@ def rows(repeats: int, number: int, ratio: int) -> list[list[Any]]:
         return jax.jit(jax.value_and_grad(lambda *args: (crops(*args) * cotangent).sum(), places))
 
     forward, both = partial(jax.jit(plain), maps), partial(slopes(plain, 0), maps)
-    ours = [jax.jit(shaped), slopes(shaped, 0), slopes(shaped, 0, 1)]
+    ours: list[Callable[..., Any]] = [jax.jit(shaped), slopes(shaped, 0), slopes(shaped, 0, 1)]
     times = milliseconds(forward, both, *(partial(work, maps, prob) for work in ours), repeats=repeats)
     name = f"{number} boxes, {'adaptive' if ratio == 0 else f'{ratio} x {ratio} samples a bin'}"
     whats = ["forward", "with gradient, guide fixed", "with gradient"]

@@ -217,7 +217,8 @@ def _backward(size: tuple[int, int], saved: _Saved, grad: jax.Array) -> tuple[ja
         return jax.lax.fori_loop(0, rounds, add, out)
 
     def spread_to_own(order: jax.Array, members: Lattice, rounds: jax.Array, out: jax.Array) -> jax.Array:
-        group = _members_of(grad, order).astype(jnp.float32)
+        group, on_own = _members_of(grad, order).astype(jnp.float32), members.own
+        assert on_own is not None  # there are maps of the boxes' own
 
         def add(k: jax.Array, total: jax.Array) -> jax.Array:
             sample = sum(_rows(table, index) * weight[..., None] for index, weight in _corners(members, k, size))
@@ -225,7 +226,7 @@ def _backward(size: tuple[int, int], saved: _Saved, grad: jax.Array) -> tuple[ja
             # vector, because XLA:CPU would gather number by number for a plain sum, five times slower.
             slope = jnp.tensordot(sample * group, jnp.ones(group.shape[-1:]), 1, precision="highest")
             slope *= _share(members, k)
-            for index, weight in _corners(members.own, k, size):
+            for index, weight in _corners(on_own, k, size):
                 total = _add_rows(total, index, slope * weight)
             return total
 
@@ -274,9 +275,9 @@ def _add_rows(table: jax.Array, index: jax.Array, values: jax.Array) -> jax.Arra
 def _factor(lattice: Lattice, k: jax.Array, size: tuple[int, int], own: jax.Array | None) -> jax.Array:
     """What every bin's k-th sample counts ``[B, g, *size]``: its share, times its value on the box's own map."""
     share = _share(lattice, k)
-    if own is None:
+    if own is None or lattice.own is None:
         return share
-    value = sum(_rows(own, index) * weight for index, weight in _corners(lattice.own, k, size))
+    value = sum((_rows(own, index) * weight for index, weight in _corners(lattice.own, k, size)), jnp.zeros(()))
     # Chosen, not multiplied: the map of a box without samples may hold a NaN.
     return jnp.where(share > 0, share * value, 0.0)
 
