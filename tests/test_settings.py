@@ -11,6 +11,7 @@ from jaxdet.config import from_data, load_config, override, to_data
 from jaxdet.config.tree import is_node, walk
 from jaxdet.models.roi.schedule import check_stages, check_test_heads
 from jaxdet.models.two_stage import TwoStage
+from jaxdet.nn.backbones.convnext import ConvNeXt
 from jaxdet.nn.extractors.groie import GRoIE
 from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.semantic import SemanticHead
@@ -24,6 +25,7 @@ from tests.models.small import (
     make_model,
     make_one_stage,
     make_rdsnet,
+    make_refine,
     make_targets,
     make_yolact,
 )
@@ -89,10 +91,14 @@ def with_groie() -> TwoStage:
     return make_model(heads=(branch,), semantic=SemanticHead(channels=8), test_heads=(0,))
 
 
+def refined() -> TwoStage:
+    return make_model(backbone=ConvNeXt(depths=(1, 1, 1, 1), widths=(4, 4, 4, 4)), parts=(make_refine(),))
+
+
 TOGETHER = ("levels", "level", "code", "pairs_above")
 """Settings that must fit another part, which has tests of its own: the neck, the masks, the suppression."""
 
-MODELS = (make_model, make_one_stage, with_groie, make_rdsnet, make_condinst, make_yolact)
+MODELS = (make_model, make_one_stage, with_groie, refined, make_rdsnet, make_condinst, make_yolact)
 
 
 @pytest.mark.parametrize("value", [0, -1])

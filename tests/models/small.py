@@ -12,6 +12,7 @@ from jaxdet.models.detector import Detector
 from jaxdet.models.one_stage import OneStage
 from jaxdet.models.parts.instances import InstanceMasks, PixelClasses
 from jaxdet.models.parts.masks import MaskPrediction
+from jaxdet.models.parts.refine import Refine
 from jaxdet.models.roi.heads import BoxBranch, MaskBranch
 from jaxdet.models.roi.schedule import Stage
 from jaxdet.models.two_stage import TwoStage
@@ -63,6 +64,13 @@ def make_box_branch(**changes: Any) -> BoxBranch:
 def make_mask_branch(**changes: Any) -> MaskBranch:
     settings = {"extractor": SingleLevel(size=6, finest=14.0), "head": FCN(channels=8, convs=1)}
     return MaskBranch(**settings | changes)
+
+
+def make_refine(linked: bool = True, **changes: Any) -> Refine:
+    """MR R-CNN's step, in the place of Mask R-CNN's masks."""
+    mask = make_mask_branch(head=FCN(channels=8, convs=1, linked=linked))
+    settings = {"heads": (make_mask_branch(),), "refine_box": make_box_branch(), "refine_mask": mask}
+    return Refine(**settings | changes)
 
 
 def make_model(**changes: Any) -> TwoStage:

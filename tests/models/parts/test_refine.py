@@ -18,7 +18,6 @@ from jaxdet.models.roi.refining import RefineTraining
 from jaxdet.models.roi.schedule import Stage
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.extractors.single_level import SingleLevel
-from jaxdet.nn.heads.mask import FCN
 from jaxdet.ops.suppression import NMS
 from jaxdet.structures import Detections, Features, Masks, Samples, Targets
 from tests.models.small import (
@@ -28,10 +27,10 @@ from tests.models.small import (
     Same,
     initialize,
     make_batch,
-    make_box_branch,
     make_mask_branch,
     make_model,
     make_one_stage,
+    make_refine,
     make_targets,
 )
 
@@ -43,11 +42,6 @@ SETTING = Setting(CLASSES, (Stage(sampler=FIRST),), suppression=NMS(score_thresh
 Tree = Any
 
 
-def make_step(linked: bool = True, **settings: Any) -> Refine:
-    mask = make_mask_branch(head=FCN(channels=8, convs=1, linked=linked))
-    return Refine(**{"heads": (make_mask_branch(),), "refine_box": make_box_branch(), "refine_mask": mask} | settings)
-
-
 def make(*parts: Any) -> TwoStage:
     return make_model(backbone=Pooled(), neck=Same(), parts=parts)
 
@@ -55,7 +49,7 @@ def make(*parts: Any) -> TwoStage:
 @cache
 def variables_of(linked: bool = True) -> Tree:
     """Those of a model with the step; heads say other things than their copies."""
-    return initialize(make(make_step(linked)), BATCH)
+    return initialize(make(make_refine(linked)), BATCH)
 
 
 def base_of(variables: Tree) -> Tree:
@@ -89,7 +83,7 @@ def test_with_nothing_refined_detections_are_those_of_the_base_to_the_bit() -> N
     copied, _ = with_copies(variables, base_of(variables), COPIES)
     link = variables["params"]["masks"]["refine_mask"]["head"]["link"]
     copied["params"]["masks"]["refine_mask"]["head"]["link"] = jax.tree.map(jnp.zeros_like, link)
-    have = predicting(make(make_step(boxes="base", alpha=0.0)))(copied)
+    have = predicting(make(make_refine(boxes="base", alpha=0.0)))(copied)
     want = predicting(make(MaskPrediction((make_mask_branch(),))))(base_of(variables))
     assert want.valid.sum() > 10
     for name in ("boxes", "scores", "labels", "valid"):
@@ -131,7 +125,7 @@ def stepping(step: Refine) -> Callable[[Tree, Candidates], Detections]:
 
 
 def test_invalid_candidates_change_nothing() -> None:
-    few, many = (stepping(make_step())(variables_of(), make_candidates(9, spare)) for spare in (0, 3))
+    few, many = (stepping(make_refine())(variables_of(), make_candidates(9, spare)) for spare in (0, 3))
     assert few.valid.sum() > 5
     for have, want in zip(jax.tree.leaves(many), jax.tree.leaves(few), strict=True):
         np.testing.assert_allclose(have[many.valid], want[few.valid], atol=1e-5)
@@ -139,18 +133,18 @@ def test_invalid_candidates_change_nothing() -> None:
 
 def test_a_guide_of_ones_is_no_guide() -> None:
     variables = changed(variables_of(), "masks/heads_0/head/logits", lambda leaf: 0 * leaf + 50.0)  # sigmoid: 1
-    have, want = (stepping(step)(variables, make_candidates(9)) for step in (make_step(), make_step(guided=False)))
+    have, want = (stepping(step)(variables, make_candidates(9)) for step in (make_refine(), make_refine(guided=False)))
     np.testing.assert_allclose(have.scores, want.scores, atol=1e-6)
     np.testing.assert_allclose(have.boxes, want.boxes, atol=1e-3)
     # Of zeros nothing is seen.
     blind = changed(variables, "masks/heads_0/head/logits", lambda leaf: 0 * leaf - 200.0)
-    assert not np.allclose(stepping(make_step())(blind, make_candidates(9)).scores, want.scores, atol=1e-3)
+    assert not np.allclose(stepping(make_refine())(blind, make_candidates(9)).scores, want.scores, atol=1e-3)
 
 
 def test_deltas_of_zero_leave_the_boxes_that_are_looked_at() -> None:
     variables = changed(variables_of(), "masks/refine_box/head/deltas", jnp.zeros_like)
     candidates = make_candidates(9)
-    found = stepping(make_step())(variables, candidates)
+    found = stepping(make_refine())(variables, candidates)
     likeliest = np.asarray(candidates.logits)[0, :, :-1].argmax(-1)
     for box, index in zip(found.boxes[0][found.valid[0]], found.index[0][found.valid[0]], strict=True):
         want = np.minimum(candidates.boxes[0, index, likeliest[index]], [56, 60, 56, 60])
@@ -162,7 +156,7 @@ def test_of_detections_it_is_the_candidates_whose_boxes_are_looked_at() -> None:
     variables = changed(variables_of(), "masks/refine_box/head/deltas", jnp.zeros_like)
     candidates = make_candidates(9)
     given = found_of(candidates).detections
-    found = stepping(make_step(input_from="detections", alpha=0.0))(variables, candidates)
+    found = stepping(make_refine(input_from="detections", alpha=0.0))(variables, candidates)
     scores = np.asarray(jax.nn.softmax(candidates.logits))[0, :, :-1]
     boxes, valid = np.asarray(given.boxes[0]), np.asarray(given.valid[0])
     assert found.valid.sum() > 5
@@ -179,7 +173,7 @@ def test_a_limit_keeps_the_best_in_their_order() -> None:
     found = Found(found_of(candidates).detections, candidates=candidates)
 
     def given(**settings: Any) -> Detections:
-        return make_step(**settings)._given(found)
+        return make_refine(**settings)._given(found)
 
     every, best = given(), given(limit=4)
     scores = np.where(candidates.valid[0], every.scores[0], -1)
@@ -191,9 +185,9 @@ def test_a_limit_keeps_the_best_in_their_order() -> None:
 
 def test_alpha_weighs_the_logits() -> None:
     base, refined = jnp.array([[2.0, 4.0]]), jnp.array([[4.0, -2.0]])
-    assert make_step(alpha=1.0).combined(base, refined).tolist() == [[3.0, 1.0]]
-    assert make_step(alpha=3.0).combined(base, refined).tolist() == [[3.5, -0.5]]
-    assert make_step(alpha=0.0).combined(base, refined).tolist() == base.tolist()
+    assert make_refine(alpha=1.0).combined(base, refined).tolist() == [[3.0, 1.0]]
+    assert make_refine(alpha=3.0).combined(base, refined).tolist() == [[3.5, -0.5]]
+    assert make_refine(alpha=0.0).combined(base, refined).tolist() == base.tolist()
 
 
 BOXES = np.float32([[2, 2, 30, 30], [31, 5, 50, 40], [4, 0, 33, 28], [30, 8, 52, 44], [9, 35, 25, 50], [40, 1, 55, 20]])
@@ -241,7 +235,7 @@ ALONE = {"linked": False, "training": RefineTraining(guide_gradient=False)}
 @pytest.mark.parametrize("flows", [True, False])
 def test_guide_and_link_carry_gradients_to_the_mask_branch(flows: bool) -> None:
     """Boxes have no other way to teach it, and refined masks no other than the link."""
-    gradient = learning(make_step() if flows else make_step(**ALONE))
+    gradient = learning(make_refine() if flows else make_refine(**ALONE))
     grads, (losses, metrics) = gradient(("refine.loss_cls", "refine.loss_bbox"))
     assert all(losses[name] > 0 for name in LOSSES)
     assert size(grads["refine_box"]) > 0
@@ -261,21 +255,21 @@ def test_without_objects_losses_of_masks_and_boxes_are_zero() -> None:
         labels=jnp.full((1, 7), CLASSES), positive=jnp.zeros((1, 7), bool), is_truth=jnp.zeros((1, 7), bool)
     )
     targets = TARGETS.replace(valid=jnp.zeros((1, 3), bool), boxes=jnp.full((1, 3, 4), jnp.nan))
-    grads, (losses, metrics) = learning(make_step())(LOSSES, nothing, targets)
+    grads, (losses, metrics) = learning(make_refine())(LOSSES, nothing, targets)
     assert {name for name, value in losses.items() if value == 0} == {*LOSSES} - {"refine.loss_cls"}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, losses, metrics)))
 
 
 def test_samples_that_are_all_positive_have_losses() -> None:
     every = SAMPLES.replace(valid=SAMPLES.positive)
-    grads, (losses, _) = learning(make_step())(LOSSES, every)
+    grads, (losses, _) = learning(make_refine())(LOSSES, every)
     assert all(losses[name] > 0 for name in LOSSES)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
 def test_on_the_same_boxes_with_the_same_heads_the_step_is_the_base_again() -> None:
     training = RefineTraining(train_boxes="proposal", mask_loss_on="proposal", weight=2.0)
-    model = make(make_step(linked=False, guided=False, training=training))
+    model = make(make_refine(linked=False, guided=False, training=training))
     variables = variables_of(linked=False)
     copied, afresh = with_copies(variables, base_of(variables), COPIES)
     assert afresh == ()
@@ -294,17 +288,17 @@ def test_on_the_same_boxes_with_the_same_heads_the_step_is_the_base_again() -> N
 )
 def test_what_a_test_does_not_use_has_no_loss(settings: dict[str, Any], unused: str) -> None:
     variables_of()  # made outside of the trace, where they are kept
-    _, (losses, _) = jax.eval_shape(lambda: learning(make_step(**settings))(LOSSES))
+    _, (losses, _) = jax.eval_shape(lambda: learning(make_refine(**settings))(LOSSES))
     assert set(losses) == {*LOSSES} - {unused}
 
 
 def test_combinations_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"Refine.alpha: expected a number from 0"):
-        make_step(alpha=-1.0)
+        make_refine(alpha=-1.0)
     with pytest.raises(ValueError, match=r"Refine.limit: of detections all are refined, got 5: set limit=none"):
-        make_step(limit=5, input_from="detections")
+        make_refine(limit=5, input_from="detections")
     with pytest.raises(ValueError, match=r"Refine.residual: .* set guided=true"):
-        make_step(residual=True, guided=False)
+        make_refine(residual=True, guided=False)
 
     def run(model: Any, method: str) -> None:
         key = () if method == "predict" else (KEY,)
@@ -312,12 +306,12 @@ def test_combinations_that_cannot_be() -> None:
 
     for method in ("predict", "losses"):
         with pytest.raises(ValueError, match="a one-stage model has none"):
-            run(make_one_stage(parts=(make_step(),)), method)
+            run(make_one_stage(parts=(make_refine(),)), method)
     with pytest.raises(ValueError, match="has no branch for these: give it heads"):
-        run(make(make_step(heads=())), "predict")
+        run(make(make_refine(heads=())), "predict")
     eight = make_mask_branch(extractor=SingleLevel(size=8, finest=14.0))
     with pytest.raises(ValueError, match=r"features of the first look, \(8, 8\) a box, to crops of \(6, 6\)"):
-        run(make(make_step(heads=(eight,))), "predict")
+        run(make(make_refine(heads=(eight,))), "predict")
     nothing = Found(found_of(make_candidates(2)).detections)
     with pytest.raises(ValueError, match="Refine reads what the stages of a two-stage model predict"):
-        jax.eval_shape(lambda: make_step().init(KEY, FEATURES, nothing, SETTING))
+        jax.eval_shape(lambda: make_refine().init(KEY, FEATURES, nothing, SETTING))
