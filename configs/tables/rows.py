@@ -20,6 +20,7 @@ from configs.base import (
     mask_branch,
     mask_parts,
     mask_rcnn,
+    resnext101,
     two_stage,
     with_backbone,
     yolact,
@@ -49,10 +50,6 @@ R3_ADVANCED = (50_298_020, 50_072_676)
 # The box branch of mmdetection 1.x moves boxes of the background class too, and its mask branch draws their masks.
 BACKGROUND_BOXES = 4 * (1024 + 1)
 BACKGROUND_MASKS = 256 + 1
-
-
-MR_BACKBONES = {"r50": 50, "r101": 101}
-"""Depths of the ResNets in the tables of MR R-CNN, by the names of the rows."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +115,24 @@ def rdsnet_s(
     )
 
 
+MR_BASES: dict[str, tuple[str, Callable[[], Experiment]]] = {
+    "r50": ("R50", mask_rcnn),
+    "r101": ("R101", functools.partial(mask_rcnn, depth=101)),
+    "x101": ("X101-32x8d", lambda: resnext101(mask_rcnn(), "32x8d")),
+    "r101_dcn": ("R101 DCN", lambda: dcn(mask_rcnn(depth=101))),
+}
+"""What MR R-CNN's tables refine: by the name of the row the backbone's, and the Mask R-CNN that has it."""
+
+
 def mr_rcnn(backbone: str, **settings: Any) -> Experiment:
-    """MR R-CNN (Ding et al. 2019) on one of `MR_BACKBONES`; ``settings`` are those of `Refine`."""
-    return refined(functools.partial(mask_rcnn, depth=MR_BACKBONES[backbone]), **settings)
+    """MR R-CNN (Ding et al. 2019) on one of `MR_BASES`; ``settings`` are those of `Refine`."""
+    return refined(MR_BASES[backbone][1], **settings)
 
 
 def mr_rows(what: str, name: str, aps: Mapping[str, tuple[float, float]], **settings: Any) -> dict[str, Row]:
     """Rows of MR R-CNN, one for each backbone that has a box and a mask AP in ``aps``."""
     return {
-        f"{name}_{backbone}": Row(f"{what}, {backbone.upper()}", mr_rcnn(backbone, **settings), *ap)
+        f"{name}_{backbone}": Row(f"{what}, {MR_BASES[backbone][0]}", mr_rcnn(backbone, **settings), *ap)
         for backbone, ap in aps.items()
     }
 
@@ -134,7 +140,7 @@ def mr_rows(what: str, name: str, aps: Mapping[str, tuple[float, float]], **sett
 def mr_baselines(aps: Mapping[str, tuple[float, float]]) -> dict[str, Row]:
     """Rows of the Mask R-CNN that these begin with."""
     return {
-        f"mask_{backbone}": Row(f"Mask R-CNN, {backbone.upper()}", mask_rcnn(depth=MR_BACKBONES[backbone]), *ap)
+        f"mask_{backbone}": Row(f"Mask R-CNN, {MR_BASES[backbone][0]}", MR_BASES[backbone][1](), *ap)
         for backbone, ap in aps.items()
     }
 
