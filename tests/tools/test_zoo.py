@@ -189,3 +189,9 @@ def test_times_are_kept_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         with pytest.raises(KeyboardInterrupt):
             zoo.measure([name, "sbr_table2:row_4"], WAY)
     assert zoo.read_times() == {**WAY, "measured": {"today": {"groie_table1:sum": 2.5, "retinanet_r50_fpn": 2.5}}}
+
+
+def test_a_refining_step_adds_a_box_head_a_mask_head_and_a_link_all_of_them_trained() -> None:
+    """14,306,705, 2,643,280 and 65,792 parameters, counted from the shapes of the layers."""
+    base, refined = (count_parameters(zoo.find(f"{name}_r50_fpn").model) for name in ("mask_rcnn", "mr_rcnn"))
+    assert (refined.all - base.all, refined.trained - base.trained) == (17_015_777, 17_015_777)
