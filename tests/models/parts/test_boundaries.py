@@ -2,8 +2,9 @@
 
 import dataclasses
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from jaxdet.models.parts.boundaries import BoundaryRefinement, BoxesFrom
 from jaxdet.models.parts.masks import MaskPrediction
 from jaxdet.models.parts.part import Found, Instances, Seen, Setting
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.structures import Detections, Features, Masks, Targets
+from jaxdet.structures import Detections, Features, Masks, Proposals, Targets
 from tests.models.small import (
     CLASSES,
     Pooled,
@@ -259,21 +260,32 @@ def test_it_learns_from_detections_that_match_an_object_of_their_class() -> None
     assert terms["loss_boundaries"] == losses(BoundaryRefinement(), Seen([], instances=alone))[0]
 
 
-def test_a_model_shows_it_what_it_finds_by_the_parts_before() -> None:
-    """The detections whose sides it learns are those that the same model without it predicts."""
-    masks, part = make_parts("mbrm")
-    model = make_model(backbone=Pooled(), neck=Same(), parts=(masks, part.clone(learn_from="detections")))
-    terms, metrics = jax.jit(lambda v: model.apply(v, BATCH, KEY, method="losses"))(make_variables())
-    found = predict("regression")
-    counted = 0
-    for image in range(2):
-        truth = BATCH.targets.boxes[image][BATCH.targets.valid[image]]
-        labels = BATCH.targets.labels[image][BATCH.targets.valid[image]]
-        for box, label in zip(found.boxes[image], found.labels[image], strict=True):
-            counted += any(oracles.iou(np.asarray(box), its) >= 0.5 for its in truth[labels == label])
-    assert np.isfinite(terms["loss_boundaries"])
-    assert (terms["loss_boundaries"] > 0) == (counted > 0)
-    assert 0 <= metrics["boundaries_left_out"] <= 1
+class Watching(nn.Module):
+    """A part that tells what it is shown in training."""
+
+    place: ClassVar[str] = "watching"
+
+    def __call__(self, features: Features, found: Found, setting: Setting) -> Found:
+        return found
+
+    def losses(self, features: Features, seen: Seen, targets: Targets, setting: Setting, key: jax.Array) -> Any:
+        return {}, dataclasses.replace(seen, metrics={"found": seen.found().detections})
+
+
+def test_a_model_shows_in_training_what_it_finds_by_the_parts_before() -> None:
+    corners = np.random.default_rng(0).uniform(0, 40, (2, 30, 2)).astype(np.float32)
+    valid = np.arange(30) < 25
+    proposals = Proposals(np.concatenate([corners, corners + 20], -1), np.zeros((2, 30)), np.stack([valid, valid]))
+    model = make_model(backbone=Pooled(), neck=Same(), parts=(make_parts("mbrm")[0], Watching()))
+
+    def both(variables: Any) -> Any:
+        _, metrics = model.apply(variables, BATCH, KEY, proposals, method="losses")
+        return metrics["found"], model.apply(variables, BATCH, proposals, method="predict")
+
+    shown, predicted = jax.jit(both)(make_variables())
+    assert predicted.valid.sum() > 5
+    assert predicted.masks is not None
+    jax.tree.map(np.testing.assert_array_equal, shown, predicted)
 
 
 def test_refining_without_masks_is_refused() -> None:
