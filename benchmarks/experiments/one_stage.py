@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
 
 import jaxdet
 from benchmarks.experiments import small_one_stage
@@ -102,9 +103,11 @@ def side_errors(before: Sequence[Result], after: Sequence[Result], truths: Seque
             for t in by_image.get(found["image_id"], [])
             if t["category_id"] == found["category_id"] and t["id"] not in taken
         ]
-        overlaps = [_iou(_corners(found), _corners(t)) for t in rivals]
-        if overlaps and max(overlaps) >= MATCHED:
-            truth = rivals[int(np.argmax(overlaps))]
+        if not rivals:
+            continue
+        (overlaps,) = coco_mask.iou([found["bbox"]], [t["bbox"] for t in rivals], [0] * len(rivals))
+        truth = rivals[int(np.argmax(overlaps))]
+        if max(overlaps) >= MATCHED:
             taken.add(truth["id"])
             pairs.append([_corners(found), _corners(after[place]), _corners(truth)])
     corners = np.asarray(pairs, np.float64).reshape(-1, 3, 4)
@@ -114,12 +117,6 @@ def side_errors(before: Sequence[Result], after: Sequence[Result], truths: Seque
 def _corners(item: Any) -> np.ndarray:
     x, y, width, height = item["bbox"]
     return np.array([x, y, x + width, y + height])
-
-
-def _iou(one: np.ndarray, other: np.ndarray) -> float:
-    inner = np.prod(np.maximum(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]), 0))
-    areas = np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])
-    return float(inner / max(areas - inner, 1e-9))
 
 
 def measure(name: str, seed: int, trained: Trained, source: Source, out: Path) -> list[dict[str, Any]]:

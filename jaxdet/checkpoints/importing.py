@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imported:
-    """Read variables from a jaxdet run or checkpoint folder, or from a file of mmdetection or torchvision.
+    """Read variables from a jaxdet run or checkpoint folder, or from a file of mmdetection, torchvision or detectron2.
 
     Args:
         path: the folder or file, or the name of public weights, which are downloaded once.
