@@ -8,7 +8,7 @@ The others do not count then: they are missed without a price, and a detection t
 
 import argparse
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ LEAST_IOU = 0.2
 _NO_SIZE = 2e10
 """An area beyond all of COCO's ranges, which end at 1e10.  What is outside a range is ignored in it, as an object that
 one detection may find; ``iscrowd`` would let many find it, and pycocotools overwrites ``ignore`` with that."""
+
+_OF_IMAGES = ("images", "id"), ("annotations", "image_id")
 
 
 def huddled(annotations: Sequence[Mapping[str, Any]], least_iou: float = LEAST_IOU) -> NDArray[np.bool_]:
@@ -49,6 +51,12 @@ def only_huddled(truth: Truth, least_iou: float = LEAST_IOU) -> dict[str, Any]:
         for annotation, huddles in zip(annotations, huddled(annotations, least_iou), strict=True)
     ]
     return {**truth, "annotations": counted}
+
+
+def of_images(truth: Truth, results: Sequence[Result], ids: Collection[int]) -> tuple[dict[str, Any], list[Result]]:
+    """Ground truth and results of these images alone."""
+    kept = {name: [item for item in truth[name] if item[key] in ids] for name, key in _OF_IMAGES}
+    return {**truth, **kept}, [result for result in results if result["image_id"] in ids]
 
 
 def scores(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxdet.models.features import Losses
+from jaxdet.nn.heads.codes import Codes, read_codes
 from jaxdet.nn.heads.dense import DenseHead, RPNHead
 from jaxdet.ops.anchors import Anchors, Places, inside, on_image
 from jaxdet.ops.boxes import BoxCoder, DeltaCoder, area, clip, safe
@@ -54,15 +55,13 @@ class DenseOutputs:
     exists: list[jax.Array]  #: ``[B, n]`` bool, the cell is not padding
     logits: list[jax.Array]  #: ``[B, n, K]`` float32
     deltas: list[jax.Array]  #: ``[B, n, 4]`` float32
-    codes: list[jax.Array] | None  #: ``[B, n, c]``, what else the head predicts; None where it has no codes
+    codes: list[Codes] | None  #: what else the head predicts of each place; None where it has no codes
     quality: list[jax.Array] | None  #: ``[B, n]`` float32, logits of how well a place fits; None where it has none
     num_classes: int = struct.field(pytree_node=False)  #: K; logits may have a column more, background
 
     def origins(self, index: jax.Array) -> Origins:
         """Where what has the places ``index [B, M]``, counted over all levels, comes from."""
-        if self.codes is None:
-            return Origins(jnp.concatenate(self.places)[index], None)
-        codes = jnp.take_along_axis(jnp.concatenate(self.codes, 1), index[..., None], axis=1)
+        codes = None if self.codes is None else read_codes(self.codes, index)
         return Origins(jnp.concatenate(self.places)[index], codes)
 
 
@@ -156,7 +155,7 @@ class DenseDetector(nn.Module):
             outputs.logits.append(maps.logits.reshape(batch, -1, columns).astype(jnp.float32))
             outputs.deltas.append(maps.deltas.reshape(batch, -1, 4).astype(jnp.float32))
             if maps.codes is not None:
-                codes.append(maps.codes.reshape(batch, outputs.deltas[-1].shape[1], -1))
+                codes.append(maps.codes)
             if maps.quality is not None:
                 quality.append(maps.quality.reshape(batch, -1).astype(jnp.float32))
         return dataclasses.replace(outputs, codes=codes or None, quality=quality or None)
@@ -177,7 +176,7 @@ class DenseDetector(nn.Module):
         for i, level in enumerate(self.places.levels):
             named |= {f"{name}/{level}/logits": outputs.logits[i], f"{name}/{level}/deltas": outputs.deltas[i]}
             if outputs.codes is not None:
-                named[f"{name}/{level}/codes"] = outputs.codes[i]
+                named[f"{name}/{level}/codes"] = outputs.codes[i].everywhere()
             if outputs.quality is not None:
                 named[f"{name}/{level}/quality"] = outputs.quality[i]
         return named
@@ -230,7 +229,7 @@ class DenseDetector(nn.Module):
     def detections(self, outputs: DenseOutputs, true_hw: jax.Array, selection: Selection) -> Detections:
         """The best places of each level, moved, cut to the image and thinned out; no gradient.
 
-        ``index`` counts the places of all levels in order, as ``jnp.concatenate(outputs.codes, 1)`` has them.
+        ``index`` counts the places of all levels in order, as `DenseOutputs.origins` takes it.
         """
         # Proposals are constants for the second stage (approximate joint training, Ren et al. 2015, section 3.2).
         outputs = jax.lax.stop_gradient(outputs)

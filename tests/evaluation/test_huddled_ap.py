@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.experiments.huddled_ap import huddled, main, only_huddled, scores
+from benchmarks.experiments.huddled_ap import huddled, main, of_images, only_huddled, scores
 from tests.evaluation.test_coco_eval import found, truth_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -51,6 +51,14 @@ def test_what_finds_nothing_counts_and_what_finds_another_object_does_not() -> N
     # A second detection of an object that does not count finds nothing, and comes before the right one.
     twice = [*others, found(9, 3, 10, 10, 40, 0.97), *right]
     assert scores(TRUTH, twice)["huddled"]["bbox/AP"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_some_images_alone() -> None:
+    truth, results = of_images(TRUTH, [found(7, 3, 10, 10, 40), found(9, 3, 10, 10, 40)], {9})
+    assert [image["id"] for image in truth["images"]] == [9]
+    assert [a["bbox"] for a in truth["annotations"]] == [[10, 10, 40, 40]]
+    assert [result["image_id"] for result in results] == [9]
+    assert truth["categories"] == TRUTH["categories"]
 
 
 def test_the_ground_truth_is_left_as_it_is() -> None:

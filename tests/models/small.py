@@ -19,6 +19,7 @@ from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.codes import Codes
 from jaxdet.nn.heads.dense import FCOSHead, RetinaHead, RPNHead, YOLACTHead
 from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.pixels import PixelBranch, PixelStream, Protonet
@@ -85,6 +86,12 @@ def make_model(**changes: Any) -> TwoStage:
         "parts": (MaskPrediction((make_mask_branch(),)),),
     }
     return TwoStage(**settings | changes)
+
+
+def as_they_are(maps: jax.Array) -> Codes | None:
+    """Codes of a place in each cell that are what the maps ``[B, h, w, c]`` hold; none of maps without channels."""
+    channels = maps.shape[-1]
+    return Codes(maps, jnp.eye(channels)[None, None], jnp.zeros(channels)) if channels else None
 
 
 def make_dense(**changes: Any) -> DenseDetector:

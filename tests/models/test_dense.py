@@ -17,7 +17,7 @@ from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler
 from jaxdet.ops.suppression import NMS, FastNMS, Suppression
 from jaxdet.structures import Detections, Features, Masks, Proposals, Targets
-from tests.models.small import make_dense
+from tests.models.small import as_they_are, make_dense
 
 ANCHORS = Anchors(levels=(2, 3), scales=(4.0,), ratios=(1.0,))
 """Squares of 16 pixels at stride 4 and of 32 pixels at stride 8."""
@@ -32,7 +32,7 @@ class Reads(nn.Module):
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int, number: int = 0) -> DenseMaps:
         logits, deltas, codes = jnp.split(level, [num_classes, num_classes + 4], axis=-1)
-        return DenseMaps(logits, deltas, codes if codes.shape[-1] else None)
+        return DenseMaps(logits, deltas, as_they_are(codes))
 
 
 def make_rpn(**changes: Any) -> DenseDetector:
@@ -363,8 +363,7 @@ def test_codes_follow_their_detection_by_index(suppression: Suppression) -> None
     np.testing.assert_allclose(found.scores[0][valid], 1 / (1 + np.exp([-4, -3.5, -3, -2])), rtol=1e-5)
     places = np.clip(all_anchors(), 0, 32)[np.asarray(found.index[0])]
     np.testing.assert_allclose(found.boxes[0][valid], places[valid], atol=1e-4)
-    codes = np.concatenate([np.asarray(c[0]) for c in outputs.codes])
-    np.testing.assert_array_equal(codes[found.index[0], 0], found.index[0])
+    np.testing.assert_array_equal(outputs.origins(found.index).codes[0, :, 0], found.index[0])
 
 
 def test_the_best_of_a_level_are_chosen_by_their_likeliest_class() -> None:

@@ -17,6 +17,7 @@ from jaxdet.ops.matching import CentreSampling, Matcher
 from jaxdet.ops.sampling import HardNegatives, Sampler
 from jaxdet.ops.suppression import NMS, FastNMS, Suppression
 from jaxdet.structures import Detections, Features, Targets
+from tests.models.small import as_they_are
 from tests.models.test_dense import (
     CELLS,
     CLASSES,
@@ -143,7 +144,7 @@ class Rates(nn.Module):
     @nn.compact
     def __call__(self, level: jax.Array, num_classes: int, number: int = 0) -> DenseMaps:
         logits, deltas, quality, codes = jnp.split(level, [num_classes, num_classes + 4, num_classes + 5], axis=-1)
-        return DenseMaps(logits, deltas, codes if codes.shape[-1] else None, quality)
+        return DenseMaps(logits, deltas, as_they_are(codes), quality)
 
 
 def fcos(**changes: Any) -> DenseDetector:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.heads.dense import FCOSHead, RetinaHead, RPNHead, YOLACTHead
+from jaxdet.nn.heads.codes import Codes, read_codes
+from jaxdet.nn.heads.dense import DenseMaps, FCOSHead, RetinaHead, RPNHead, YOLACTHead
 from tests.nn.blocks import random_variables, slow_layer
 
 KEY = jax.random.key(0)
@@ -65,7 +66,7 @@ def test_retina_head_with_groups_and_code_against_loops(groups: int | None, code
     variables = random_variables(head, level, 3)
     params, maps = variables["params"], jax.jit(head.apply, static_argnums=2)(variables, level, 3)
     towers = {"class": ("logits", maps.logits), "box": ("deltas", maps.deltas)} | (
-        {"code": ("codes", maps.codes)} if code else {}
+        {"code": ("codes", codes_of(maps))} if code else {}
     )
     layers = ("conv",) if groups is None else ("conv", "norm")
     assert set(params) == {f"{t}_{layer}{j}" for t in towers for layer in layers for j in (1, 2)} | {
@@ -78,6 +79,15 @@ def test_retina_head_with_groups_and_code_against_loops(groups: int | None, code
             np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-4)
     assert maps.quality is None
     assert (maps.codes is None) == (not code)
+
+
+def codes_of(maps: DenseMaps) -> jax.Array:
+    """Codes of all places as maps ``[B, h, w, A * c]``, and those of each place read by itself are the same."""
+    every, (height, width) = maps.codes.everywhere(), maps.logits.shape[1:3]
+    index = jnp.arange(every.shape[1])[::-1]
+    read = read_codes([maps.codes], jnp.stack([index, index]))
+    np.testing.assert_allclose(read, every[:, ::-1], rtol=1e-5, atol=1e-5)
+    return every.reshape(len(every), height, width, -1)
 
 
 def slow_tower(x: np.ndarray, params: Any, name: str, convs: int, groups: int | None) -> np.ndarray:
@@ -110,7 +120,7 @@ def test_fcos_head_against_loops(code: int) -> None:
         pairs = [(maps.logits, slow_layer(classes, params["logits"], pad=1)), (maps.deltas, distances)]
         pairs.append((maps.quality, slow_layer(boxes, params["centerness"], pad=1)))
         if code:
-            pairs.append((maps.codes, slow_layer(boxes, params["codes"], pad=1)))
+            pairs.append((codes_of(maps), slow_layer(boxes, params["codes"], pad=1)))
         for found, expected in pairs:
             np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-4)
     assert 0.1 < (np.asarray(maps.deltas) == 0).mean() < 0.9
@@ -166,7 +176,7 @@ def test_yolact_head_against_loops(code: int) -> None:
         np.testing.assert_allclose(maps.deltas[i], slow_layer(shared, params["deltas"], pad=1), atol=1e-5)
         if code:
             expected = np.tanh(slow_layer(shared, params["codes"], pad=1))
-            np.testing.assert_allclose(maps.codes[i], expected, atol=1e-5)
+            np.testing.assert_allclose(codes_of(maps)[i], expected, atol=1e-5)
     assert maps.quality is None
     assert (maps.codes is None) == (not code)
 
@@ -195,3 +205,24 @@ def test_rpn_head_of_two_convolutions() -> None:
     x = np.maximum(slow_layer(x, params["conv2"], 1), 0)
     found = head.apply(variables, level, 1)
     np.testing.assert_allclose(found.logits[0], slow_layer(x, params["objectness"], 0), rtol=1e-4, atol=1e-5)
+
+
+def test_codes_of_places_of_several_levels() -> None:
+    """The same numbers and gradients as by the whole convolution, at corners and twice at one place too."""
+    rng = np.random.default_rng(4)
+    kernel, bias = rng.normal(size=(3, 3, 5, 2 * 3)).astype(np.float32), rng.normal(size=6).astype(np.float32)
+    maps = [rng.normal(size=(2, *hw, 5)).astype(np.float32) for hw in ((3, 4), (2, 2), (1, 1))]
+    index = np.int32([[0, 23, 24, 31, 33], [32, 5, 5, 18, 30]])  # 24, 8 and 2 places
+    weights = rng.normal(size=(2, 5, 3)).astype(np.float32)
+
+    def read(maps: list[jax.Array], kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        codes = read_codes([Codes(x, kernel, bias, 2, bounded=True) for x in maps], jnp.asarray(index))
+        return (codes * weights).sum(), codes
+
+    def every(maps: list[jax.Array], kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        codes = jnp.concatenate([Codes(x, kernel, bias, 2, bounded=True).everywhere() for x in maps], 1)
+        codes = codes[np.arange(2)[:, None], index]
+        return (codes * weights).sum(), codes
+
+    results = [jax.jit(jax.grad(f, (0, 1, 2), has_aux=True))(maps, kernel, bias) for f in (read, every)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)

@@ -11,6 +11,7 @@ import jax
 from flax import struct
 
 from jaxdet.nn.blocks.layers import Conv, GroupNorm, gaussian, prior_bias, xavier_uniform
+from jaxdet.nn.heads.codes import CodeLayer, Codes
 from jaxdet.ranges import CHANNELS, LAYERS, Range, check_ranges
 
 _ANCHORS, _PRIOR, _CODE = Range(1, 1000), Range(0, 1, without=(0, 1)), Range(0, 100_000)
@@ -22,7 +23,7 @@ class DenseMaps:
 
     logits: jax.Array  #: ``[B, h, w, A * K]``
     deltas: jax.Array  #: ``[B, h, w, A * 4]``
-    codes: jax.Array | None = None  #: ``[B, h, w, A * c]``, what a detection carries on: coefficients, embeddings
+    codes: Codes | None = None  #: c numbers of each place
     quality: jax.Array | None = None  #: ``[B, h, w, A]``, logits of how well the place fits, which scores are times
 
 
@@ -94,7 +95,7 @@ class RetinaHead(nn.Module):
         if not self.code:
             return DenseMaps(logits, deltas)
         codes = _tower(level, "code", self.channels, self.convs, self.groups, bias)
-        return DenseMaps(logits, deltas, Conv(self.anchors * self.code, 3, kernel_init=init, name="codes")(codes))
+        return DenseMaps(logits, deltas, CodeLayer(self.anchors, self.code, init, name="codes")(codes))
 
 
 class FCOSHead(nn.Module):
@@ -123,7 +124,7 @@ class FCOSHead(nn.Module):
         distances = Conv(4, 3, kernel_init=init, name="deltas")(boxes)
         factor = self.param(f"factor{number}", nn.initializers.ones, ())
         quality = Conv(1, 3, kernel_init=init, name="centerness")(boxes)
-        codes = Conv(self.code, 3, kernel_init=init, name="codes")(boxes) if self.code else None
+        codes = CodeLayer(1, self.code, init, name="codes")(boxes) if self.code else None
         return DenseMaps(logits, nn.relu(distances * factor.astype(distances.dtype)), codes, quality)
 
 
@@ -159,5 +160,4 @@ class YOLACTHead(nn.Module):
         deltas = Conv(4 * self.anchors, 3, kernel_init=init, name="deltas")(x)
         if not self.code:
             return DenseMaps(logits, deltas)
-        codes = Conv(self.anchors * self.code, 3, kernel_init=init, name="codes")(x)
-        return DenseMaps(logits, deltas, nn.tanh(codes))
+        return DenseMaps(logits, deltas, CodeLayer(self.anchors, self.code, init, bounded=True, name="codes")(x))

@@ -24,6 +24,7 @@ from tests.models.small import (
     CLASSES,
     Pooled,
     Same,
+    as_they_are,
     initialize,
     make_batch,
     make_condinst,
@@ -257,9 +258,8 @@ def train_places(
     positive = (np.arange(40) >= 10) & (np.arange(40) < 30)
     index = np.arange(40)[::-1]
     # Prototypes of one number: the logits of a place are its code.
-    outputs = DenseOutputs(
-        [jnp.zeros((40, 4))], [jnp.ones((1, 40), bool)], [], [], [jnp.arange(40.0).reshape(1, 40, 1)], None, CLASSES
-    )
+    codes = jnp.arange(40.0).reshape(1, 5, 8, 1)
+    outputs = DenseOutputs([jnp.zeros((40, 4))], [jnp.ones((1, 40), bool)], [], [], [as_they_are(codes)], None, CLASSES)
     found = (jnp.asarray(a[None]) for a in (index, positive[index], index % 3 * positive[index]))
     assigned = Assigned(*found, boxes=jnp.full((1, 40, 4), 64.0))
     bitmaps = np.zeros((1, 3, 8, 8), np.uint8)
