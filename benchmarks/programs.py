@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from benchmarks.inputs import make_batch, make_targets
 from benchmarks.measure import Compiled, compiled, milliseconds
+from jaxdet.config import load_config
 from jaxdet.experiment import Optimizer
 from jaxdet.runtime.compiling import compiler_options
 from jaxdet.runtime.mesh import data_mesh
@@ -49,6 +50,12 @@ def options(doc: str | None, *, batch: int = 1, dtype: str = "float32", repeats:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=dtype)
     parser.add_argument("--repeats", type=int, default=repeats)
     return parser
+
+
+def make_model(name: str, dtype: str) -> Any:
+    """The model of ``configs/NAME.py``, or of a row of it where the name is ``FILE:ROW``, computing in ``dtype``."""
+    file, _, row = name.partition(":")
+    return load_config(f"configs/{file}.py" + (f":{row}" if row else "")).model.clone(dtype=dtype)
 
 
 def setting(args: argparse.Namespace) -> str:

@@ -11,13 +11,12 @@ import tempfile
 from typing import Any
 
 from benchmarks.measure import Compiled, compiled_in_turns, machine, markdown
-from benchmarks.programs import inference, make_inputs, make_weights, options, setting, training
-from jaxdet.config import load_config
+from benchmarks.programs import inference, make_inputs, make_model, make_weights, options, setting, training
 
 
 def lines(name: str, args: argparse.Namespace) -> list[list[Any]]:
     """A line of the table for inference and one for training."""
-    net = load_config(f"configs/{name}.py").model.clone(dtype=args.dtype)
+    net = make_model(name, args.dtype)
     inputs = make_inputs(tuple(args.image), args.batch)
     weights, found = make_weights(net), []
 

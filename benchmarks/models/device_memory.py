@@ -20,8 +20,7 @@ import jax
 
 from benchmarks.measure import machine, markdown
 from benchmarks.models.memory import resident
-from benchmarks.programs import inference, make_inputs, make_weights, options, setting, training
-from jaxdet.config import load_config
+from benchmarks.programs import inference, make_inputs, make_model, make_weights, options, setting, training
 
 MAKERS = {"inference": inference, "training step": training}
 
@@ -52,7 +51,7 @@ def _forget_what_was_freed() -> None:
 
 def measure(config: str, kind: str, args: argparse.Namespace) -> list[Any]:
     """A row of the table; run in a process of its own."""
-    net = load_config(f"configs/{config}.py").model.clone(dtype=args.dtype)
+    net = make_model(config, args.dtype)
     program, call = MAKERS[kind](net, make_weights(net), make_inputs(tuple(args.image), args.batch))
     memory = program.call.memory_analysis()
     arguments = memory.argument_size_in_bytes / 1e6

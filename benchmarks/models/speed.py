@@ -3,6 +3,7 @@
     python -m benchmarks.models.speed                                    # Mask R-CNN, R3-CNN, SBR-CNN at 1333x800
     python -m benchmarks.models.speed --configs demo --image 128 128 --batch 4
     python -m benchmarks.models.speed --dtype bfloat16 --batch 4         # an accelerator
+    python -m benchmarks.models.speed --configs mask_rcnn_r50_fpn yolact_r50_fpn@550x550 tables/rds_table2:masks_800
 
 How the models are fed: `benchmarks.programs`.  Floor: `benchmarks.measure.program_cost`.
 """
@@ -11,18 +12,19 @@ import argparse
 from typing import Any
 
 from benchmarks.measure import Row, floor_table, measured_peak, milliseconds, program_cost
-from benchmarks.programs import inference, make_inputs, make_weights, options, setting, training
-from jaxdet.config import load_config
+from benchmarks.programs import inference, make_inputs, make_model, make_weights, options, setting, training
 from jaxdet.runtime.large_pages import ask_for_large_pages
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
     """One or two for each config; all of them take turns."""
     kinds = {"inference": inference} if args.inference_only else {"inference": inference, "training step": training}
-    inputs = make_inputs(tuple(args.image), args.batch)
     programs: list[Any] = []
     for name in args.configs:
-        net = load_config(f"configs/{name}.py").model.clone(dtype=args.dtype)
+        config, _, size = name.partition("@")
+        height, width = (int(side) for side in size.split("x")) if size else args.image
+        inputs = make_inputs((height, width), args.batch)
+        net = make_model(config, args.dtype)
         if args.unroll:
             net = net.clone(unroll=args.unroll == "yes")
         weights = make_weights(net)
@@ -38,7 +40,13 @@ def rows(args: argparse.Namespace) -> list[Row]:
 
 def main() -> None:
     parser = options(__doc__, repeats=5)
-    parser.add_argument("--configs", nargs="+", default=("mask_rcnn_r50_fpn", "r3_cnn", "sbr_cnn"))
+    parser.add_argument(
+        "--configs",
+        nargs="+",
+        default=("mask_rcnn_r50_fpn", "r3_cnn", "sbr_cnn"),
+        metavar="NAME[:ROW][@HxW]",
+        help="of files in configs/, with the size of their images where it is not that of --image",
+    )
     parser.add_argument(
         "--unroll", choices=("yes", "no"), help="write steps out, or roll them; else as the model likes"
     )
