@@ -66,7 +66,9 @@ def two_stage() -> dict[str, Any]:
         parts=(MaskPrediction((MaskBranch(mask, FCN(channels=32, convs=2)),)),),
     )
     models = {"Mask R-CNN": mask_rcnn, "SBR-CNN": sbr}
-    return {name: model.clone(parts=(*model.parts, BoundaryRefinement())) for name, model in models.items()}
+    # Masks of positives are those of proposals; at test the refinement sees the masks of detections, which lie better.
+    last = BoundaryRefinement(learn_from="detections")
+    return {name: model.clone(parts=(*model.parts, last)) for name, model in models.items()}
 
 
 def variants(trained: Trained) -> Iterator[tuple[str, Trained]]:
