@@ -53,9 +53,8 @@ def options(doc: str | None, *, batch: int = 1, dtype: str = "float32", repeats:
 
 
 def make_model(name: str, dtype: str) -> Any:
-    """The model of ``configs/NAME.py``, or of a row of it where the name is ``FILE:ROW``, computing in ``dtype``."""
-    file, _, row = name.partition(":")
-    return load_config(f"configs/{file}.py" + (f":{row}" if row else "")).model.clone(dtype=dtype)
+    """The model of a config by its name (`load_config`), computing in ``dtype``."""
+    return load_config(name).model.clone(dtype=dtype)
 
 
 def setting(args: argparse.Namespace) -> str:

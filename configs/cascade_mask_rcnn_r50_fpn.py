@@ -4,7 +4,7 @@ The reference implementation publishes box AP 41.2 and mask AP 35.9 on val2017 f
 model zoo, cascade_mask_rcnn_r50_fpn_1x_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import cascade_mask_rcnn
+from jaxdet.configs.base import cascade_mask_rcnn
 from jaxdet.experiment import Experiment
 
 

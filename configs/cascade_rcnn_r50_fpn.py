@@ -4,7 +4,7 @@ The reference implementation publishes box AP 40.3 on val2017 for these settings
 cascade_rcnn_r50_fpn_1x_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import cascade_mask_rcnn
+from jaxdet.configs.base import cascade_mask_rcnn
 from jaxdet.experiment import Experiment
 
 

@@ -4,7 +4,7 @@ The reference implementation publishes box AP 39.8 and mask AP 36.0 on val2017 f
 zoo, condinst_r50_fpn_ms-poly-90k_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import condinst
+from jaxdet.configs.base import condinst
 from jaxdet.experiment import Experiment
 
 

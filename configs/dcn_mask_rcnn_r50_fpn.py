@@ -4,7 +4,7 @@ The reference implementation publishes box AP 41.8 and mask AP 37.4 on val2017 f
 zoo, mask_rcnn_r50_fpn_dconv_c3-c5_1x_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import mask_rcnn, with_backbone
+from jaxdet.configs.base import mask_rcnn, with_backbone
 from jaxdet.experiment import Experiment
 
 

@@ -4,7 +4,7 @@
 (mmdetection's model zoo, mask_rcnn_r50_fpn_mdconv_c3-c5_1x_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import mask_rcnn, with_backbone
+from jaxdet.configs.base import mask_rcnn, with_backbone
 from jaxdet.experiment import Experiment
 
 

@@ -4,7 +4,7 @@ The reference implementation publishes box AP 37.4 on val2017 for these settings
 faster_rcnn_r50_fpn_1x_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import faster_rcnn
+from jaxdet.configs.base import faster_rcnn
 from jaxdet.experiment import Experiment
 
 

@@ -4,7 +4,7 @@ torchvision publishes box AP 46.7 on val2017 for its weights of this model, fast
 which were trained longer and with stronger augmentation; nobody has trained this one on COCO yet.
 """
 
-from configs.base import rcnn_v2
+from jaxdet.configs.base import rcnn_v2
 from jaxdet.experiment import Experiment
 
 

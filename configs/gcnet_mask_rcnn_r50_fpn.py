@@ -5,7 +5,7 @@ zoo, mask_rcnn_r50_fpn_r4_gcb_c3-c5_1x_coco), and 40.7 and 36.5 with ``model.bac
 trained this one on COCO yet.
 """
 
-from configs.base import mask_rcnn, with_backbone
+from jaxdet.configs.base import mask_rcnn, with_backbone
 from jaxdet.experiment import Experiment
 
 

@@ -5,7 +5,7 @@ of 37.5, 1.0 more than without (Table V), is that of ``configs/tables/groie_tabl
 of its time.
 """
 
-from configs.base import faster_rcnn, first_groie
+from jaxdet.configs.base import faster_rcnn, first_groie
 from jaxdet.experiment import Experiment
 
 

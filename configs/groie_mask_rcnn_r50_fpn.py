@@ -5,7 +5,7 @@ and mask AP 35.8 (R3-CNN Table 4, row 4); nobody has trained this one on COCO ye
 has other settings: ``configs/tables/groie_table5.py:mask_groie``.
 """
 
-from configs.base import first_groie, mask_rcnn
+from jaxdet.configs.base import first_groie, mask_rcnn
 from jaxdet.experiment import Experiment
 
 

@@ -4,7 +4,7 @@ Boxes read all levels: 7x7 convolution, sum, 7x7 non-local block.  Published: bo
 (Table 10); nobody has trained this one on COCO yet.
 """
 
-from configs.base import best_groie, faster_rcnn
+from jaxdet.configs.base import best_groie, faster_rcnn
 from jaxdet.experiment import Experiment
 
 

@@ -4,7 +4,7 @@ The papers of R3-CNN and SBR-CNN compare with it: box AP 41.7, mask AP 36.9 (SBR
 trained this one on COCO yet.
 """
 
-from configs.base import htc
+from jaxdet.configs.base import htc
 from jaxdet.experiment import Experiment
 
 

@@ -5,7 +5,7 @@ it sees to their crops.  The reference implementation publishes box AP 42.3 and 
 settings (mmdetection's model zoo, htc_r50_fpn_1x_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import htc
+from jaxdet.configs.base import htc
 from jaxdet.experiment import Experiment
 
 

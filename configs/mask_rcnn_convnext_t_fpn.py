@@ -7,7 +7,7 @@ is three times as long; nobody has trained this one on COCO yet.
 import dataclasses
 from typing import Any
 
-from configs.base import mask_rcnn
+from jaxdet.configs.base import mask_rcnn
 from jaxdet.experiment import Experiment, Optimizer
 from jaxdet.nn.backbones.convnext import ConvNeXt
 

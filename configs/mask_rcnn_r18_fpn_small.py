@@ -5,7 +5,7 @@ Start it from ImageNet weights (``run.init_from=FILE``) and name the data by ove
 channels; anchors are half as large, because the objects are.
 """
 
-from configs.base import coco
+from jaxdet.configs.base import coco
 from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
 from jaxdet.models.dense import rpn
 from jaxdet.models.parts.masks import MaskPrediction

@@ -4,7 +4,7 @@ The reference implementation publishes box AP 38.2 and mask AP 34.7 on val2017 f
 model zoo, mask_rcnn_r50_fpn_1x_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import mask_rcnn
+from jaxdet.configs.base import mask_rcnn
 from jaxdet.experiment import Experiment
 
 

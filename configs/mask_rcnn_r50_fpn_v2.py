@@ -4,7 +4,7 @@ torchvision publishes box AP 47.4 and mask AP 41.8 on val2017 for its weights of
 which were trained longer and with stronger augmentation; nobody has trained this one on COCO yet.
 """
 
-from configs.base import rcnn_v2
+from jaxdet.configs.base import rcnn_v2
 from jaxdet.experiment import Experiment
 
 

@@ -4,7 +4,7 @@ The reference implementation publishes box AP 41.9 and mask AP 37.5 on val2017 f
 zoo, mask_rcnn_x101_32x4d_fpn_1x_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import mask_rcnn, resnext101
+from jaxdet.configs.base import mask_rcnn, resnext101
 from jaxdet.experiment import Experiment
 
 

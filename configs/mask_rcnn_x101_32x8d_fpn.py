@@ -5,7 +5,7 @@ are not trained.  torchvision's weights of the same network want RGB and the num
 ``model.normalization.channels=rgb``, ``.mean`` and ``.std``.  Nobody has trained this one on COCO yet.
 """
 
-from configs.base import mask_rcnn, resnext101
+from jaxdet.configs.base import mask_rcnn, resnext101
 from jaxdet.experiment import Experiment
 
 

@@ -4,8 +4,8 @@ A mixture; nobody has trained it.  Refined are the boxes of the last stage, by t
 Phases and commands are as in configs/mr_rcnn_r50_fpn.py.
 """
 
-from configs.base import cascade_mask_rcnn
-from configs.refined import refined
+from jaxdet.configs.base import cascade_mask_rcnn
+from jaxdet.configs.refined import refined
 from jaxdet.experiment import Experiment
 
 

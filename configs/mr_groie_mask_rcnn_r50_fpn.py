@@ -4,8 +4,8 @@ A mixture; nobody has trained it.  GRoIE's own layers start afresh in the second
 Phases and commands are as in configs/mr_rcnn_r50_fpn.py.
 """
 
-from configs.base import best_groie, mask_rcnn
-from configs.refined import refined
+from jaxdet.configs.base import best_groie, mask_rcnn
+from jaxdet.configs.refined import refined
 from jaxdet.experiment import Experiment
 
 

@@ -4,8 +4,8 @@ A mixture; nobody has trained it.  The 10 parameters of the boundary refinement 
 Phases and commands are as in configs/mr_rcnn_r50_fpn.py.
 """
 
-from configs.base import mask_rcnn
-from configs.refined import refined
+from jaxdet.configs.base import mask_rcnn
+from jaxdet.configs.refined import refined
 from jaxdet.experiment import Experiment
 from jaxdet.models.parts.boundaries import BoundaryRefinement
 

@@ -6,8 +6,8 @@ trained this one on COCO yet.
 
 from functools import partial
 
-from configs.base import mask_rcnn
-from configs.refined import refined
+from jaxdet.configs.base import mask_rcnn
+from jaxdet.configs.refined import refined
 from jaxdet.experiment import Experiment
 
 

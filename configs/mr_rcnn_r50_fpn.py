@@ -12,8 +12,8 @@ The second alone, from a Mask R-CNN that is trained already, of jaxdet, mmdetect
     python train.py --config configs/mr_rcnn_r50_fpn.py --workdir runs/mr_rcnn run.init_from=runs/mask_rcnn
 """
 
-from configs.base import mask_rcnn
-from configs.refined import refined
+from jaxdet.configs.base import mask_rcnn
+from jaxdet.configs.refined import refined
 from jaxdet.experiment import Experiment
 
 

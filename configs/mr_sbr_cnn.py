@@ -4,8 +4,8 @@ A mixture; nobody has trained it.  The head that rates masks rates the refined o
 Phases and commands are as in configs/mr_rcnn_r50_fpn.py.
 """
 
-from configs.refined import refined
-from configs.sbr_cnn import get_config as sbr_cnn
+from jaxdet.configs.refined import refined
+from jaxdet.configs.sbr_cnn import get_config as sbr_cnn
 from jaxdet.experiment import Experiment
 
 

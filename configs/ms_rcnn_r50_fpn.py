@@ -5,7 +5,7 @@ publishes box AP 38.2 and mask AP 36.0 on val2017, with a caffe-style backbone (
 ms_rcnn_r50_caffe_fpn_1x_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import mask_rcnn
+from jaxdet.configs.base import mask_rcnn
 from jaxdet.experiment import Experiment
 from jaxdet.nn.heads.trunk import FC2
 

@@ -4,7 +4,7 @@ Published: box AP 40.9, mask AP 37.2 (SBR-CNN, Table 2 row 4); nobody has traine
 model has a second head for the last step; that and every other row of the papers' tables is in ``configs/tables/``.
 """
 
-from configs.base import r3_cnn
+from jaxdet.configs.base import r3_cnn
 from jaxdet.experiment import Experiment
 
 

@@ -8,7 +8,7 @@ masks: the refinement is trained along with the rest, to which it sends no gradi
 
 from typing import Any
 
-from configs.base import THIRDS, coco
+from jaxdet.configs.base import THIRDS, coco
 from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
 from jaxdet.models.dense import DenseDetector, Selection
 from jaxdet.models.one_stage import OneStage

@@ -4,7 +4,7 @@ The authors report box AP 36.8 and mask AP 32.1 on val2017 for these settings (R
 rdsnet_r50_fpn_1x); nobody has trained this one on COCO yet.
 """
 
-from configs.base import rdsnet
+from jaxdet.configs.base import rdsnet
 from jaxdet.experiment import Experiment
 
 

@@ -11,7 +11,7 @@ The refinement has 10 parameters, which start at the published values.  To train
         optimizer.lr=0.01 optimizer.weight_decay=0
 """
 
-from configs.base import rdsnet
+from jaxdet.configs.base import rdsnet
 from jaxdet.experiment import Experiment
 
 

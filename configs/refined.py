@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from configs.base import Extractor
+from jaxdet.configs.base import Extractor
 from jaxdet.experiment import Experiment, Optimizer, Phase, Run, Schedule
 from jaxdet.models.parts.part import Part
 from jaxdet.models.parts.refine import Refine

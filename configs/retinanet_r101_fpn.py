@@ -4,7 +4,7 @@ The reference implementation publishes box AP 38.5 on val2017 for these settings
 retinanet_r101_fpn_1x_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import retinanet
+from jaxdet.configs.base import retinanet
 from jaxdet.experiment import Experiment
 
 

@@ -4,7 +4,7 @@ R3-CNN's loop, convolutions in place of fully connected layers, a mask IoU branc
 head.  Published: box AP 42.0, mask AP 39.2 (Table 11 row 4); nobody has trained this one on COCO yet.
 """
 
-from configs.base import best_groie, fcc, r3_cnn
+from jaxdet.configs.base import best_groie, fcc, r3_cnn
 from jaxdet.experiment import Experiment
 
 

@@ -5,7 +5,7 @@ heads, anchors half as large.  The FCC trunks keep the paper's ratio to the pyra
 out as in ``configs/demo.py``: the non-local blocks, the third stage in training, GRoIE's 7x7 kernels.
 """
 
-from configs.base import coco
+from jaxdet.configs.base import coco
 from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
 from jaxdet.models.dense import rpn
 from jaxdet.models.parts.masks import MaskPrediction, MaskScoring

@@ -4,7 +4,7 @@ The reference implementation publishes mask AP 29.0 on val2017 for these setting
 yolact_r50_1x8_coco); nobody has trained this one on COCO yet.
 """
 
-from configs.base import yolact
+from jaxdet.configs.base import yolact
 from jaxdet.experiment import Experiment
 
 

@@ -1,11 +1,13 @@
 """jaxdet: instance segmentation in JAX.
 
-Three verbs, and what loads a checkpoint once for several of them::
+Three verbs, what loads a checkpoint once for several of them, and the models by name::
 
     jaxdet.train(config, workdir="runs/mine")
     jaxdet.evaluate("runs/mine")
     jaxdet.predict("runs/mine", "photo.jpg")
     model = jaxdet.load("runs/mine")
+    jaxdet.list_models("mask_rcnn*")
+    jaxdet.build("mask_rcnn_r50_fpn", num_classes=3)
 
 Nothing else is imported until one of them is used.
 """
@@ -18,17 +20,20 @@ if TYPE_CHECKING:
     from jaxdet.prediction import predict
     from jaxdet.trained import load
     from jaxdet.training import train
+    from jaxdet.zoo import build, list_models
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "build": ("jaxdet.zoo", "build"),
     "evaluate": ("jaxdet.evaluation.evaluate", "evaluate_checkpoint"),
+    "list_models": ("jaxdet.zoo", "list_models"),
     "load": ("jaxdet.trained", "load"),
     "predict": ("jaxdet.prediction", "predict"),
     "train": ("jaxdet.training", "train"),
 }
 
-__all__ = ["__version__", "evaluate", "load", "predict", "train"]
+__all__ = ["__version__", "build", "evaluate", "list_models", "load", "predict", "train"]
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -42,7 +41,9 @@ class Trained:
         names = [category.name for category in self.categories]
         named = f" ({', '.join([*names[:3], *(['...'] if len(names) > 3 else [])])})" if names else ""
         model = type(self.experiment.model).__name__
-        return f"<Trained: {model} of {values:,} values, {len(names)} categories{named}, step {self.step}>"
+        size = sum(np.size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.variables)) / 1e6
+        what = f"{model} of {values:,} values ({size:,.0f} MB)"
+        return f"<Trained: {what}, {len(names)} categories{named}, step {self.step}>"
 
 
 Checkpoint: TypeAlias = str | PathLike[str] | Trained
@@ -113,20 +114,7 @@ def _config_of(weights: PublicWeights) -> Experiment:
     if not weights.config:
         raise ValueError(f"{weights.name}: expected weights of a detector, got a backbone: start from it, as in "
                          f"run.init_from={weights.name}")  # fmt: skip
-    checkout = Path(__file__).parents[1]
-    file = checkout / "configs" / f"{weights.config}.py"
-    if not file.is_file():
-        raise ValueError(
-            f"{weights.name}: expected {file.name} in {file.parent}, which a checkout of jaxdet has and the installed "
-            "package has not: use a checkout, or give a config of your own (config=..., or --config FILE)"
-        )
-    # Config files import their neighbours, wherever the program was started.
-    sys.path.insert(0, str(checkout))
-    try:
-        experiment = as_experiment(load_config(file))
-    finally:
-        sys.path.remove(str(checkout))
-    return override(experiment, weights.settings)
+    return override(as_experiment(load_config(weights.config)), weights.settings)
 
 
 def _from_file(path: str | PathLike[str], experiment: Experiment) -> Trained:

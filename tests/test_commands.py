@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxdet.commands import VERBS
 from jaxdet.config import load_config, override
 from tests.test_documents import BLOCK, DOCUMENTS, ROOT, all_configs, document_id, load, new_files, spans
 
@@ -45,8 +46,8 @@ def commands(lines: Iterator[str]) -> list[list[str]]:
     """The words of each command that starts python; what stands in brackets may be left out, and is taken here."""
     found = []
     for line in lines:
-        if re.search(r"(^\s*|: )(\w+=\S+ )*python (-m \w|\S+\.py)", line):
-            text = line[line.index("python ") :].replace("[KEY=VALUE ...]", "").replace(" ...", "")
+        if re.search(r"(^\s*|: )(\w+=\S+ )*(python (-m \w|\S+\.py)|jaxdet [a-z])", line):
+            text = re.sub(r"^.*?\b(python|jaxdet) ", r"\1 ", line).replace("[KEY=VALUE ...]", "").replace(" ...", "")
             words = shlex.split(re.sub(r"[][]", "", text), comments=True)
             found.append([PLACEHOLDERS.get(word, word) for word in words])
     return found
@@ -92,6 +93,12 @@ def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
 
 def fault_of(command: list[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
     """What is wrong with a command, as far as can be said without its data; None if nothing is."""
+    if command[0] == "jaxdet":
+        verb = next((verb for verb in VERBS if tuple(command[1 : 1 + len(verb)]) == verb), None)
+        if verb is None:
+            return f"jaxdet has no {command[1]}"
+        arguments = command[1 + len(verb) :]
+        return parse(VERBS[verb][0], arguments, monkeypatch) or fault_of_settings(arguments)
     name, arguments = (command[2], command[3:]) if command[1] == "-m" else (command[1], command[2:])
     if name.split(".")[0] not in OWN:  # another project's
         return None
@@ -114,7 +121,8 @@ def fault_of_settings(arguments: list[str]) -> str | None:
     if named is None:
         configs = [load("configs/demo.py"), *([] if "runs/demo" in arguments else all_configs())]
     else:
-        configs = [load(named) if named.startswith("configs/") else load_config(str(ROOT / named))]
+        own = named.endswith(".py") and not named.startswith("configs/")
+        configs = [load_config(str(ROOT / named)) if own else load(named)]
     for config in configs:
         try:
             override(config, settings)
@@ -132,7 +140,7 @@ def test_commands_are_taken(source: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_commands_of_the_programs_are_found() -> None:
     documents, programs = (
         ("README.md", "docs/RUNNING.md"),
-        ("train.py", "eval.py", "predict.py", "jaxdet/data/check.py"),
+        ("jaxdet/commands/train.py", "jaxdet/commands/eval.py", "jaxdet/commands/predict.py", "jaxdet/data/check.py"),
     )
     assert {*documents, *programs} <= set(COMMANDS)
 
@@ -149,6 +157,8 @@ def test_the_commands_of_the_programs_are_found() -> None:
         ("python train.py --config configs/demo.py data.nothing=1", "unknown key 'data.nothing'"),
         ("python train.py --config configs/demo.py --num-processes 2.5", "invalid int value"),
         ("python -m jaxdet.data.scenes OUT --trian 1000", "unrecognized arguments"),
+        ("jaxdet predict --checkpoint runs/demo --nothing a.jpg", "unrecognized arguments: --nothing"),
+        ("jaxdet fit", "jaxdet has no fit"),
         ("python -m tools.nothing", "there is no tools.nothing"),
     ],
 )

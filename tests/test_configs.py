@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxdet.config import check, config_name, from_data, load_config, to_data
+from jaxdet.config import check, config_name, config_names, from_data, load_config, to_data
 from jaxdet.experiment import Experiment
 from jaxdet.models.dense import DenseDetector
 from jaxdet.models.detector import Detector
@@ -24,8 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def names() -> Iterator[str]:
-    paths = sorted((ROOT / "configs").glob("*.py"))
-    yield from (f"configs/{path.name}" for path in paths if path.stem not in zoo.NO_MODELS)
+    yield from (f"configs/{name}.py" for name in config_names())
     for table, module in zoo.tables():
         yield from (f"configs/tables/{table}.py:{row}" for row in module.ROWS)
 

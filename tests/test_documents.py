@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 import jaxdet
-from jaxdet.config import load_config, override
+from jaxdet.config import config_names, load_config, override
 from jaxdet.config.tree import walk
-from tools.zoo import NO_MODELS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "ADD_A_MODEL.md"
@@ -142,15 +141,13 @@ def test_modules_and_objects_that_are_named_exist(document: Path) -> None:
 
 @functools.cache
 def load(config: str) -> Any:
-    file, colon, row = str(ROOT / config).partition(":")
-    return load_config(f"{file}{colon}{row}")
+    """By its file from the root of the repository, or by its name."""
+    return load_config(f"{ROOT}/{config}" if ".py" in config else config)
 
 
 @functools.cache
 def all_configs() -> tuple[Any, ...]:
-    return tuple(
-        load(str(path.relative_to(ROOT))) for path in sorted(ROOT.glob("configs/*.py")) if path.stem not in NO_MODELS
-    )
+    return tuple(load(f"configs/{name}.py") for name in config_names())
 
 
 def accepted(settings: list[str]) -> bool:

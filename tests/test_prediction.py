@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eval as eval_script
 import jaxdet
-import predict as predict_script
 from jaxdet import prediction
 from jaxdet.checkpoints.names.mmdet import to_mmdet
 from jaxdet.checkpoints.store import CheckpointStore
+from jaxdet.commands import eval as eval_script
+from jaxdet.commands import predict as predict_script
 from jaxdet.config import to_data
 from jaxdet.data import Category, CocoFolder, Data, load_image, single_batch, write_scenes
 from jaxdet.data.scenes.write import cached_scenes

@@ -8,7 +8,6 @@ Times are kept in docs/zoo_times.json with their dates; those measured in anothe
 """
 
 import argparse
-import ast
 import importlib
 import json
 import re
@@ -20,7 +19,7 @@ from typing import Any
 
 from benchmarks.measure import machine
 from benchmarks.programs import relative_times
-from jaxdet.config import load_config
+from jaxdet.config import config_names, config_text, load_config
 from jaxdet.experiment import Experiment
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.runtime.files import write_json, write_text
@@ -33,8 +32,6 @@ TIMES = ROOT / "docs" / "zoo_times.json"
 BASE = "mask_rcnn_r50_fpn"
 SIDE = 800  #: short side of the images of the models that are timed, pixels
 MISSING = "missing"
-NO_MODELS, NO_TABLE = ("base", "refined"), ("rows",)
-"""Files in configs/ and in configs/tables/ that others share, and that have no model of their own."""
 
 HEAD = """# Model zoo
 
@@ -80,11 +77,10 @@ class Entry:
 
 def configs() -> Iterator[Entry]:
     """The configs outside the tables."""
-    for path in sorted((ROOT / "configs").glob("*.py")):
-        if path.stem not in NO_MODELS:
-            what, *more = _paragraphs(ast.get_docstring(ast.parse(path.read_text())))
-            experiment: Experiment = load_config(path)
-            yield Entry(path.stem, what.rstrip("."), experiment, *_published(" ".join(more)))
+    for name in config_names():
+        what, *more = _paragraphs(config_text(name))
+        experiment: Experiment = load_config(name)
+        yield Entry(name, what.rstrip("."), experiment, *_published(" ".join(more)))
 
 
 def _published(text: str) -> tuple[float | None, float | None]:
@@ -96,9 +92,8 @@ def _published(text: str) -> tuple[float | None, float | None]:
 
 def tables() -> Iterator[tuple[str, Any]]:
     """Name and module of each table file, by paper and number."""
-    names = [path.stem for path in (ROOT / "configs" / "tables").glob("*.py") if path.stem not in NO_TABLE]
-    for name in sorted(names, key=lambda name: (name.split("_")[0], len(name), name)):
-        yield name, importlib.import_module(f"configs.tables.{name}")
+    for name in sorted(config_names("tables"), key=lambda name: (name.split("_")[0], len(name), name)):
+        yield name, importlib.import_module(f"jaxdet.configs.tables.{name}")
 
 
 def models() -> dict[Any, Entry]:
@@ -114,8 +109,7 @@ def models() -> dict[Any, Entry]:
 
 def find(name: str) -> Experiment:
     """The experiment of a config or of ``table:row``."""
-    file, _, row = name.partition(":")
-    experiment: Experiment = load_config(f"{ROOT}/configs/{'tables/' if row else ''}{file}.py{':' if row else ''}{row}")
+    experiment: Experiment = load_config(name)
     return experiment
 
 

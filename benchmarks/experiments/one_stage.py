@@ -25,8 +25,8 @@ from pycocotools import mask as coco_mask
 import jaxdet
 from benchmarks.experiments import small_one_stage
 from benchmarks.measure import markdown
-from configs import demo
 from jaxdet.config import override
+from jaxdet.configs import demo
 from jaxdet.data import Source, open_source
 from jaxdet.evaluation.evaluate import detect_all, score_all
 from jaxdet.evaluation.results import Result

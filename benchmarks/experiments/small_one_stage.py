@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from configs import demo
-from configs.base import THIRDS
+from jaxdet.configs import demo
+from jaxdet.configs.base import THIRDS
 from jaxdet.experiment import Experiment
 from jaxdet.models.dense import DenseDetector, Selection
 from jaxdet.models.one_stage import OneStage

@@ -20,8 +20,8 @@ where the json lies in the folder of the scenes (``~/.cache/jaxdet``).
 import dataclasses
 from typing import Any
 
-from configs import demo
-from configs.refined import refined
+from jaxdet.configs import demo
+from jaxdet.configs.refined import refined
 from jaxdet.data.settings import Scenes
 from jaxdet.experiment import Experiment, Optimizer, Phase, Schedule
 from jaxdet.models.parts.masks import MaskPrediction

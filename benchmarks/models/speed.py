@@ -3,7 +3,7 @@
     python -m benchmarks.models.speed                                    # Mask R-CNN, R3-CNN, SBR-CNN at 1333x800
     python -m benchmarks.models.speed --configs demo --image 128 128 --batch 4
     python -m benchmarks.models.speed --dtype bfloat16 --batch 4         # an accelerator
-    python -m benchmarks.models.speed --configs mask_rcnn_r50_fpn yolact_r50_fpn@550x550 tables/rds_table2:masks_800
+    python -m benchmarks.models.speed --configs mask_rcnn_r50_fpn yolact_r50_fpn@550x550 rds_table2:masks_800
 
 How the models are fed: `benchmarks.programs`.  Floor: `benchmarks.measure.program_cost`.
 """

@@ -1,6 +1,6 @@
 """GRoIE (Rossi et al. 2020), Table I: which level of the pyramid a box reads.  Faster R-CNN."""
 
-from configs.tables.rows import GROIE_FASTER, by_name, groie_row
+from jaxdet.configs.tables.rows import GROIE_FASTER, by_name, groie_row
 from jaxdet.nn.extractors.groie import GRoIE
 
 ROWS = {

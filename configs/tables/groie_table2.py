@@ -1,6 +1,6 @@
 """GRoIE (Rossi et al. 2020), Table II: how levels are combined.  Faster R-CNN."""
 
-from configs.tables.rows import GROIE_FASTER, by_name, groie_row
+from jaxdet.configs.tables.rows import GROIE_FASTER, by_name, groie_row
 from jaxdet.nn.extractors.groie import ConvReLU, GRoIE
 
 ROWS = {

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from configs.tables.rows import GROIE_FASTER, Row, by_name, groie_row
+from jaxdet.configs.tables.rows import GROIE_FASTER, Row, by_name, groie_row
 from jaxdet.nn.blocks.attention import Attention
 from jaxdet.nn.blocks.context import NonLocal
 from jaxdet.nn.extractors.groie import ConvReLU, GRoIE

@@ -5,7 +5,7 @@ Published AP is that of the list beside the authors' configs; of the paper's tab
 
 import flax.linen as nn
 
-from configs.tables.rows import GROIE_FASTER, Row, by_name, groie_row
+from jaxdet.configs.tables.rows import GROIE_FASTER, Row, by_name, groie_row
 from jaxdet.nn.blocks.attention import Attention
 from jaxdet.nn.blocks.context import NonLocal
 from jaxdet.nn.extractors.groie import ConvReLU, GRoIE

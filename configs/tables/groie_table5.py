@@ -3,8 +3,8 @@
 Left out are the rows of Grid R-CNN, whose parts are not in jaxdet yet.
 """
 
-from configs.base import first_groie
-from configs.tables.rows import (
+from jaxdet.configs.base import first_groie
+from jaxdet.configs.tables.rows import (
     BACKGROUND_BOXES,
     BACKGROUND_MASKS,
     GROIE_FASTER,

@@ -3,7 +3,7 @@
 The paper does not say which deformable convolutions it has; these are the first version, in C3 to C5.
 """
 
-from configs.tables.rows import by_name, mr_baselines, mr_rows
+from jaxdet.configs.tables.rows import by_name, mr_baselines, mr_rows
 
 ROWS = {
     **mr_baselines({"r50": (38.0, 34.6), "r101": (40.2, 36.2), "x101": (42.6, 38.3)}),

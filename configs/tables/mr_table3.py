@@ -3,8 +3,8 @@
 Each row is trained so.
 """
 
-from configs.tables.mr_table1 import ROWS as TABLE_1
-from configs.tables.rows import by_name, mr_rows
+from jaxdet.configs.tables.mr_table1 import ROWS as TABLE_1
+from jaxdet.configs.tables.rows import by_name, mr_rows
 
 ROWS = {
     **{name: row for name, row in TABLE_1.items() if name.startswith("mask_")},

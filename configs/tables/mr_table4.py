@@ -7,7 +7,7 @@ Read as switches at test on one trained model, since the row of Table 5 without 
 A model that is trained by such a row does not train what the row leaves out.
 """
 
-from configs.tables.rows import by_name, mr_rows
+from jaxdet.configs.tables.rows import by_name, mr_rows
 
 ROWS = {
     **mr_rows("CLS", "cls", {"r50": (38.3, 35.0), "r101": (40.4, 36.8), "x101": (42.7, 38.6)}, boxes="base"),

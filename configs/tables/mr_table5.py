@@ -3,7 +3,7 @@
 python eval.py --checkpoint runs/mr_rcnn --config configs/tables/mr_table5.py:alpha_02
 """
 
-from configs.tables.rows import Row, by_name, mr_rcnn
+from jaxdet.configs.tables.rows import Row, by_name, mr_rcnn
 
 AP = {0.0: (39.1, 35.1), 0.1: (39.3, 35.2), 0.2: (39.3, 35.2), 0.5: (39.5, 35.4), 1.0: (39.5, 35.4)} | {
     2.0: (39.5, 35.4),

@@ -4,8 +4,8 @@ In the code that made R3-CNN's tables the mask branch of step t does not look t 
 (``mask_passes="head"``); SBR-CNN's code does, which is why the same model has a higher mask AP there.
 """
 
-from configs.base import fcc, htc, mask_rcnn, r3_cnn
-from configs.tables.rows import HTC, MASK_RCNN, R3_ADVANCED, R3_NAIVE, Row, by_name
+from jaxdet.configs.base import fcc, htc, mask_rcnn, r3_cnn
+from jaxdet.configs.tables.rows import HTC, MASK_RCNN, R3_ADVANCED, R3_NAIVE, Row, by_name
 
 ROWS = {
     "row_1": Row("Mask R-CNN", mask_rcnn(), 38.2, 34.7, "44,170 K", MASK_RCNN),

@@ -1,7 +1,7 @@
 """R3-CNN (Rossi et al. 2021), Table 2: so many loops at test.  Rows 2 to 6 are one trained model, row 4 of Table 1."""
 
-from configs.base import mask_rcnn, r3_cnn
-from configs.tables.rows import MASK_RCNN, R3_NAIVE, Row, by_name
+from jaxdet.configs.base import mask_rcnn, r3_cnn
+from jaxdet.configs.tables.rows import MASK_RCNN, R3_NAIVE, Row, by_name
 
 
 def make_row(loops: int, box_ap: float, mask_ap: float) -> Row:

@@ -6,8 +6,8 @@
 import dataclasses
 import functools
 
-from configs.base import fcc, first_groie, htc, mask_rcnn, r3_cnn
-from configs.tables.rows import (
+from jaxdet.configs.base import fcc, first_groie, htc, mask_rcnn, r3_cnn
+from jaxdet.configs.tables.rows import (
     DCN_HTC,
     DCN_MASK,
     GCNET_HTC,

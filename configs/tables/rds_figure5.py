@@ -4,9 +4,9 @@ The figure shows curves and no numbers.  The refinement of each reach, but for t
 rdsnet_refine_r50_fpn says.  ResNet-101, images of 600 pixels.
 """
 
-from configs.base import rdsnet
-from configs.tables.rds_table2 import small
-from configs.tables.rows import Row, by_name
+from jaxdet.configs.base import rdsnet
+from jaxdet.configs.tables.rds_table2 import small
+from jaxdet.configs.tables.rows import Row, by_name
 
 ROWS = {
     **{

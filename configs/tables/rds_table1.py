@@ -3,8 +3,8 @@
 FCIS and TensorMask, with which the table begins and ends, are not in jaxdet.
 """
 
-from configs.base import mask_rcnn, rdsnet, yolact
-from configs.tables.rows import RDSNET_R101, Row, by_name, deeper, rdsnet_s
+from jaxdet.configs.base import mask_rcnn, rdsnet, yolact
+from jaxdet.configs.tables.rows import RDSNET_R101, Row, by_name, deeper, rdsnet_s
 from jaxdet.data.settings import ShortSide
 from jaxdet.nn.heads.trunk import FC2
 

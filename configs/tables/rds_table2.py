@@ -5,8 +5,8 @@ All with ResNet-101, images of 600 and of 800 pixels.
 
 import dataclasses
 
-from configs.base import rdsnet, retinanet
-from configs.tables.rows import RDSNET_R101, RDSNET_REFINE_R101, RETINANET_R101, Row, by_name
+from jaxdet.configs.base import rdsnet, retinanet
+from jaxdet.configs.tables.rows import RDSNET_R101, RDSNET_REFINE_R101, RETINANET_R101, Row, by_name
 from jaxdet.experiment import Experiment
 
 

@@ -4,7 +4,7 @@ Boxes that cut masks are expanded in training (TE) and in inference (IE); OHEM c
 alone.  Tick marks of the table are read together with section 4.2 of the paper, which compares rows 2, 3, 5 and 7.
 """
 
-from configs.tables.rows import Row, by_name, rdsnet_s
+from jaxdet.configs.tables.rows import Row, by_name, rdsnet_s
 
 
 def row(what: str, mask_ap: float, *, train: float = 1.0, test: float = 1.0, ohem: bool = False) -> Row:

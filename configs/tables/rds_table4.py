@@ -3,9 +3,9 @@
 ResNet-101, images of 600 pixels.
 """
 
-from configs.base import rdsnet
-from configs.tables.rds_table2 import small
-from configs.tables.rows import RDSNET_REFINE_R101, Row, by_name
+from jaxdet.configs.base import rdsnet
+from jaxdet.configs.tables.rds_table2 import small
+from jaxdet.configs.tables.rows import RDSNET_REFINE_R101, Row, by_name
 
 ROWS = {
     "baseline": Row(

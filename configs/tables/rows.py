@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
-from configs.base import (
+from jaxdet.configs.base import (
     box_branch,
     cascade_rpn,
     coco,
@@ -25,7 +25,7 @@ from configs.base import (
     with_backbone,
     yolact,
 )
-from configs.refined import refined
+from jaxdet.configs.refined import refined
 from jaxdet.experiment import Experiment, Optimizer, Schedule
 from jaxdet.models.parts.instances import InstanceMasks, PixelClasses
 from jaxdet.nn.extractors.single_level import SingleLevel

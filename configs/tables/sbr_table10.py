@@ -1,7 +1,7 @@
 """SBR-CNN (Rossi et al. 2022), Table 10: GRoIE of the best parts of Tables 8 and 9.  Faster R-CNN."""
 
-from configs.base import best_groie, faster_rcnn
-from configs.tables.rows import FASTER_RCNN, Row, by_name
+from jaxdet.configs.base import best_groie, faster_rcnn
+from jaxdet.configs.tables.rows import FASTER_RCNN, Row, by_name
 
 ROWS = {
     "baseline": Row("Faster R-CNN", faster_rcnn(), 37.4, params=FASTER_RCNN),

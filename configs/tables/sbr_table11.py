@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 
-from configs.base import best_groie, condinst, fcc, htc, r3_cnn
-from configs.tables.rows import (
+from jaxdet.configs.base import best_groie, condinst, fcc, htc, r3_cnn
+from jaxdet.configs.tables.rows import (
     CONDINST,
     DCN_HTC,
     DCN_MASK,

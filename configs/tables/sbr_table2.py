@@ -1,7 +1,7 @@
 """SBR-CNN (Rossi et al. 2022), Table 2: R3-CNN beside Mask R-CNN and HTC."""
 
-from configs.base import htc, mask_rcnn, r3_cnn
-from configs.tables.rows import HTC, MASK_RCNN, R3_DEEPER, R3_NAIVE, Row, by_name
+from jaxdet.configs.base import htc, mask_rcnn, r3_cnn
+from jaxdet.configs.tables.rows import HTC, MASK_RCNN, R3_DEEPER, R3_NAIVE, Row, by_name
 
 ROWS = {
     "row_1": Row("Mask R-CNN", mask_rcnn(), 38.2, 34.7, "44,170 K", MASK_RCNN),

@@ -1,7 +1,7 @@
 """SBR-CNN (Rossi et al. 2022), Table 5: which of two heads works at which step."""
 
-from configs.base import htc, r3_cnn
-from configs.tables.rows import HTC, R3_DEEPER, Row, by_name
+from jaxdet.configs.base import htc, r3_cnn
+from jaxdet.configs.tables.rows import HTC, R3_DEEPER, Row, by_name
 
 FOUR = (1.0, 0.75, 0.5, 0.4)  # the weights of four steps; Tables 6 and 7 have others
 

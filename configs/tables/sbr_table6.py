@@ -1,7 +1,7 @@
 """SBR-CNN (Rossi et al. 2022), Table 6: convolutions (L2C) and non-local blocks (NLb, NLa) in the box head."""
 
-from configs.base import CASCADE_STDS, fcc, htc, r3_cnn
-from configs.tables.rows import HTC, R3_DEEPER, R3_NAIVE, Row, by_name
+from jaxdet.configs.base import CASCADE_STDS, fcc, htc, r3_cnn
+from jaxdet.configs.tables.rows import HTC, R3_DEEPER, R3_NAIVE, Row, by_name
 
 ROWS = {
     "row_1": Row("HTC", htc(), 41.7, 36.9, "77.2M", HTC),

@@ -4,8 +4,8 @@ The parameters printed in rows 3, 4, 6 and 7 are not those of the models in the 
 box head of Table 6 row 5.  Rows ``..._square`` are these; nobody has published their AP.
 """
 
-from configs.base import Trunk, fcc, htc, r3_cnn
-from configs.tables.rows import HTC, R3_ADVANCED, Row, by_name
+from jaxdet.configs.base import Trunk, fcc, htc, r3_cnn
+from jaxdet.configs.tables.rows import HTC, R3_ADVANCED, Row, by_name
 from jaxdet.nn.heads.trunk import FC2
 
 SCORES: dict[str, Trunk] = {

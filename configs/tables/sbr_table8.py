@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 
-from configs.base import faster_rcnn
-from configs.tables.rows import FASTER_RCNN, Row, by_name
+from jaxdet.configs.base import faster_rcnn
+from jaxdet.configs.tables.rows import FASTER_RCNN, Row, by_name
 from jaxdet.nn.blocks.context import NonLocal
 from jaxdet.nn.extractors.groie import ConvReLU, GRoIE, RectangularReLU
 

@@ -10,13 +10,15 @@ names, which a checkpoint from a stranger must not be able to do.  Type checks t
 """
 
 from jaxdet.config.data import differences, from_data, print_config, to_data, to_text
-from jaxdet.config.load import config_name, load_config
+from jaxdet.config.load import config_name, config_names, config_text, load_config
 from jaxdet.config.override import override
 from jaxdet.config.tree import check
 
 __all__ = [
     "check",
     "config_name",
+    "config_names",
+    "config_text",
     "differences",
     "from_data",
     "load_config",

@@ -284,7 +284,7 @@ MODELS = {
 @pytest.mark.parametrize("model", MODELS)
 def test_every_reference_name_fills_the_model_and_returns_unchanged(model):
     state, (config, parameters) = reference_state(model), MODELS[model]
-    net = importlib.import_module(f"configs.{config}").get_config().model
+    net = importlib.import_module(f"jaxdet.configs.{config}").get_config().model
     batch = Batch(
         image=np.zeros((1, 64, 64, 3), np.uint8),
         true_hw=np.full((1, 2), 64, np.float32),

@@ -170,8 +170,8 @@ def test_folded_norms_change_nothing_but_add_the_bias():
 
 
 def test_settings_are_those_of_the_model():
-    from configs.mask_rcnn_r50_fpn import get_config
     from jaxdet.config import override
+    from jaxdet.configs.mask_rcnn_r50_fpn import get_config
 
     model = override(get_config().model, SETTINGS)
     assert model == override(get_config(), SETTINGS).model  # as one gives them on the command line

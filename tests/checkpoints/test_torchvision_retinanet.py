@@ -74,7 +74,7 @@ def variables_of(model):
 
 @pytest.fixture(scope="module")
 def config():
-    return importlib.import_module("configs.retinanet_r50_fpn").get_config()
+    return importlib.import_module("jaxdet.configs.retinanet_r50_fpn").get_config()
 
 
 @pytest.mark.parametrize("new", [True, False])

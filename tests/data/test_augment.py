@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from configs.base import condinst, yolact
 from jaxdet.config import override
+from jaxdet.configs.base import condinst, yolact
 from jaxdet.data import (
     Annotation,
     Data,

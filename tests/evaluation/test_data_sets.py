@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eval as eval_script
+from jaxdet.commands import eval as eval_script
 from jaxdet.data import CocoFolder, Data, Source, open_source
 from jaxdet.evaluation import evaluate
 from jaxdet.evaluation.evaluate import check_scorable, score_all

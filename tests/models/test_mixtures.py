@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.refined import refined
 from jaxdet.checkpoints.copies import with_copies
 from jaxdet.checkpoints.tree import flatten
+from jaxdet.configs.refined import refined
 from jaxdet.experiment import Experiment
 from jaxdet.models.parts.boundaries import BoundaryRefinement
 from jaxdet.models.parts.masks import MaskPrediction, MaskScoring

@@ -21,7 +21,7 @@ BATCH = Batch(
 
 
 def model_of(config: str) -> TwoStage:
-    return importlib.import_module(f"configs.{config}").get_config().model
+    return importlib.import_module(f"jaxdet.configs.{config}").get_config().model
 
 
 def deeper(model: TwoStage, depth: int) -> TwoStage:

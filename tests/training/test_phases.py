@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs.refined import refined
 from jaxdet.checkpoints.copies import with_copies
 from jaxdet.checkpoints.files.weights import write_safetensors
 from jaxdet.checkpoints.names.mmdet import from_mmdet, to_mmdet
 from jaxdet.checkpoints.reading import load
 from jaxdet.config import from_data, override, to_data
+from jaxdet.configs.refined import refined
 from jaxdet.experiment import Experiment, Phase, Run
 from jaxdet.training import train
 from jaxdet.training.phases import first_phase, named, start_of

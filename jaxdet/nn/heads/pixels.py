@@ -42,8 +42,9 @@ class PixelStream(nn.Module):
                 x = resize(x, sizes[i - step - 1], "corners")
             total += x
         height, width = sizes[0]
-        total = resize(self._conv(total, "conv"), (2 * height, 2 * width), "corners")
-        return Conv(self.code, 1, kernel_init=gaussian(0.01), name="codes")(total)
+        codes = Conv(self.code, 1, kernel_init=gaussian(0.01), name="codes")(self._conv(total, "conv"))
+        # The paper's order is the other one, with the same numbers: the weights of an interpolation add up to one.
+        return resize(codes, (2 * height, 2 * width), "corners")
 
     def _conv(self, x: jax.Array, name: str) -> jax.Array:
         x = Conv(self.channels, 3, bias=False, kernel_init=xavier_uniform, name=name)(x)

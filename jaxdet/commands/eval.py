@@ -1,0 +1,115 @@
+"""Score a checkpoint, or a results file, by COCO's rules.
+
+    python eval.py --checkpoint runs/demo
+    python eval.py --checkpoint runs/demo --images DIR --annotations instances.json --per-class --out results.json
+    python eval.py --checkpoint mask_rcnn_r50_fpn_1x
+    python eval.py --checkpoint weights.pth --config configs/mask_rcnn_r50_fpn.py data.short_side=600
+    python eval.py --checkpoint runs/demo --images DIR --annotations image_info_test.json --out results.json
+    python eval.py --results results.json --annotations instances.json
+
+KEY=VALUE changes a setting of the checkpoint's config by its dotted name.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from jaxdet.data.sources.coco import read_json
+from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
+from jaxdet.runtime.files import write_json
+from jaxdet.runtime.hosts import add_host_flags, explained, join_hosts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, score, print; 0, or 1 with a message where the input is at fault."""
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        scores = _score_results(options) if options.results else _score_checkpoint(options)
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {explained(error)}", file=sys.stderr)
+        return 1
+    if scores is not None:
+        _show(scores, options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--checkpoint",
+        help="run folder, checkpoint folder, name or file of public weights (docs/WEIGHTS.md), or with --config "
+        "any weight file",
+    )
+    what.add_argument("--results", help="COCO results json to score without a model (needs --annotations)")
+    parser.add_argument(
+        "--config", help="name of a model, FILE.py or FILE.py:ROW, in place of the checkpoint's own config"
+    )
+    parser.add_argument("--images", help="folder of images to evaluate on instead of the config's data.val")
+    parser.add_argument("--annotations", help="instances json of these images")
+    parser.add_argument("--per-class", action="store_true", help="print a table of the categories too")
+    parser.add_argument("--fast", action="store_true", help="judge by faster-coco-eval: the same numbers sooner")
+    parser.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="with --results: count N detections of a class in an image too, above COCO's 100 (of a checkpoint "
+        "run.eval_detections=N)",
+    )
+    parser.add_argument("--out", help="write the detections here, as COCO results json")
+    parser.add_argument("--metrics", help="write the numbers here, as json")
+    add_host_flags(parser)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")
+    return parser
+
+
+def _score_results(options: argparse.Namespace) -> Scores:
+    of_models = ("config", "images", "out", "distributed", "coordinator", "num_processes", "process_id", "overrides")
+    values = {name: getattr(options, name) for name in of_models}
+    given = [name for name, value in values.items() if value not in (None, []) and value is not False]
+    if given or not options.annotations:
+        raise ValueError(f"--results: expected --annotations and no model's options, got {given or 'no --annotations'}")
+    truth = read_json(options.annotations)
+    limit = {} if options.max_detections is None else {"max_detections": options.max_detections}
+    return score(truth, read_results(options.results, truth), fast=options.fast, **limit)
+
+
+def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
+    """Numbers on the first process, None on the others (which took part in predicting)."""
+    import jax  # here, because scoring a file must not need it
+
+    from jaxdet.config import load_config
+    from jaxdet.evaluation.evaluate import detect_all, open_checkpoint, score_all
+
+    if options.max_detections is not None:
+        raise ValueError(f"--max-detections is for --results: set run.eval_detections={options.max_detections}")
+    config = load_config(options.config) if options.config else None
+    join_hosts(options)
+    trained, source = open_checkpoint(
+        options.checkpoint, options.images, options.annotations, config=config, overrides=options.overrides
+    )
+    results = detect_all(trained, source, progress=_progress)
+    if jax.process_index() != 0:
+        return None
+    if options.out:
+        write_results(options.out, results)
+    return score_all(trained, source, results, fast=options.fast)
+
+
+def _progress(done: int, count: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} / {count} images", end="\n" if done == count else "", file=sys.stderr, flush=True)
+
+
+def _show(scores: Scores, options: argparse.Namespace) -> None:
+    console = Console()
+    if options.per_class:
+        console.print(per_class_table(scores))
+    console.print(summary_table(scores.metrics))
+    if options.metrics:
+        write_json(options.metrics, scores.metrics)

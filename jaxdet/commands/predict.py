@@ -1,0 +1,63 @@
+"""Detect what is in images: pictures with boxes, masks, names and scores, and a COCO results json.
+
+    python predict.py --checkpoint runs/demo photo.jpg folder/ --out predictions
+    python predict.py --checkpoint runs/demo folder/ data.short_side=600 data.long_side=1000
+
+KEY=VALUE changes a setting of the checkpoint's config by its dotted name.  A file of such a name is an image.  Pictures
+are turned upright as their EXIF orientation says, and results count the pixels of the upright picture.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, predict, say what was written; 1 where something could not be read."""
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    overrides = [word for word in options.images if "=" in word and not Path(word).exists()]
+    images = [word for word in options.images if word not in overrides]
+    if not images:
+        parser.error("expected images: files or folders")
+
+    # Here and not above: jax takes a second to import, and who asks for --help waits for it.
+    from jaxdet.config import load_config
+    from jaxdet.prediction import RESULTS, predict_files
+    from jaxdet.trained import load
+
+    try:
+        config = load_config(options.config) if options.config else None
+        trained = load(options.checkpoint, config=config, overrides=overrides)
+        threshold, upright = options.score_threshold, not options.as_stored
+        report = predict_files(trained, images, options.out, score_threshold=threshold, upright=upright)
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    for message in report.failed.values():
+        print(f"{parser.prog}: skipped: {message}", file=sys.stderr)
+    print(f"{len(report.results)} detections in {len(report.pictures)} images: {options.out}/*.png, {RESULTS}")
+    return 1 if report.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="run folder, checkpoint folder, name or file of public weights (docs/WEIGHTS.md), or with --config "
+        "any weight file",
+    )
+    parser.add_argument(
+        "--config", help="name of a model, FILE.py or FILE.py:ROW, in place of the checkpoint's own config"
+    )
+    parser.add_argument("--out", default="predictions", help="folder to write to")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="least score of a detection to show")
+    parser.add_argument(
+        "--as-stored", action="store_true", help="turn nothing by EXIF: for a COCO data set, which counts stored pixels"
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE | KEY=VALUE", help="image files and folders, and settings")
+    return parser

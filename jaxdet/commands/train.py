@@ -1,0 +1,82 @@
+"""Train a model: python train.py --config configs/mask_rcnn_r50_fpn.py --workdir runs/mask_rcnn [KEY=VALUE ...]
+
+A run that was stopped goes on when the same command is given again.  KEY=VALUE changes a setting of the config by its
+dotted name, as in optimizer.lr=0.01 data.batch_size=8; --print-config shows all of them.
+"""
+
+import argparse
+import errno
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxdet.runtime.hosts import add_host_flags, explained, join_hosts
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse, train, say what came of it; 0, or 1 with a message where the input is at fault."""
+    arguments = _parse(words)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("jaxdet").setLevel(logging.INFO)
+    if not arguments.traceback:
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs at length what it raises as well
+
+    # Here and not above: worker processes import this file again and have no use for jax.
+    import jax
+
+    from jaxdet.config import config_name, load_config, override, print_config
+    from jaxdet.training import train
+
+    try:
+        experiment = override(load_config(arguments.config), arguments.overrides)
+        if arguments.print_config:
+            print_config(experiment)
+            return 0
+        join_hosts(arguments)
+        if jax.process_index() != 0:  # one process reports, all complain
+            logging.getLogger("jaxdet").setLevel(logging.WARNING)
+        workdir = arguments.workdir or Path("runs") / config_name(arguments.config)
+        metrics = train(experiment, workdir, accept_changes=arguments.accept_changes)
+    except (ValueError, FloatingPointError, OSError) as error:
+        if arguments.traceback:
+            raise
+        print(f"error: {explained(error)}{_hint(error)}", file=sys.stderr)
+        return 1
+    if jax.process_index() == 0:
+        _print_outcome(metrics, workdir)
+    return 0
+
+
+def _hint(error: Exception) -> str:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "\nThe last checkpoint is untouched: make room, and the same command goes on" if full else ""
+
+
+def _print_outcome(metrics: dict[str, float], workdir: Path) -> None:
+    from rich.console import Console
+
+    from jaxdet.evaluation.tables import summary_table
+
+    if metrics:
+        Console().print(summary_table(metrics))
+    print(f"{workdir} holds the checkpoints, the log, curves.png, the config and, with a validation set, the scores")
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+    title, _, more = str(__doc__).partition("\n\n")
+    parser = argparse.ArgumentParser(description=title, epilog=more)
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="name of a model (jaxdet zoo), FILE.py with get_config(), or FILE.py:ROW",
+    )
+    parser.add_argument("--workdir", type=Path, help="folder of the run; runs/NAME OF THE CONFIG if not given")
+    parser.add_argument("--print-config", action="store_true", help="show the config with all changes, and stop")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="continue a run although its config was another one"
+    )
+    add_host_flags(parser)
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")
+    return parser.parse_intermixed_args(words)

@@ -1,0 +1,38 @@
+"""List the models that come with jaxdet, and the weights that others have published for them.
+
+    jaxdet zoo
+    jaxdet zoo "*mask_rcnn*"
+    jaxdet zoo --tables
+
+A name is what --config takes, and a name of weights what --checkpoint takes.
+"""
+
+import argparse
+from collections.abc import Sequence
+from fnmatch import fnmatch
+
+from jaxdet.checkpoints.public.table import public_weights
+from jaxdet.config import config_text
+from jaxdet.zoo import list_models
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, print a line for each model and each file of weights."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("pattern", nargs="?", default="*", help="of names, as in 'mr_*'")
+    parser.add_argument("--tables", action="store_true", help="list the rows of the papers' tables too")
+    options = parser.parse_args(arguments)
+    names = list_models(options.pattern, tables=options.tables)
+    weights = [row for row in public_weights().values() if fnmatch(row.name, options.pattern)]
+    width = max((len(name) for name in (*names, *(row.name for row in weights))), default=0)
+    print("models (--config NAME):")
+    for name in names:
+        what = "" if ":" in name else config_text(name).split("\n")[0]
+        print(f"  {name:<{width}}  {what}".rstrip())
+    print("\nweights that others have published (--checkpoint NAME; docs/WEIGHTS.md), box and mask AP on COCO val2017:")
+    for row in weights:
+        numbers = " ".join("    " if ap is None else f"{ap:4.1f}" for ap in (row.box_ap, row.mask_ap))
+        print(f"  {row.name:<{width}}  {numbers}  {row.source.name}")
+    return 0
