@@ -34,7 +34,9 @@ def of_document(path: Path) -> Iterator[str]:
     for block in BLOCK.finditer(path.read_text()):
         if not block["language"]:
             yield from block["text"].replace("\\\n", " ").splitlines()
-    yield from (f"{span} --help" if re.fullmatch(r"python -m \S+", span) else span for span in spans(path))
+    yield from (
+        f"{span} --help" if re.fullmatch(r"python -m \S+|jaxdet [a-z ]+", span) else span for span in spans(path)
+    )
 
 
 def of_program(path: Path) -> Iterator[str]:

@@ -29,6 +29,7 @@ from benchmarks.experiments.huddled_ap import huddled, of_images, scores
 from benchmarks.measure import markdown
 from jaxdet.config import override
 from jaxdet.data import Source, open_source
+from jaxdet.data.masks import encode_mask
 from jaxdet.evaluation.evaluate import detect_all
 from jaxdet.evaluation.results import Result
 from jaxdet.evaluation.score import score
@@ -84,10 +85,12 @@ def found_by(results: Sequence[Result], truth: Mapping[str, Any]) -> dict[int, f
     for result in results:
         if result["score"] >= SHOWN:
             of_place.setdefault((result["image_id"], result["category_id"]), []).append(result["segmentation"])
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     best = {}
     for annotation in truth["annotations"]:
         masks = of_place.get((annotation["image_id"], annotation["category_id"]), [])
-        overlaps = coco_mask.iou(masks, [annotation["segmentation"]], [0]) if masks else [0.0]
+        true = encode_mask(annotation["segmentation"], sizes[annotation["image_id"]])
+        overlaps = coco_mask.iou(masks, [true], [0]) if masks else [0.0]
         best[annotation["id"]] = float(np.max(overlaps))
     return best
 
