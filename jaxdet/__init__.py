@@ -4,7 +4,7 @@ Three verbs, what loads a checkpoint once for several of them, and the models by
 
     jaxdet.train(config, workdir="runs/mine")
     jaxdet.evaluate("runs/mine")
-    jaxdet.predict("runs/mine", "photo.jpg")
+    jaxdet.predict("runs/mine", "photo.jpg")[0].plot("found.png")
     model = jaxdet.load("runs/mine")
     jaxdet.list_models("mask_rcnn*")
     jaxdet.build("mask_rcnn_r50_fpn", num_classes=3)
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxdet.evaluation.evaluate import evaluate_checkpoint as evaluate
-    from jaxdet.prediction import predict
+    from jaxdet.prediction import Prediction, Predictor, predict
     from jaxdet.trained import load
     from jaxdet.training import train
     from jaxdet.zoo import build, list_models
@@ -30,10 +30,12 @@ _HOME = {
     "list_models": ("jaxdet.zoo", "list_models"),
     "load": ("jaxdet.trained", "load"),
     "predict": ("jaxdet.prediction", "predict"),
+    "Prediction": ("jaxdet.prediction", "Prediction"),
+    "Predictor": ("jaxdet.prediction", "Predictor"),
     "train": ("jaxdet.training", "train"),
 }
 
-__all__ = ["__version__", "build", "evaluate", "list_models", "load", "predict", "train"]
+__all__ = ["Prediction", "Predictor", "__version__", "build", "evaluate", "list_models", "load", "predict", "train"]
 
 
 def __dir__() -> list[str]:

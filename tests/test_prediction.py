@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import jaxdet
-from jaxdet import prediction
 from jaxdet.checkpoints.names.mmdet import to_mmdet
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.commands import eval as eval_script
@@ -35,7 +34,7 @@ from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.nn.necks import FPN
-from jaxdet.prediction import find_images, predict_files
+from jaxdet.prediction import find_images, predict_files, predictor
 from jaxdet.structures import Batch, Detections, Masks
 from jaxdet.trained import Trained, load
 
@@ -153,8 +152,8 @@ class TestFiles:
         np.testing.assert_allclose(result["bbox"], [0, 0, hw[1] / 2, hw[0]], atol=0.5)
         picture = load_image(tmp_path / "out" / "phone.png")
         assert picture.shape[0] / picture.shape[1] == pytest.approx(hw[0] / hw[1])
-        ((found,),) = jaxdet.predict(trained(), file.read_bytes(), upright=upright)
-        assert found["bbox"] == result["bbox"]
+        (found,) = jaxdet.predict(trained(), file.read_bytes(), upright=upright)
+        assert found.to_coco()[0]["bbox"] == result["bbox"]
 
     def test_named_twice_is_one(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.png")
@@ -178,8 +177,8 @@ class TestWeights:
             seen.append(variables)
             return real(model, mesh, variables, batch)
 
-        real = prediction.predict_batch
-        monkeypatch.setattr(prediction, "predict_batch", predict_batch)
+        real = predictor.predict_batch
+        monkeypatch.setattr(predictor, "predict_batch", predict_batch)
         return seen
 
     def test_they_go_to_the_device_once(self, seen: list[Any]) -> None:
@@ -195,7 +194,7 @@ class TestWeights:
         model, image = trained(), np.zeros((40, 60, 3), np.uint8)
         assert len(jaxdet.predict(model, image)[0]) == 1
         weaker = dataclasses.replace(model, variables={"confidence": np.float32(0.1)})
-        assert jaxdet.predict(weaker, image) == [[]]
+        assert [len(found) for found in jaxdet.predict(weaker, image)] == [0]
         assert len(jaxdet.predict(model, image)[0]) == 1
 
     def test_a_copy_of_a_model_carries_no_device_arrays(self) -> None:
@@ -273,10 +272,13 @@ class TestCheckpoint:
         model = load(run)
         per_image = jaxdet.predict(model, [images[0], load_image(images[1])], score_threshold=0)
         assert len(per_image) == 2
-        assert per_image[0]
-        flat = [result | {"file_name": str(images[i])} for i, each in enumerate(per_image) for result in each]
+        assert len(per_image[0])
+        flat = [
+            result | {"file_name": str(images[i])} for i, each in enumerate(per_image) for result in each.to_coco(i)
+        ]
         assert flat == [result for result in results if result["image_id"] < 2]
-        assert jaxdet.predict(model, images[0], score_threshold=0) == per_image[:1]
+        (again,) = jaxdet.predict(model, images[0], score_threshold=0)
+        assert again.to_coco() == per_image[0].to_coco()
         assert len(repr(model)) < 200
         assert "TwoStage of" in repr(model)
         assert "8 categories (disc, ring, square, ...), step 1" in repr(model)

@@ -23,7 +23,7 @@ from jaxdet.runtime.files import open_file, read_file
 # Formats of photographs.  Pillow's other readers are little tested, and that of EPS runs another program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-_LARGEST_FILE = 8 * MAX_PIXELS + (1 << 20)  #: bytes: four channels of 16 bits, not compressed, and a header
+LARGEST_FILE = 8 * MAX_PIXELS + (1 << 20)  #: bytes: four channels of 16 bits, not compressed, and a header
 _ORIENTATION = 0x112  #: EXIF tag; 1 means upright
 _BITS_PER_SAMPLE = 258  #: TIFF tag
 
@@ -38,7 +38,7 @@ def load_image(path: str | PathLike[str], *, upright: bool = False) -> NDArray[n
     Raises:
         ValueError: there is no such file, it is no image, or it exceeds the limits of ``data.validation.entries``.
     """
-    return decode_image(read_file(path, "image", _LARGEST_FILE), str(path), upright=upright)
+    return decode_image(read_file(path, "image", LARGEST_FILE), str(path), upright=upright)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_header(path: str | PathLike[str]) -> Header:
     Raises:
         ValueError: as `load_image`, as far as the header tells.
     """
-    with open_file(path, "image", _LARGEST_FILE) as file, _opened(file, str(path)) as image:
+    with open_file(path, "image", LARGEST_FILE) as file, _opened(file, str(path)) as image:
         return Header((image.height, image.width), _orientation(image), _bits(image) > 8)
 
 
@@ -71,7 +71,7 @@ def load_map(path: str | PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         ValueError: there is no such file, or it is no such image.
     """
-    with open_file(path, "image", _LARGEST_FILE) as file, _opened(file, str(path)) as image:
+    with open_file(path, "image", LARGEST_FILE) as file, _opened(file, str(path)) as image:
         if image.mode not in ("L", "P"):  # a palette ("P") has the class as position; its colours do not matter
             raise ValueError(f"one channel of 8 bits is needed, the mode is {image.mode!r}")
         return np.array(image, np.uint8)

@@ -1,0 +1,132 @@
+"""A model that lies on a device and predicts whatever images it is given."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdet.data import Category, single_batch
+from jaxdet.data.given import ImageLike, each_image
+from jaxdet.evaluation.inference import image_of, predict_batch, results_of
+from jaxdet.prediction.found import Prediction
+from jaxdet.prediction.images import each_of, read
+from jaxdet.runtime.mesh import data_mesh, split_batch
+from jaxdet.trained import Checkpoint, load
+
+
+class Predictor:
+    """A model on one device (``jaxdet.Predictor``): weights go there once, and each canvas is compiled once.
+
+    Images of any size are brought to one of two canvases (``data.short_side``, ``data.long_side``; docs/DATA.md), so
+    that another size compiles nothing.
+
+    Args:
+        checkpoint: as `jaxdet.load` takes it, or what that returned.
+        score_threshold: detections below it are left out; what a call says goes before.
+        upright: turn pictures from files and bytes as their EXIF orientation says; see `predict`.
+        overrides: settings to change, by dotted keys, such as ``model.suppression.iou_threshold=0.4``.
+
+    Raises:
+        FileNotFoundError, ValueError: as `jaxdet.load`; the checkpoint has other categories than classes.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        score_threshold: float = 0.5,
+        upright: bool = True,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        trained = load(checkpoint, overrides=overrides)
+        self.score_threshold, self.upright = _threshold(score_threshold), upright
+        self._model, self._data = trained.experiment.model, trained.experiment.data
+        # One device: a batch of one image cannot be split.
+        self._mesh = data_mesh(jax.local_devices()[:1])
+        self._variables = trained.copies.of(trained.variables, self._mesh)
+        self.categories = trained.categories or _numbered(self._model.num_classes)
+        if len(self.categories) != self._model.num_classes:
+            given = f"{len(self.categories)} in the checkpoint, num_classes={self._model.num_classes}"
+            raise ValueError(f"categories: expected one for each class of the model, got {given}")
+
+    def __call__(
+        self, images: Iterable[ImageLike] | ImageLike, *, score_threshold: float | None = None
+    ) -> list[Prediction]:
+        """What is found in one image or several, in their order; a folder stands for its images.
+
+        Raises:
+            ValueError: an image cannot be read or is of another kind.
+        """
+        return list(self.stream(images, score_threshold=score_threshold))
+
+    def stream(
+        self, images: Iterable[ImageLike] | ImageLike, *, score_threshold: float | None = None
+    ) -> Iterator[Prediction]:
+        """As a call, one after the other: for more images than memory holds."""
+        limit = self.score_threshold if score_threshold is None else _threshold(score_threshold)
+        for source, image in each_of(images):
+            yield self._predict(read(image, upright=self.upright), source, limit)
+
+    def intermediates(self, image: ImageLike) -> dict[str, Any]:
+        """What the model computes of an image on the way, by name, for a batch of one, on the device.
+
+        Pyramid, proposals, logits and what parts add: the names are those of ``intermediates`` of the model's class.
+        """
+        batch = single_batch(read(image, upright=self.upright), self._data)
+        run = jax.jit(lambda variables, batch: self._model.apply(variables, batch, method="intermediates"))
+        named: dict[str, Any] = run(self._variables, batch)
+        return named
+
+    def _predict(self, image: NDArray[np.uint8], source: str, limit: float) -> Prediction:
+        batch = single_batch(image, self._data)
+        found = predict_batch(self._model, self._mesh, self._variables, split_batch(batch, self._mesh))
+        one = image_of(jax.tree.map(np.asarray, found), 0)
+        ids = [category.id for category in self.categories]
+        return Prediction(results_of(image_of(batch, 0), one, 0, ids, limit), self.categories, image, source)
+
+
+def predict(
+    checkpoint: Checkpoint,
+    images: Iterable[ImageLike] | ImageLike,
+    *,
+    score_threshold: float = 0.5,
+    upright: bool = True,
+    overrides: Sequence[str] = (),
+) -> list[Prediction]:
+    """Detect objects in images (``jaxdet.predict``); `Predictor` does the same for many calls.
+
+    Args:
+        checkpoint: a run folder, the folder of one checkpoint, or what ``jaxdet.load`` returned, which saves reading
+            the weights again in each call, and all calls but the first taking them to the device.
+        images: one or several of: paths and addresses (``https://...``) of image files, folders with such files and
+            patterns (``photos/*.jpg``), bytes of a file, open files, PIL images, ``[H, W, 3]`` uint8 RGB arrays of
+            NumPy, jax, torch and the like.
+        score_threshold: detections below it are left out.
+        upright: turn pictures from files and bytes as their EXIF orientation says, which is how viewers show them;
+            False: take the pixels as stored, which is how COCO's annotations count them.  PIL images and arrays are
+            pixels in hand and never turned (``PIL.ImageOps.exif_transpose`` does so).
+        overrides: settings to change, by dotted keys, such as ``data.short_side=600`` ``data.long_side=1000``; for
+            several calls ``jaxdet.load`` takes them once.
+
+    Returns:
+        What is found in each image, with boxes, masks, scores and names, a picture, and COCO results (`Prediction`).
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, as in ``jaxdet.load``.
+        ValueError: an image cannot be read or is of another kind, or as in ``jaxdet.load``.
+    """
+    chosen = each_image(images)  # what is no image is refused before anything is loaded
+    return Predictor(checkpoint, score_threshold=score_threshold, upright=upright, overrides=overrides)(chosen)
+
+
+def _threshold(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"score threshold: expected 0 to 1, got {value}")
+    return value
+
+
+def _numbered(count: int) -> tuple[Category, ...]:
+    """Categories for weights that do not say what their labels stand for."""
+    return tuple(Category(i + 1, f"class {i + 1}") for i in range(count))

@@ -1,0 +1,167 @@
+"""A predictor that stays, and what it finds in the forms that people go on with."""
+
+import http.server
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxdet
+from jaxdet.evaluation import inference
+from tests.test_prediction import run, trained, write
+
+__all__ = ["run"]  # the fixture
+# pycocotools 2.0.11 decodes with a call that NumPy 2 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+GREY = np.full((40, 60, 3), 120, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> jaxdet.Predictor:
+    """Of a cat in the left half, and less surely a dog in the right one."""
+    return jaxdet.Predictor(trained(), score_threshold=0.3)
+
+
+def test_the_forms_of_what_is_found(predictor: jaxdet.Predictor) -> None:
+    (found,) = predictor(GREY)
+    assert (len(found), found.hw, found.names) == (2, (40, 60), ["cat", "dog"])
+    np.testing.assert_array_equal(found.labels, [1, 0])
+    np.testing.assert_allclose(found.scores, [0.9, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(found.boxes, [[0, 0, 30, 40], [30, 0, 60, 40]], atol=0.5)
+    assert found.masks is not None
+    assert found.masks.shape == (2, 40, 60)
+    assert found.masks[0, :, :29].all()
+    assert not found.masks[0, :, 31:].any()
+    assert found.polygons is not None
+    ((outline,), _) = found.polygons
+    assert outline.min(0).tolist() == [0, 0]
+    np.testing.assert_allclose(outline.max(0), [29, 39], atol=1)
+    assert found.rle is not None
+    assert found.rle[0]["size"] == [40, 60]
+    assert [result["image_id"] for result in found.to_coco(7)] == [7, 7]
+    assert repr(found) == "<Prediction: 1 cat, 1 dog in an image of 60x40 pixels>"
+
+
+def test_some_of_what_is_found(predictor: jaxdet.Predictor) -> None:
+    (found,) = predictor(GREY)
+    assert found[1].names == found[-1].names == found[found.labels == 0].names == found[[1]].names == ["dog"]
+    assert found[:1].names == found[found.scores > 0.5].names == ["cat"]
+    assert [each.names for each in found] == [["cat"], ["dog"]]
+    empty = found[:0]
+    assert (len(empty), empty.boxes.shape, empty.names) == (0, (0, 4), [])
+    assert empty.masks is not None
+    assert empty.masks.shape == (0, 40, 60)
+    assert "nothing" in repr(empty)
+    with pytest.raises(IndexError):
+        found[2]
+
+
+def test_a_threshold_of_a_call_goes_before(predictor: jaxdet.Predictor) -> None:
+    counts = [len(predictor(GREY, score_threshold=limit)[0]) for limit in (0.0, 0.5, 1.0)]
+    assert counts == [2, 1, 0]
+    with pytest.raises(ValueError, match="0 to 1"):
+        predictor(GREY, score_threshold=2)
+    assert len(predictor(GREY)[0]) == 2
+
+
+def test_a_picture(predictor: jaxdet.Predictor, tmp_path: Path) -> None:
+    (found,) = predictor(GREY)
+    picture = found.plot(tmp_path / "new" / "found.png", zoom=2)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "found.png")), picture)
+    assert picture.shape == (80, 120, 3)
+    assert (picture[:, :50] != 120).any(-1).mean() > 0.9
+    np.testing.assert_array_equal(found[:0].plot(), GREY)
+
+
+def test_files_folders_and_patterns(predictor: jaxdet.Predictor, tmp_path: Path) -> None:
+    files = [write(tmp_path / "photos" / name) for name in ("a.png", "b.jpg")]
+    (tmp_path / "photos" / "notes.txt").touch()
+    for images in (tmp_path / "photos", str(tmp_path / "photos" / "*"), [files[0], str(files[1])], files):
+        assert [found.source for found in predictor(images)] == [str(file) for file in files]
+    for images in (tmp_path / "none.png", tmp_path / "photos" / "*.gif"):
+        with pytest.raises(ValueError, match=r"none.png|has none"):
+            predictor(images)
+    with files[0].open("rb") as file:
+        assert predictor(file)[0].source == str(files[0])
+
+
+def test_images_come_one_after_the_other(predictor: jaxdet.Predictor, tmp_path: Path) -> None:
+    def images() -> Iterator[Any]:
+        yield GREY
+        yield tmp_path / "none.png"
+
+    stream = predictor.stream(images())
+    assert len(next(stream)) == 2
+    with pytest.raises(ValueError, match=r"none\.png"):
+        next(stream)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A server of the folder ``tmp_path``."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_addresses(predictor: jaxdet.Predictor, address: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    (found,) = predictor(f"{address}/a.png")
+    assert (len(found), found.source) == (2, f"{address}/a.png")
+    for name in ("b.png", "c.png"):
+        with pytest.raises(ValueError, match=f"{name}"):
+            predictor(f"{address}/{name}")
+
+
+def test_other_packages(predictor: jaxdet.Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they are called with; without them the error names what to install."""
+    (found,) = predictor(GREY)
+    for package, make in (("supervision", found.to_supervision), ("pandas", found.to_pandas)):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=f"pip install {package}"):
+            make()
+    supervision: Any = ModuleType("supervision")
+    supervision.Detections = dict
+    monkeypatch.setitem(sys.modules, "supervision", supervision)
+    given = found.to_supervision()
+    assert set(given) == {"xyxy", "mask", "confidence", "class_id", "data"}
+    assert (given["xyxy"].shape, given["mask"].dtype, given["class_id"].dtype) == ((2, 4), bool, int)
+    assert given["data"]["class_name"].tolist() == ["cat", "dog"]
+    pandas: Any = ModuleType("pandas")
+    pandas.DataFrame = dict
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    frame = found.to_pandas()
+    assert frame["name"] == ["cat", "dog"]
+    np.testing.assert_allclose(frame["area"], [1200, 1200], rtol=0.05)
+
+
+def test_other_sizes_compile_nothing(run: Path) -> None:
+    """Two canvases, upright and lying, whatever the size of the image; the threshold is no part of the program."""
+    predictor, compiled = jaxdet.Predictor(run), inference._compiled()
+    predictor([np.zeros((64, 48, 3), np.uint8), np.zeros((48, 64, 3), np.uint8)])
+    before = compiled._cache_size()
+    predictor([np.zeros((h, w, 3), np.uint8) for h, w in ((30, 20), (200, 310), (64, 64))], score_threshold=0)
+    assert compiled._cache_size() == before
+
+
+def test_what_is_computed_on_the_way(run: Path) -> None:
+    named = jaxdet.Predictor(run).intermediates(np.zeros((48, 64, 3), np.uint8))
+    assert {"pyramid/P2", "pyramid/P5"} <= set(named) or any(name.startswith("pyramid/") for name in named)
