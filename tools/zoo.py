@@ -33,7 +33,7 @@ TIMES = ROOT / "docs" / "zoo_times.json"
 BASE = "mask_rcnn_r50_fpn"
 SIDE = 800  #: short side of the images of the models that are timed, pixels
 MISSING = "missing"
-NO_MODELS, NO_TABLE = ("base", "refined"), ("rows",)
+NO_MODELS, NO_TABLE = ("base", "refined", "grid"), ("rows",)
 """Files in configs/ and in configs/tables/ that others share, and that have no model of their own."""
 
 HEAD = """# Model zoo

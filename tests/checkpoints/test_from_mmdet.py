@@ -277,6 +277,7 @@ MODELS = {
     "condinst_r50": ("condinst_r50_fpn", 34_164_299),
     "gcnet_r4": ("gcnet_mask_rcnn_r50_fpn", 54_397_245),
     "mdcn_c3c5": ("dcnv2_mask_rcnn_r50_fpn", 45_267_599),
+    "grid_rcnn_r50": ("grid_rcnn_r50_fpn", 64_548_201),
     "mask_rcnn_x101_32x4d": ("mask_rcnn_x101_32x4d_fpn", 63_017_008),
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from jaxdet.checkpoints.names.layouts import BOUNDARIES
-from jaxdet.checkpoints.names.mmdet import backbone, dense, masks, roi
+from jaxdet.checkpoints.names.mmdet import backbone, dense, grid, masks, roi
 from jaxdet.checkpoints.names.table import Pair, Table, from_state, their_name, to_state
 from jaxdet.checkpoints.tree import Array, Path, Variables, flatten
 
@@ -26,6 +26,7 @@ _PARTS: dict[str, Callable[[_Tree], Table]] = {
     "rpn": lambda model: dense.RPN,
     "dense": dense.dense_head,
     "heads": roi.box_branches,
+    "grid": grid.grid_boxes,
     "masks": masks.mask_branches,
     "mask_scores": masks.mask_scores,
     "pixel_classes": masks.pixel_classes,
