@@ -5,6 +5,7 @@ channels.
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -85,7 +86,7 @@ class GridBoxes(nn.Module):
         both = [self._on_boxes(maps, counts) for maps in self._both(features, boxes, counts)]
         make = partial(grid_targets, points=self.head.points, side=both[0].shape[2], radius=self.radius)
         wanted = jax.vmap(make)(boxes, truth)
-        cells = jnp.maximum(counts.sum(), 1) * wanted[0, 0].size
+        cells = jnp.maximum(counts.sum(), 1) * math.prod(wanted.shape[2:])
         terms = [masked_sum(binary_cross_entropy(x, wanted), counts[..., None, None, None]) for x in both]
         found = self._moved(boxes, both[0], hw)
         metrics = {

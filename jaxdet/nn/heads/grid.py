@@ -55,7 +55,7 @@ class Fusion(nn.Module):
         c = self.channels
         deep, deep_bias = self._layers("depthwise", edges, (5, 5, 1, c))  # [E, 5, 5, 1, c]
         flat, flat_bias = self._layers("pointwise", edges, (1, 1, c, c))
-        x = sent.reshape(n, h, w, -1, c)[:, :, :, senders].reshape(n, h, w, len(edges) * c)
+        x = sent.reshape(n, h, w, self.points**2, c)[:, :, :, senders].reshape(n, h, w, len(edges) * c)
         kernel = jnp.moveaxis(deep, 0, 3).reshape(5, 5, 1, len(edges) * c).astype(x.dtype)
         x = grouped_conv(x, kernel, 1, (2, 2)) + deep_bias.reshape(-1).astype(x.dtype)
         x = jnp.einsum("nhwec,ecf->nhwef", x.reshape(n, h, w, len(edges), c), flat[:, 0, 0].astype(x.dtype))
