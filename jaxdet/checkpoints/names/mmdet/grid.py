@@ -1,7 +1,7 @@
 """Names of Grid R-CNN's head and its extractor."""
 
 from jaxdet.checkpoints.names.layouts import CONV, GROUP_NORM, TRANSPOSED_CONV
-from jaxdet.checkpoints.names.mmdet.backbone import convs
+from jaxdet.checkpoints.names.mmdet.backbone import convs, norms
 from jaxdet.checkpoints.names.mmdet.roi import Tree, extractor
 from jaxdet.checkpoints.names.table import Pair, Table
 
@@ -16,7 +16,7 @@ def grid_boxes(model: Tree) -> Table:
     pairs = [
         *extractor("grid/extractor", "roi_head.grid_roi_extractor", part),
         *convs(ours, f"{theirs}.convs.{{}}.conv", tree),
-        *convs(ours, f"{theirs}.convs.{{}}.gn", tree, "norm", GROUP_NORM),
+        *norms(ours, f"{theirs}.convs.{{}}", tree),
         *(Pair(f"{ours}/upsample{n}", f"{theirs}.deconv{n}", TRANSPOSED_CONV) for n in (1, 2)),
         Pair(f"{ours}/upsample_norm", f"{theirs}.norm1", GROUP_NORM),
     ]
