@@ -158,19 +158,19 @@ def cascade_mask_rcnn(*, masks: bool = True) -> Experiment:
     return coco(two_stage(heads, rpn=cascade_rpn(), stages=stages, parts=parts), masks=masks)
 
 
-def htc(*, semantic: bool = False) -> Experiment:
+def htc(extractor: Extractor = SingleLevel, *, semantic: bool = False) -> Experiment:
     """Hybrid Task Cascade (Chen et al. 2019): masks see the boxes of their own stage, and the masks before them.
 
     ``semantic``: with the branch that learns COCO-stuff, whose maps all crops add.
     """
 
-    def extractor(size: int) -> nn.Module:
-        return PlusSemantic(SingleLevel(size)) if semantic else SingleLevel(size)
+    def own(size: int) -> nn.Module:
+        return PlusSemantic(extractor(size)) if semantic else extractor(size)
 
-    heads = [box_branch(extractor, stds=stds, box_loss=SmoothL1(1.0), agnostic=True) for stds in CASCADE_STDS]
+    heads = [box_branch(own, stds=stds, box_loss=SmoothL1(1.0), agnostic=True) for stds in CASCADE_STDS]
     model = _interleaved(
         heads,
-        [mask_branch(extractor, linked=i > 0) for i in range(3)],  # nothing comes before the first
+        [mask_branch(own, linked=i > 0) for i in range(3)],  # nothing comes before the first
         make_stages((0, 1, 2), IOUS[3], HTC_WEIGHTS),
         semantic=SemanticHead() if semantic else None,
     )

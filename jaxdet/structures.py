@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 Array: TypeAlias = Any
@@ -41,6 +42,14 @@ class Features:
         finest = min(self.levels)
         height, width = self.levels[finest].shape[1:3]
         return height << finest, width << finest
+
+    @property
+    def image_hw(self) -> jax.Array:
+        """``[B, 2]``, sizes of the images: those given, or that of the canvas."""
+        if self.true_hw is not None:
+            return self.true_hw
+        images = len(next(iter(self.levels.values())))
+        return jnp.broadcast_to(jnp.asarray(self.canvas_hw, jnp.float32), (images, 2))
 
     def select(self, levels: Sequence[int], reader: str) -> list[jax.Array]:
         """The maps of ``levels``; ValueError, naming the reader, where the pyramid lacks one."""

@@ -22,6 +22,7 @@ from tests.models.small import (
     make_batch,
     make_box_branch,
     make_condinst,
+    make_grid_rcnn,
     make_model,
     make_one_stage,
     make_rdsnet,
@@ -98,7 +99,7 @@ def refined() -> TwoStage:
 TOGETHER = ("levels", "level", "code", "pairs_above")
 """Settings that must fit another part, which has tests of its own: the neck, the masks, the suppression."""
 
-MODELS = (make_model, make_one_stage, with_groie, refined, make_rdsnet, make_condinst, make_yolact)
+MODELS = (make_model, make_one_stage, with_groie, refined, make_rdsnet, make_condinst, make_yolact, make_grid_rcnn)
 
 
 @pytest.mark.parametrize("value", [0, -1])

@@ -175,7 +175,8 @@ class TwoStage(nn.Module):
             ``backbone/{level}`` and ``pyramid/{level}`` (`feature_intermediates`); ``rpn/{level}/logits`` and
             ``deltas`` (`DenseDetector.intermediates`); ``proposals`` (`Proposals`); of each stage at test
             ``stage{t}/boxes [B, N, 4]`` that it is given, ``crops [B * N, s, s, C]``, ``logits [B, N, K + 1]`` and
-            ``deltas [B, N, K or 1, 4]``; and what the parts compute for the boxes (`MaskPrediction.intermediates`).
+            ``deltas [B, N, K or 1, 4]``, if its head has any; and what the parts compute for the boxes
+            (`MaskPrediction.intermediates`).
         """
         named = feature_intermediates(
             batch, self.backbone, self.neck, normalization=self.normalization, dtype=self.dtype
@@ -199,7 +200,7 @@ class TwoStage(nn.Module):
             head = self.heads[stage.head]
             logits, deltas = head(features, boxes, valid, self.num_classes)
             values = {"boxes": boxes, "crops": head.crops(features, boxes, valid), "logits": logits, "deltas": deltas}
-            named |= {f"stage{t}/{name}": value for name, value in values.items()}
+            named |= {f"stage{t}/{name}": value for name, value in values.items() if value is not None}
             all_logits.append(logits)
             by_class = move_by_class(head, boxes, deltas, true_hw)
             # Parts get the boxes that were given, not these.

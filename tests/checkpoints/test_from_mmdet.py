@@ -135,6 +135,53 @@ def test_names_of_features():
     assert names_of("backbone/layer1_0/downsample_bn/var") == {"backbone.layer1.0.downsample.1.running_var"}
 
 
+def test_names_of_norms_in_pyramid_and_heads():
+    """As of mmdetection's ConvModule, which calls a norm by its kind; what has statistics is a batch norm."""
+    modules = {
+        "neck/lateral3_norm": "neck.lateral_convs.1",
+        "neck/output2_norm": "neck.fpn_convs.0",
+        "masks/heads_0/head/norm4": "roi_head.mask_head.convs.3",
+        "heads_0/head/trunk/norm1": "roi_head.bbox_head.shared_convs.0",
+    }
+    others = (*(f"neck/lateral{n}/bias" for n in (2, 3, 4, 5)), "heads_0/head/trunk/fc1/bias")
+    scales = [f"{ours}/scale" for ours in modules]
+    assert {f"{theirs}.gn.weight" for theirs in modules.values()} <= names_of(*scales, *others)
+    tree = holding(*scales, *others)
+    tree["batch_stats"] = holding(*(f"{ours}/mean" for ours in modules))["params"]
+    state = to_mmdet(tree)
+    wanted = {f"{theirs}.bn.{leaf}" for theirs in modules.values() for leaf in ("weight", "running_mean")}
+    assert wanted < set(state)
+    back = from_mmdet(state, tree)
+    assert set(flatten(back)) == set(flatten(tree))
+    assert set(to_mmdet(back)) == set(state)
+
+
+def test_names_of_several_convolutions():
+    """Of an RPN, and before the fully connected layer of a box head."""
+    assert names_of("rpn/head/conv/kernel") == {"rpn_head.rpn_conv.weight"}
+    two = names_of("rpn/head/conv/kernel", "rpn/head/conv2/kernel")
+    assert two == {"rpn_head.rpn_conv.0.conv.weight", "rpn_head.rpn_conv.1.conv.weight"}
+    trunk = names_of("heads_0/head/trunk/conv2/bias", "heads_0/head/trunk/fc1/bias")
+    assert trunk == {"roi_head.bbox_head.shared_convs.1.conv.bias", "roi_head.bbox_head.shared_fcs.0.bias"}
+
+
+def test_names_of_a_grid():
+    """Points, and edges that lead to one, are numbered as there; what a third fusion would be called nobody knows."""
+    grid = {
+        "extractor/pre/conv/bias": "grid_roi_extractor.pre_module.conv.bias",
+        "head/conv8/kernel": "grid_head.convs.7.conv.weight",
+        "head/norm1/scale": "grid_head.convs.0.gn.weight",
+        "head/fusion1/depthwise4_3/kernel": "grid_head.forder_trans.4.3.0.weight",
+        "head/fusion2/pointwise8_1/bias": "grid_head.sorder_trans.8.1.1.bias",
+        "head/upsample1/kernel": "grid_head.deconv1.weight",
+        "head/upsample_norm/bias": "grid_head.norm1.bias",
+    }
+    found = mmdet_names(holding(*(f"grid/{ours}" for ours in grid)))
+    assert {"/".join(path[1:]): name for path, name in found.items()} == {k: f"roi_head.{v}" for k, v in grid.items()}
+    with pytest.raises(ValueError, match="no torch name for grid/head/fusion3/pointwise0_0/bias"):
+        mmdet_names(holding("grid/head/fusion3/pointwise0_0/bias"))
+
+
 def test_names_of_blocks_with_context_and_offsets():
     """As in the checkpoints of mmdetection's GC-Net and DCN; a layer norm is (C, 1, 1) there."""
     block, theirs = "backbone/layer3_22", "backbone.layer3.22"
@@ -277,6 +324,7 @@ MODELS = {
     "condinst_r50": ("condinst_r50_fpn", 34_164_299),
     "gcnet_r4": ("gcnet_mask_rcnn_r50_fpn", 54_397_245),
     "mdcn_c3c5": ("dcnv2_mask_rcnn_r50_fpn", 45_267_599),
+    "grid_rcnn_r50": ("grid_rcnn_r50_fpn", 64_548_201),
     "mask_rcnn_x101_32x4d": ("mask_rcnn_x101_32x4d_fpn", 63_017_008),
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxdet.models.dense import DenseDetector, Selection, rpn
 from jaxdet.models.detector import Detector
 from jaxdet.models.one_stage import OneStage
+from jaxdet.models.parts.grid import GridBoxes
 from jaxdet.models.parts.instances import InstanceMasks, PixelClasses
 from jaxdet.models.parts.masks import MaskPrediction
 from jaxdet.models.parts.refine import Refine
@@ -18,9 +19,10 @@ from jaxdet.models.roi.schedule import Stage
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extractors.single_level import SingleLevel
-from jaxdet.nn.heads.box import BoxHead
+from jaxdet.nn.heads.box import BoxHead, ClassHead
 from jaxdet.nn.heads.codes import Codes
 from jaxdet.nn.heads.dense import FCOSHead, RetinaHead, RPNHead, YOLACTHead
+from jaxdet.nn.heads.grid import GridHead
 from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.pixels import PixelBranch, PixelStream, Protonet
 from jaxdet.nn.heads.trunk import FC2
@@ -92,6 +94,18 @@ def as_they_are(maps: jax.Array) -> Codes | None:
     """Codes of a place in each cell that are what the maps ``[B, h, w, c]`` hold; none of maps without channels."""
     channels = maps.shape[-1]
     return Codes(maps, jnp.eye(channels)[None, None], jnp.zeros(channels)) if channels else None
+
+
+def make_grid(**changes: Any) -> GridBoxes:
+    """Four points, whose heat maps have 12 x 12 cells."""
+    head = GridHead(points=2, channels=4, convs=1, groups=4, fusions=1)
+    return GridBoxes(**{"extractor": SingleLevel(size=6, finest=14.0), "head": head, "order": "first"} | changes)
+
+
+def make_grid_rcnn(**changes: Any) -> TwoStage:
+    """Classes from the box head, boxes from grids."""
+    branch = make_box_branch(head=ClassHead(FC2(channels=8)))
+    return make_model(**{"heads": (branch,), "parts": (make_grid(),)} | changes)
 
 
 def make_dense(**changes: Any) -> DenseDetector:

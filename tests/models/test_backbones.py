@@ -41,7 +41,7 @@ def test_every_model_takes_every_backbone(name: str) -> None:
     """The same outputs, whatever is below; only parameters of the backbone differ."""
     plain = MODELS[name](backbone=ResNet(depth=18, width=8))
     wanted, _ = shapes_of(plain)
-    for kind in BACKBONES if name == "Mask R-CNN" else ("ResNeXt", "ConvNeXt"):
+    for kind in BACKBONES if name == "Mask R-CNN" else ("ResNet-101", "ResNeXt", "ConvNeXt"):
         found, params = shapes_of(MODELS[name](backbone=BACKBONES[kind]))
         assert found == wanted, kind
         assert {"layer4_0", "stage4_0"} & params["backbone"].keys()

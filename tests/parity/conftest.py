@@ -27,6 +27,7 @@ FAMILIES = {
     "MR R-CNN": "mr_rcnn_r50",
     "GC-Net": "gcnet_r4",
     "DCN": "mdcn_c3c5",
+    "Grid R-CNN": "grid_rcnn_r50",
 }
 """The model of each family that `test_model` compares with its golden numbers at every commit."""
 

@@ -49,6 +49,7 @@ MODELS = (
     "sbr_cnn_gcnet",
     "dcn_c3c5",
     "mdcn_c3c5",
+    "grid_rcnn_r50",
     "sbr_cnn_dcn",
     "mask_rcnn_x101_32x8d",
     "mask_rcnn_x101_32x4d",
@@ -61,7 +62,7 @@ WHOLE = re.compile(
     r"|test_(alpha0|alpha05|cls|rm|detections)/(boxes|labels)$"
     r"|test_rescale0/(det_bboxes|det_labels|mask_area|mbrm_boxes)"
 )
-TENSORS = re.compile(r"backbone/|fpn/|rpn/|head/|semantic/|proto/|(loop\d+|mask)/(?!rois|iou_labels)")
+TENSORS = re.compile(r"backbone/|fpn/|rpn/|head/|grid/|semantic/|proto/|(loop\d+|mask)/(?!rois|iou_labels)")
 OPS = (
     "roi_align/",
     "nms/",

@@ -30,11 +30,13 @@ from jaxdet.models.dense import DenseDetector
 from jaxdet.models.features import Normalization, extract_features, feature_intermediates, semantic_losses
 from jaxdet.models.one_stage import OneStage
 from jaxdet.models.parts.boundaries import PUBLISHED
+from jaxdet.models.parts.grid import GridBoxes
 from jaxdet.models.parts.instances import InstanceMasks
 from jaxdet.models.roi.boxes import pad
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.heads.semantic import semantic_crops
 from jaxdet.ops.boxes import DistanceCoder
+from jaxdet.ops.grids import displaced
 from jaxdet.ops.instances import Correlation, DynamicConvs, Prototypes
 from jaxdet.ops.losses import SmoothL1
 from jaxdet.structures import Batch, Detections, Features, Masks, Proposals, Targets
@@ -77,6 +79,7 @@ CONFIGS = {
     "sbr_cnn_gcnet": "tables/sbr_table11.py:row_7",
     "dcn_c3c5": "dcn_mask_rcnn_r50_fpn.py",
     "mdcn_c3c5": "dcnv2_mask_rcnn_r50_fpn.py",
+    "grid_rcnn_r50": "grid_rcnn_r50_fpn.py",
     "sbr_cnn_dcn": "tables/sbr_table11.py:row_10",
     "mask_rcnn_x101_32x8d": "mask_rcnn_x101_32x8d_fpn.py",
     "mask_rcnn_x101_32x4d": "mask_rcnn_x101_32x4d_fpn.py",
@@ -103,7 +106,26 @@ def load_model(name: str, roi_samples: int = 128) -> Any:
             parts=tuple(p.clone(order="first") if isinstance(p, InstanceMasks) else p for p in model.parts)
         )
     stages = tuple(dataclasses.replace(s, sampler=first(s.sampler, number=roi_samples)) for s in model.stages)
-    return model.clone(rpn=model.rpn.clone(sampler=first(model.rpn.sampler)), stages=stages)
+    parts = tuple(
+        p.clone(order="first", jitter=TorchJitter(p.jitter.amplitude)) if isinstance(p, GridBoxes) else p
+        for p in model.parts
+    )
+    return model.clone(rpn=model.rpn.clone(sampler=first(model.rpn.sampler)), stages=stages, parts=parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchJitter:
+    """`Jitter` by the numbers that torch draws after ``manual_seed(0)``, whatever the key.
+
+    torch has NumPy's Mersenne Twister, and makes a float32 of the lower 24 of 32 bits.
+    """
+
+    amplitude: float
+
+    def __call__(self, boxes: jax.Array, hw: jax.Array, key: jax.Array) -> jax.Array:
+        bits = np.random.RandomState(0).randint(0, 2**32, size=boxes.shape, dtype=np.uint32) & 0xFFFFFF
+        shares = (bits * np.float64(2.0**-24)).astype(np.float32)
+        return displaced(boxes, jnp.asarray(2 * self.amplitude * shares - self.amplitude), hw)
 
 
 def load_variables(model: Any, state_dict: Arrays, batch: Batch) -> Arrays:
@@ -457,21 +479,24 @@ def _semantic(features: Features, rois: jax.Array) -> Arrays:
 def _heads(named: Arrays) -> Arrays:
     """What every stage says about the fixed RoIs, which move from stage to stage; masks are of where they began."""
     out = {}
-    stages = [name.partition("/")[0].removeprefix("stage") for name in named if name.endswith("/deltas")]
+    stages = [name.partition("/")[0].removeprefix("stage") for name in named if name.endswith("/logits")]
     for t in sorted(int(t) for t in stages if t.isdecimal()):
-        boxes, crops, logits, deltas = (named[f"stage{t}/{part}"] for part in ("boxes", "crops", "logits", "deltas"))
+        boxes, crops, logits = (named[f"stage{t}/{part}"] for part in ("boxes", "crops", "logits"))
         out |= {
             f"loop{t}/rois": jnp.pad(boxes[0], ((0, 0), (1, 0))),
             f"loop{t}/bbox_feats": _nchw(crops),
             f"loop{t}/cls": logits[0],
-            f"loop{t}/reg": deltas[0].reshape(len(crops), -1),
         }
+        if f"stage{t}/deltas" in named:
+            out[f"loop{t}/reg"] = named[f"stage{t}/deltas"][0].reshape(len(crops), -1)
         if "masks/crops" in named:
             out |= {
                 "mask/feats": _nchw(named["masks/crops"]),
                 f"mask/last_feat{t}": _nchw(named[f"masks/stage{t}/features"]),
                 f"mask/pred{t}": _nchw(named[f"masks/stage{t}/logits"]),
             }
+    if "grid/logits" in named:
+        out |= {"grid/feats": _nchw(named["grid/crops"]), "grid/fused": _nchw(named["grid/logits"])}
     if "mask_scores/rated" in named:
         rated = named["mask_scores/rated"]
         out |= {"mask/iou_labels": jnp.arange(len(rated)) * 5 % rated.shape[1], "mask/iou_pred": rated}

@@ -12,6 +12,8 @@ import pytest
 
 from benchmarks.inputs import make_batch
 from jaxdet.config import load_config
+from jaxdet.configs.base import best_groie, first_groie, htc
+from jaxdet.configs.grid import grid_rcnn
 from jaxdet.models.detector import Detector
 from tools import zoo
 from tools.parameters import Count, count_parameters, parameter_sizes
@@ -65,6 +67,20 @@ def test_parameters_are_those_of_the_authors_code(name: str) -> None:
         assert (count.all + row.background, count.trained + row.background) == row.params
     if row.printed:
         assert (cut_off(count.trained, row.printed) == row.printed) == (name not in PRINTED_OF_OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [
+        (htc(first_groie).model, (88_837_956, 88_612_612)),
+        (htc(best_groie).model, (135_264_318, 135_038_974)),
+        (grid_rcnn(best_groie).model, (83_817_577, 83_592_233)),
+    ],
+)
+def test_parameters_of_models_that_no_table_has(model: Detector, params: tuple[int, int]) -> None:
+    """But the authors' code does: every head has an extractor of its own."""
+    count = count_parameters(model)
+    assert (count.all, count.trained) == params
 
 
 def cut_off(number: int, like: str) -> str:

@@ -103,7 +103,7 @@ class Refine(nn.Module):
         base = jax.tree.map(lambda rows: _pick(rows, given.index), (candidates.logits, candidates.boxes))
         seen = self._glance(features, boxes, valid, given.labels, setting)
         logits, deltas = self._refine_boxes(features, boxes, valid, seen, setting)
-        moved = base[1] if self.boxes == "base" else move_by_class(self.refine_box, boxes, deltas, _true_hw(features))
+        moved = base[1] if self.boxes == "base" else move_by_class(self.refine_box, boxes, deltas, features.image_hw)
         scores = jax.nn.softmax(self.combined(base[0], logits))[..., :-1]
         assert setting.suppression is not None  # a model with stages has one
         detections = jax.vmap(setting.suppression)(moved, scores, valid)
@@ -165,7 +165,7 @@ class Refine(nn.Module):
         glance = self._glance(features, boxes, valid, labels, setting)
         logits, deltas = self._refine_boxes(features, boxes, valid, glance, setting)
         final = self.combined(candidates.logits, logits)[..., :-1].argmax(-1).astype(jnp.int32)
-        moved = of_class(move_by_class(self.refine_box, boxes, deltas, _true_hw(features)), final)
+        moved = of_class(move_by_class(self.refine_box, boxes, deltas, features.image_hw), final)
         plain_logits, _ = self.refine_box(features, boxes, valid, classes)
         crops, passed = self._look_again(features, moved, valid, glance.features)
         named |= {
@@ -227,9 +227,9 @@ class Refine(nn.Module):
 
     def _refine_boxes(
         self, features: Features, boxes: jax.Array, valid: jax.Array, glance: Glance, setting: Setting
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Logits ``[B, N, K + 1]`` and deltas ``[B, N, K or 1, 4]`` of the refining box branch."""
-        refined: tuple[jax.Array, jax.Array] = self.refine_box(
+        refined: tuple[jax.Array, jax.Array | None] = self.refine_box(
             features, boxes, valid, setting.num_classes, *self._guides(glance)
         )
         return refined
@@ -281,11 +281,11 @@ class Refine(nn.Module):
             terms.append(setting.stages[-1].weigh({"loss_mask": loss}))
         return by_stage(terms), bitmaps
 
-    def _moved_samples(self, features: Features, samples: Samples, deltas: jax.Array) -> Samples:
+    def _moved_samples(self, features: Features, samples: Samples, deltas: jax.Array | None) -> Samples:
         """Samples as the step moves them by the deltas of their class; no gradient, and ground truth stays."""
         if self.boxes == "base":
             return samples
-        moved = of_class(move_by_class(self.refine_box, samples.boxes, deltas, _true_hw(features)), samples.labels)
+        moved = of_class(move_by_class(self.refine_box, samples.boxes, deltas, features.image_hw), samples.labels)
         return dataclasses.replace(samples, boxes=jnp.where(samples.is_truth[..., None], samples.boxes, moved))
 
     def _refined_masks(
@@ -327,14 +327,6 @@ def _pick(rows: jax.Array, index: jax.Array) -> jax.Array:
     """Rows ``[B, M, ..]`` of ``rows [B, N, ..]`` at ``index [B, M]``."""
     picked: jax.Array = jax.vmap(lambda rows, at: rows[at])(rows, index)
     return picked
-
-
-def _true_hw(features: Features) -> jax.Array:
-    """The sizes of the images ``[B, 2]``."""
-    if features.true_hw is not None:
-        return features.true_hw
-    images = len(next(iter(features.levels.values())))
-    return jnp.broadcast_to(jnp.asarray(features.canvas_hw, jnp.float32), (images, 2))
 
 
 def _metrics(before: Samples, after: Samples, glance: Glance, bitmaps: jax.Array, targets: Targets) -> Losses:

@@ -116,17 +116,22 @@ def draw(
     return jax.vmap(one_image)(proposals, targets, jax.random.split(key, proposals.valid.shape[0]))
 
 
-def box_losses(branch: BoxBranch, logits: jax.Array, deltas: jax.Array, samples: Samples, targets: Targets) -> Losses:
-    """Class and box loss over the samples, both divided by the number of all samples in the batch."""
-    # The box loss too is divided by all samples, not by the positives (Fast R-CNN's equal weights, and the reference).
+def box_losses(
+    branch: BoxBranch, logits: jax.Array, deltas: jax.Array | None, samples: Samples, targets: Targets
+) -> Losses:
+    """Class and box loss over the samples, both divided by the number of all samples in the batch.
+
+    Without deltas there is no box loss.
+    """
     number = jnp.maximum(samples.valid.sum(), 1)
+    terms = {"loss_cls": masked_sum(cross_entropy(logits, samples.labels), samples.valid) / number}
+    if deltas is None:
+        return terms
+    # The box loss too is divided by all samples, not by the positives (Fast R-CNN's equal weights, and the reference).
     boxes = jnp.take_along_axis(targets.boxes, samples.gt_index[..., None], axis=1)
     references, boxes = safe(samples.boxes, samples.positive), safe(boxes, samples.positive)
     distance = branch.box_loss(branch.coder, references, of_class(deltas, samples.labels), boxes)
-    return {
-        "loss_cls": masked_sum(cross_entropy(logits, samples.labels), samples.valid) / number,
-        "loss_bbox": masked_sum(distance, samples.positive) / number,
-    }
+    return terms | {"loss_bbox": masked_sum(distance, samples.positive) / number}
 
 
 def of_class(deltas: jax.Array, labels: jax.Array) -> jax.Array:
@@ -136,17 +141,24 @@ def of_class(deltas: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.take_along_axis(deltas, column[..., None, None], axis=2)[:, :, 0]
 
 
-def move(branch: BoxBranch, boxes: jax.Array, logits: jax.Array, deltas: jax.Array, true_hw: jax.Array) -> jax.Array:
+def move(
+    branch: BoxBranch, boxes: jax.Array, logits: jax.Array, deltas: jax.Array | None, true_hw: jax.Array
+) -> jax.Array:
     """Boxes ``[B, N, 4]`` moved by the deltas of their likeliest class, cut to the image; no gradient."""
     # Without the background, whose logit is the last: a box has to go somewhere even if it is likely none.
-    deltas = of_class(deltas, logits[..., :-1].argmax(-1))
-    return jax.lax.stop_gradient(jax.vmap(clip)(branch.coder.decode(boxes, deltas), true_hw))
+    if deltas is not None:
+        deltas = of_class(deltas, logits[..., :-1].argmax(-1))[:, :, None]
+    return move_by_class(branch, boxes, deltas, true_hw)[:, :, 0]
 
 
-def move_by_class(branch: BoxBranch, boxes: jax.Array, deltas: jax.Array, true_hw: jax.Array) -> jax.Array:
-    """Boxes ``[B, N, K or 1, 4]`` moved by the deltas of each class, cut to the image; no gradient."""
+def move_by_class(branch: BoxBranch, boxes: jax.Array, deltas: jax.Array | None, true_hw: jax.Array) -> jax.Array:
+    """Boxes ``[B, N, K or 1, 4]`` moved by the deltas of each class, cut to the image; no gradient.
+
+    Without deltas they stay, one for all classes.
+    """
     # Every class's boxes start from the boxes that the head was given, as its deltas were trained.
-    return jax.lax.stop_gradient(jax.vmap(clip)(branch.coder.decode(boxes[:, :, None], deltas), true_hw))
+    moved = boxes[:, :, None] if deltas is None else branch.coder.decode(boxes[:, :, None], deltas)
+    return jax.lax.stop_gradient(jax.vmap(clip)(moved, true_hw))
 
 
 def pad(proposals: Proposals, slots: int) -> Proposals:

@@ -36,18 +36,19 @@ class BoxBranch(nn.Module):
         valid: jax.Array,
         num_classes: int,
         guide: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Logits ``[B, N, K + 1]`` and deltas ``[B, N, K or 1, 4]``, float32, for ``boxes [B, N, 4]``.
 
+        Deltas are None where the head says the class alone.
         A ``guide [B, N, Hp, Wp]`` multiplies what the extractor samples in each box.
         """
         logits, deltas = self.head(self.crops(features, boxes, valid, guide), num_classes)
         # Heads work on [B * N, ..]; logits and deltas go on in float32, for softmax and geometry.
         lead = valid.shape
-        return (
-            logits.reshape(*lead, logits.shape[-1]).astype(jnp.float32),
-            deltas.reshape(*lead, *deltas.shape[1:]).astype(jnp.float32),
-        )
+        logits = logits.reshape(*lead, logits.shape[-1]).astype(jnp.float32)
+        if deltas is None:
+            return logits, None
+        return logits, deltas.reshape(*lead, *deltas.shape[1:]).astype(jnp.float32)
 
     def crops(
         self, features: Features, boxes: jax.Array, valid: jax.Array, guide: jax.Array | None = None

@@ -1,4 +1,4 @@
-"""Box head: class and box of a crop.  N crops, C channels, K classes."""
+"""Box heads: class and box of a crop.  N crops, C channels, K classes."""
 
 import flax.linen as nn
 import jax
@@ -24,3 +24,16 @@ class BoxHead(nn.Module):
         boxes = 1 if self.class_agnostic else num_classes
         deltas = Linear(4 * boxes, gaussian(0.001), name="deltas")(x)
         return logits, deltas.reshape(-1, boxes, 4)
+
+
+class ClassHead(nn.Module):
+    """As `BoxHead` without boxes, which stay where they are: a part behind the stages finds them (Grid R-CNN).
+
+    Crops ``[N, 7, 7, C]`` -> logits ``[N, K + 1]``, background last, and None for deltas.
+    """
+
+    trunk: nn.Module
+
+    @nn.compact
+    def __call__(self, crops: jax.Array, num_classes: int) -> tuple[jax.Array, None]:
+        return Linear(num_classes + 1, gaussian(0.01), name="logits")(self.trunk(crops)), None

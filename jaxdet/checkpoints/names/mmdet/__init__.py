@@ -14,18 +14,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from jaxdet.checkpoints.names.layouts import BOUNDARIES
-from jaxdet.checkpoints.names.mmdet import backbone, dense, masks, roi
+from jaxdet.checkpoints.names.mmdet import backbone, dense, grid, masks, roi
 from jaxdet.checkpoints.names.table import Pair, Table, from_state, their_name, to_state
-from jaxdet.checkpoints.tree import Array, Path, Variables, flatten
+from jaxdet.checkpoints.tree import Array, Path, Variables, flatten, unflatten
 
 _Tree: TypeAlias = Mapping[str, Any]
 
 _PARTS: dict[str, Callable[[_Tree], Table]] = {
     "backbone": lambda model: backbone.resnet("backbone", "backbone."),
     "neck": lambda model: backbone.fpn(model["neck"]),
-    "rpn": lambda model: dense.RPN,
+    "rpn": dense.rpn,
     "dense": dense.dense_head,
     "heads": roi.box_branches,
+    "grid": grid.grid_boxes,
     "masks": masks.mask_branches,
     "mask_scores": masks.mask_scores,
     "pixel_classes": masks.pixel_classes,
@@ -37,7 +38,9 @@ _PARTS: dict[str, Callable[[_Tree], Table]] = {
 
 def _table_for(variables: _Tree) -> Table:
     """Pairs for the parts that a model's variables have: arrays or shapes, the whole tree or some parts of it."""
-    model = variables.get("params", {})
+    # Statistics beside scale and bias tell a batch norm from a group norm.
+    leaves = (flatten(variables.get(collection, {})) for collection in ("params", "batch_stats"))
+    model = unflatten(dict(itertools.chain.from_iterable(tree.items() for tree in leaves)))
     # "heads_0", "heads_1" are one place; "mask_scores" is one as it stands.
     places = {re.sub(r"_\d+$", "", place) for place in model}
     return tuple(itertools.chain.from_iterable(pairs(model) for place, pairs in _PARTS.items() if place in places))

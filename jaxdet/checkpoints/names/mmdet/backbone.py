@@ -1,9 +1,10 @@
 """Names of backbones and necks."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdet.checkpoints.names.layouts import BATCH_NORM, CHANNEL_NORM, CONV, Leaf
+from jaxdet.checkpoints.names.layouts import BATCH_NORM, CHANNEL_NORM, CONV, GROUP_NORM, Leaf
 from jaxdet.checkpoints.names.table import Pair, Table, either
 
 
@@ -35,11 +36,29 @@ def fpn(tree: Mapping[str, Any]) -> Table:
     """Pairs for an FPN, which mmdetection counts from its own first level; extra levels follow in the same list."""
     levels = numbers("lateral", tree)
     extra = numbers("conv", tree.get("top", {}))
+    kinds = {"lateral": "lateral_convs", "output": "fpn_convs"}
+    pairs: list[Pair] = []
+    for (kind, theirs), (i, n) in itertools.product(kinds.items(), enumerate(levels)):
+        pairs.append(Pair(f"neck/{kind}{n}", f"neck.{theirs}.{i}.conv", CONV))
+        pairs += norm(f"neck/{kind}{n}_norm", f"neck.{theirs}.{i}", tree.get(f"{kind}{n}_norm", {}))
     return (
-        *(Pair(f"neck/lateral{n}", f"neck.lateral_convs.{i}.conv", CONV) for i, n in enumerate(levels)),
-        *(Pair(f"neck/output{n}", f"neck.fpn_convs.{i}.conv", CONV) for i, n in enumerate(levels)),
+        *pairs,
         *(Pair(f"neck/top/conv{n}", f"neck.fpn_convs.{i}.conv", CONV) for i, n in enumerate(extra, len(levels))),
     )
+
+
+def norm(ours: str, theirs: str, tree: Mapping[str, Any]) -> Table:
+    """The pair for the norm of a convolution, which mmdetection calls by its kind; none where there is no norm."""
+    if not tree:
+        return ()
+    kind, leaves = ("bn", BATCH_NORM) if "mean" in tree else ("gn", GROUP_NORM)
+    return (Pair(ours, f"{theirs}.{kind}", leaves),)
+
+
+def norms(ours: str, theirs: str, tree: Mapping[str, Any]) -> Table:
+    """Pairs for ``norm1``, ``norm2``, .. of as many convolutions, at ``{}`` in ``theirs`` counted from 0."""
+    found = ((n, tree[f"norm{n}"]) for n in numbers("norm", tree))
+    return tuple(itertools.chain.from_iterable(norm(f"{ours}/norm{n}", theirs.format(n - 1), its) for n, its in found))
 
 
 def convs(

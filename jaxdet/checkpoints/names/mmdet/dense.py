@@ -7,11 +7,17 @@ from jaxdet.checkpoints.names.layouts import CONV, GROUP_NORM, scalar
 from jaxdet.checkpoints.names.mmdet.backbone import convs, numbers
 from jaxdet.checkpoints.names.table import Pair, Table
 
-RPN: Table = (
-    Pair("rpn/head/conv", "rpn_head.rpn_conv", CONV),
-    Pair("rpn/head/objectness", "rpn_head.rpn_cls", CONV),
-    Pair("rpn/head/deltas", "rpn_head.rpn_reg", CONV),
-)
+
+def rpn(model: Mapping[str, Any]) -> Table:
+    """Pairs for the RPN; several convolutions are a list there."""
+    ours, theirs = "rpn/head", "rpn_head.rpn_conv"
+    more = numbers("conv", model["rpn"].get("head", {}))
+    return (
+        Pair(f"{ours}/conv", f"{theirs}.0.conv" if more else theirs, CONV),
+        *(Pair(f"{ours}/conv{n}", f"{theirs}.{n - 1}.conv", CONV) for n in more),
+        Pair(f"{ours}/objectness", "rpn_head.rpn_cls", CONV),
+        Pair(f"{ours}/deltas", "rpn_head.rpn_reg", CONV),
+    )
 
 
 def dense_head(model: Mapping[str, Any]) -> Table:

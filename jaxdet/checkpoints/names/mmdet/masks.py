@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from jaxdet.checkpoints.names.layouts import BATCH_NORM, CONV, GROUP_NORM, TRANSPOSED_CONV, Leaf
-from jaxdet.checkpoints.names.mmdet.backbone import convs, numbers
+from jaxdet.checkpoints.names.mmdet.backbone import convs, norms, numbers
 from jaxdet.checkpoints.names.mmdet.roi import Tree, box_head, extractor, output, suffix_of, trunk
 from jaxdet.checkpoints.names.table import Pair, Table, either
 
@@ -33,6 +33,7 @@ def mask_branches(model: Tree) -> Table:
 def _mask_head(ours: str, theirs: str, tree: Tree) -> Table:
     return (
         *convs(ours, f"{theirs}.convs.{{}}.conv", tree),
+        *norms(ours, f"{theirs}.convs.{{}}", tree),
         Pair(f"{ours}/upsample", f"{theirs}.upsample", TRANSPOSED_CONV),
         Pair(f"{ours}/logits", f"{theirs}.conv_logits", CONV),
         # A pair for all heads: those without a link have no such leaf, and pairs without leaves do nothing.

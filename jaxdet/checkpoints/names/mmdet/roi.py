@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdet.checkpoints.names.layouts import CONV, LINEAR, LINEAR_OVER_7X7, VECTOR, Leaf
-from jaxdet.checkpoints.names.mmdet.backbone import convs, numbers
+from jaxdet.checkpoints.names.mmdet.backbone import convs, norms, numbers
 from jaxdet.checkpoints.names.table import Pair, Table
 
 Tree = Mapping[str, Any]
@@ -75,7 +75,14 @@ _FCC_ORDER = ("before", "conv1", "conv1a", "conv1b", "conv2", "conv2a", "conv2b"
 def trunk(ours: str, theirs: str, tree: Tree) -> Table:
     """Pairs for a trunk; the reference numbers its elements as they come."""
     if "fc1" in tree:
-        return (Pair(f"{ours}/fc1", f"{theirs}.0", LINEAR_OVER_7X7), Pair(f"{ours}/fc2", f"{theirs}.1", LINEAR))
+        # Convolutions before it (`ConvFC`) have a list of their own.
+        before = theirs.replace("shared_fcs", "shared_convs")
+        return (
+            *convs(ours, f"{before}.{{}}.conv", tree),
+            *norms(ours, f"{before}.{{}}", tree),
+            Pair(f"{ours}/fc1", f"{theirs}.0", LINEAR_OVER_7X7),
+            Pair(f"{ours}/fc2", f"{theirs}.1", LINEAR),
+        )
     present = [name for name in _FCC_ORDER if name in tree]
     elements = (_module(f"{ours}/{name}", f"{theirs}.{i}", tree[name]) for i, name in enumerate(present))
     return tuple(itertools.chain(*elements))
