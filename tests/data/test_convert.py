@@ -185,15 +185,16 @@ def test_check_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("each", ["value", "file", "folder"])
 def test_folders_of_masks(tmp_path: Path, each: str) -> None:
     first, second = rectangle(1, 9, 2, 12), rectangle(20, 30, 20, 40)
+    root = tmp_path / "set"
     if each == "value":
-        picture(tmp_path / "PNGImages/a.png")
-        write(tmp_path / "PedMasks/a_mask.png", png(first + 2 * second))
+        picture(root / "PNGImages/a.png")
+        write(root / "PedMasks/a_mask.png", png(first + 2 * second))
     else:
         image, start = ("images/a.png", "masks/a") if each == "file" else ("a/images/a.png", "a/masks")
-        picture(tmp_path / image)
+        picture(root / image)
         for number, mask in enumerate((first, second)):
-            write(tmp_path / start / f"{number}.png", png(255 * mask))
-    outcome = to_coco(tmp_path, tmp_path / "out", class_name="person", val_share=0)
+            write(root / start / f"{number}.png", png(255 * mask))
+    outcome = to_coco(root, tmp_path / "out", class_name="person", val_share=0)
     data = content(outcome)
     found = [decode_mask(entry["segmentation"], HW) for entry in data["annotations"]]
     np.testing.assert_array_equal(found, [first, second])
@@ -438,6 +439,66 @@ def test_two_layouts_at_once_ask_for_a_choice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"signs of several .*yolo.*labelme.*--format"):
         to_coco(tmp_path / "set", tmp_path / "out")
     assert to_coco(tmp_path / "set", tmp_path / "out", layout="labelme").recognised.layout.name == "labelme"
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_spoilt_files_are_counted_or_refused(tmp_path: Path, layout: str) -> None:
+    """Whatever a file holds: a ValueError, or an outcome that training takes."""
+    root = tmp_path / "set"
+    WRITERS[layout](root)
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".txt", ".json", ".xml", ".yaml"))
+    masks_ = sorted(root.glob("Segmentation*/*.png"))
+    others = [b"null", b"[1]", b"{}", b'"', b"-1e999", b"\x00", b"\xff", b"<a/>", b"[[[[", b"99999999999999999999"]
+    for number in range(60):
+        path = (files + masks_)[number % len(files + masks_)]
+        good = path.read_bytes()
+        at, length = int(rng.integers(len(good))), int(rng.integers(12))
+        path.write_bytes(good[:at] + others[int(rng.integers(len(others)))] + good[at + length :])
+        try:
+            outcome = to_coco(root, tmp_path / "out", layout=layout, val_share=0)
+        except ValueError:
+            continue
+        finally:
+            path.write_bytes(good)
+        findings = check(str(outcome.annotations["train"]), str(outcome.images)).findings
+        assert [finding for finding in findings if finding.severity == "error"] == []
+
+
+@pytest.mark.parametrize("out", [".", "coco", "images/train"])
+@pytest.mark.parametrize("images", ["leave", "link", "copy"])
+def test_nothing_is_written_where_data_is_read(tmp_path: Path, out: str, images: Any) -> None:
+    yolo(tmp_path)
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    with pytest.raises(ValueError, match="expected a folder apart from"):
+        to_coco(tmp_path, tmp_path / out, images=images)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+
+
+def test_the_way_back_replaces_no_image(tmp_path: Path, one_box: dict[str, Any], coco: Any) -> None:
+    settings = coco.write(one_box)
+    with pytest.raises(ValueError, match="expected a folder apart from"):
+        from_coco(settings.annotations, settings.images, tmp_path, "yolo")  # whose images/ is that of the data
+    write(tmp_path / "out/images/a.png", "another's")
+    with pytest.raises(ValueError, match="expected nothing there or a link"):
+        from_coco(settings.annotations, settings.images, tmp_path / "out", "yolo")
+    assert (tmp_path / "out/images/a.png").read_text() == "another's"
+    assert not (tmp_path / "images/a.png").is_symlink()
+
+
+def test_the_way_back_counts_what_it_leaves_out(tmp_path: Path, one_box: dict[str, Any], coco: Any) -> None:
+    good = one_box["annotations"][0]
+    spoilt = [{"category_id": []}, {"image_id": [7]}, {"segmentation": None}, {"segmentation": [[1, 2, "x"]]}]
+    one_box["annotations"] += [{**good, "id": 2 + place, **change} for place, change in enumerate(spoilt)]
+    one_box["images"].append(one_box["images"][0] | {"id": 8, "file_name": "a.jpg"})
+    settings = coco.write(one_box)
+    tally = from_coco(settings.annotations, settings.images, tmp_path / "out", "yolo")
+    assert tally.read == {"objects": 1, "images": 1}
+    assert sorted(len(places) for places in tally.skipped.values()) == [1] * 5
+    shares = np.array((tmp_path / "out/labels/a.txt").read_text().split(), float)
+    # The square from (2, 3) to (12, 11) in an image of 20 x 30, of the second category by its id.
+    expected = [1, *(np.array([[2, 3], [12, 3], [12, 11], [2, 11]]) / [30, 20]).ravel()]
+    np.testing.assert_allclose(shares, expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("names", ["[no, yes]", "{1: a, 2: b}", "{0: {a: b}}"])

@@ -158,6 +158,34 @@ class Folder:
             raise Unusable("file that is no XML") from error
 
 
+def check_apart(source: Path, out: Path) -> None:
+    """Make sure that nothing is written to where the data is read.
+
+    Raises:
+        ValueError: ``out``, or the folder ``images`` in it, is the source or overlaps with it.
+    """
+    read, written = source.resolve(), out.resolve()
+    images = written / "images"
+    if written == read or read in written.parents or images == read or images in read.parents:
+        raise ValueError(
+            f"{out}: expected a folder apart from {source}, since files there could be replaced; name another OUT"
+        )
+
+
+def link(path: Path, target: Path) -> None:
+    """Link to a file; a link of that name is replaced, and nothing else is.
+
+    Raises:
+        ValueError: there is something that is no link.
+    """
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        raise ValueError(f"{target}: expected nothing there or a link, got a file; name another OUT")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.symlink_to(path.resolve())
+
+
 def by_stem(names: list[str]) -> dict[str, list[str]]:
     """Paths by the file's name without suffix; several folders may have files of one name."""
     found: dict[str, list[str]] = {}

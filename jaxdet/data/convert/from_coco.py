@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from jaxdet.data.convert.folder import check_apart, link
 from jaxdet.data.convert.found import Tally
 from jaxdet.data.convert.outlines import one_ring, outlines
 from jaxdet.data.convert.shapes import Ring, cut
@@ -47,23 +48,32 @@ def from_coco(
         The account: crowd regions, objects without a mask, and what cannot be read are left out.
 
     Raises:
-        ValueError: the json cannot be read, or there is no such format.
+        ValueError: the json cannot be read, there is no such format, or ``out`` is where the images are.
     """
     if to not in FORMATS:
         raise ValueError(f"--to: expected one of {', '.join(FORMATS)}, got {to}")
+    check_apart(Path(images), Path(out))
     data, tally, target = read_json(os.fspath(annotations)), Tally(), Path(out)
     categories = read_categories(data["categories"])
     labels = {category.id: label for label, category in enumerate(categories)}
     names = [category.name for category in categories]
     entries: dict[Any, list[Mapping[str, Any]]] = {}
     for entry in data["annotations"]:
-        if isinstance(entry, dict):
-            entries.setdefault(entry.get("image_id"), []).append(entry)
+        if isinstance(entry, dict) and type(entry.get("image_id")) is int:
+            entries.setdefault(entry["image_id"], []).append(entry)
+        else:
+            tally.skip("annotation without an image", short(entry))
     write: Callable[[Path, str, tuple[int, int], list[_Drawn], list[str]], None] = (
         _write_yolo if to == "yolo" else _write_labelme
     )
+    described: set[PurePosixPath] = set()
     for image in data["images"]:
         name = file_name_of(image)
+        stem = PurePosixPath(name).with_suffix("")
+        if stem in described:
+            tally.skip("image with the name of another but for its suffix, whose file of labels it would share", name)
+            continue
+        described.add(stem)
         hw = stored_hw(image, os.fspath(images))
         drawn = [
             found
@@ -71,10 +81,7 @@ def from_coco(
             if (found := _drawn(entry, number, labels, hw, to, tally)) is not None
         ]
         write(target, name, hw, drawn, names)
-        link = target / "images" / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to((Path(images) / name).resolve())
+        link(Path(images) / name, target / "images" / name)
         tally.took("images")
     if to == "yolo":
         # Ultralytics' programs want a validation set, and one json has no other.
@@ -88,7 +95,7 @@ def _drawn(
 ) -> _Drawn | None:
     where = f"annotation {short(entry.get('id'))}"
     segmentation = entry.get("segmentation")
-    if entry.get("category_id") not in labels:
+    if type(entry.get("category_id")) is not int or entry["category_id"] not in labels:
         tally.skip("class that the json does not list", where)
     elif entry.get("iscrowd"):
         tally.skip("crowd region, which the format does not have", where)

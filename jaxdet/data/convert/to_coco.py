@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from PIL import Image
 
-from jaxdet.data.convert.folder import Folder
+from jaxdet.data.convert.folder import Folder, check_apart, link
 from jaxdet.data.convert.found import SPLITS, Picture, Tally, Unusable
 from jaxdet.data.convert.layouts import Recognised, named, recognise
 from jaxdet.data.images import decode_image, read_header
@@ -65,6 +65,7 @@ def to_coco(
     root, target = Path(source), Path(out)
     if not root.is_dir():
         raise ValueError(f"{root}: expected the folder of a data set, got {'a file' if root.exists() else 'nothing'}")
+    check_apart(root, target)
     if val_share is not None and not 0 <= val_share <= 1:
         raise ValueError(f"--val-share: expected a share from 0 to 1, got {val_share}")
     folder = Folder(root, upright=images == "copy", boxes_as_masks=boxes == "mask", class_name=class_name)
@@ -130,10 +131,8 @@ def share_of(name: str) -> float:
 def _place(root: Path, picture: Picture, folder: Path, images: Placing) -> None:
     """Link or copy one image; a file of its name is replaced."""
     path, target = root / picture.name, folder / picture.name
-    target.parent.mkdir(parents=True, exist_ok=True)
     if images == "link":
-        target.unlink(missing_ok=True)
-        target.symlink_to(path.resolve())
+        link(path, target)
         return
     with replacing(target) as scratch:
         if picture.encoded is None and read_header(path).orientation in (0, 1):

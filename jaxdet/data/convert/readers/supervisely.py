@@ -6,7 +6,6 @@ A bitmap is a PNG, compressed by zlib, in base64, with the pixel of the image at
 """
 
 import base64
-import binascii
 import io
 import zlib
 from collections.abc import Iterator
@@ -125,7 +124,7 @@ def _bitmap(entry: Any) -> tuple[NDArray[np.bool_], int, int]:
             check_sides(image.height, image.width)
             # Drawn pixels are opaque; without an alpha channel they are those that are not black.
             pixels = np.asarray(image.convert("RGBA").getchannel("A") if _has_alpha(image) else image.convert("L")) > 0
-    except (KeyError, TypeError, ValueError, OSError, SyntaxError, binascii.Error, zlib.error) as error:
+    except Exception as error:  # Pillow's decoders raise almost anything on broken files
         raise Unusable("bitmap that cannot be read") from error
     if type(left) is not int or type(top) is not int:
         raise Unusable("bitmap whose origin is no pixel")
