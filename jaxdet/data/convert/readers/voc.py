@@ -52,7 +52,7 @@ def _pictures(folder: Folder) -> Iterator[Picture]:
     masks = {part: _in_folder(folder, part) for part in ("SegmentationObject", "SegmentationClass")}
     maps = {path for found in masks.values() for path in found.values()}
     described = {PurePosixPath(name).stem: name for name in folder.ending(".xml")}
-    names = _CLASSES
+    with_masks, names = bool(masks["SegmentationObject"]), _CLASSES
     if any(PurePosixPath(name).name == "labelmap.txt" for name in folder.files):
         names = []  # classes of its own, whose colours are in that file: names are those of the XML
     for stem, images in by_stem([name for name in folder.images if name not in maps]).items():
@@ -63,8 +63,8 @@ def _pictures(folder: Folder) -> Iterator[Picture]:
                 if stem not in described and stem not in masks["SegmentationObject"]:
                     raise Unusable("image without an annotation")
                 hw = folder.size(image)
-                boxes = list(_boxes(folder, described[stem], hw)) if stem in described else []
-                if masks["SegmentationObject"]:
+                boxes = list(_boxes(folder, described[stem], hw, with_masks)) if stem in described else []
+                if with_masks:
                     objects = list(_masked(folder, stem, image, masks, boxes, hw, names))
                 else:
                     objects = [found for found, _ in boxes]
@@ -89,13 +89,12 @@ def _splits(folder: Folder) -> dict[str, str]:
     return found
 
 
-def _boxes(folder: Folder, name: str, hw: tuple[int, int]) -> Iterator[tuple[Found, str]]:
-    """The objects of an XML as boxes, with their places."""
+def _boxes(folder: Folder, name: str, hw: tuple[int, int], with_masks: bool) -> Iterator[tuple[Found, str]]:
+    """The objects of an XML as boxes, with their places; in a data set with masks they only say where these are."""
     root = folder.xml(name)
     size = [root.findtext(f"size/{side}") for side in ("height", "width")]
     if None not in size and size != [str(side) for side in hw]:
         raise Unusable("image of another size than annotated")
-    with_masks = any("SegmentationObject" in PurePosixPath(path).parts for path in folder.files)
     for place, element in enumerate(root.iterfind("object")):
         where = f"{name}, object {place}"
         with folder.tally.skipping(where):
