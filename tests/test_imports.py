@@ -28,6 +28,7 @@ ALLOWED["evaluation"] = {*ALLOWED} - {"visualize", "nn"}  # a model over data, a
 BELOW = set(ALLOWED)
 ALLOWED |= {"training": BELOW, "prediction": BELOW}  # neither knows the other
 ALLOWED["zoo"] = {*BELOW, "training"}
+ALLOWED["show"] = {"config", "data", "experiment", "runtime", "visualize"}
 ALLOWED["commands"] = {*ALLOWED}
 ALLOWED["__main__"] = {"commands"}
 

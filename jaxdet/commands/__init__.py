@@ -22,6 +22,11 @@ VERBS = {
     ("eval",): ("jaxdet.commands.eval", "score a checkpoint, or a results file, by COCO's rules"),
     ("predict",): ("jaxdet.commands.predict", "detect what is in images"),
     ("data", "check"): ("jaxdet.data.check", "look for what is wrong with a data set"),
+    ("data", "convert"): (
+        "jaxdet.data.convert.command",
+        "make a COCO data set of another tool's, or the other way round",
+    ),
+    ("data", "show"): ("jaxdet.show", "draw a data set, its augmentation, the batch of a step"),
     ("zoo",): ("jaxdet.commands.zoo", "list the models, and the weights that others have published"),
 }
 

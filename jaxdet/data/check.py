@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jaxdet.data.convert.layouts import foreign
 from jaxdet.data.masks import has_masks
 from jaxdet.data.settings import Data
 from jaxdet.data.sources.coco import read_json, stored_hw
@@ -131,7 +132,9 @@ def find_sets(path: Path, images: str | None = None) -> Iterator[tuple[Path, Pat
         raise ValueError(f"{path}: expected a folder or an annotation json, got nothing of that name")
     jsons = [path] if path.is_file() else [found for found in sorted(path.rglob("*.json")) if _is_annotations(found)]
     if not jsons:
-        raise ValueError(f"{path}: expected a json with images and annotations in it, got none")
+        layout = foreign(path)
+        hint = f"; it looks like {layout}: run `python -m jaxdet.data.convert {path} OUT`" if layout else ""
+        raise ValueError(f"{path}: expected a json with images and annotations in it, got none{hint}")
     for found in jsons:
         yield found, Path(images) if images else _image_folder(found)
 
