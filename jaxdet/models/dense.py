@@ -9,7 +9,7 @@ of a code.  Boxes are in pixels of the resized image.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -81,14 +81,21 @@ class Selection:
 
     A place is ranked by its likeliest class, and all its classes go on.  With ``pairs_above`` pairs of a place and a
     class are ranked, those with a higher score, and boxes without area are dropped (FCOS).
+
+    Boxes are cut to the image before suppression, or with ``clip="after"`` behind it, as in detectron2's RetinaNet:
+    then they suppress each other with what lies outside of the image, and those that lie there as a whole take a place
+    among the detections before they are dropped.
     """
 
     per_level: int = 1000
     suppression: Suppression = NMS()
     pairs_above: float | None = None
+    clip: Literal["before", "after"] = "before"
 
     def __post_init__(self) -> None:
         check_ranges(self, per_level=Range(1, 10**7), pairs_above=SHARE)
+        if self.clip not in ("before", "after"):
+            raise ValueError(f'Selection.clip: expected "before" or "after" (suppression), got {self.clip!r}')
 
 
 @struct.dataclass
@@ -248,6 +255,8 @@ class DenseDetector(nn.Module):
             # One suppression over all levels, which knows from which level each candidate came.
             labels = None if selection.pairs_above is None else found.labels
             detections = selection.suppression(found.boxes[:, None], found.scores, found.valid, level, labels)
+            if selection.clip == "after":
+                detections = _cut(detections, hw, self.places.least_side)
             place = jnp.concatenate([b.index + start for b, start in zip(best, first, strict=True)])
             return dataclasses.replace(detections, index=jnp.where(detections.valid, place[detections.index], 0))
 
@@ -309,7 +318,9 @@ class DenseDetector(nn.Module):
         if selection.pairs_above is not None:
             index, labels = index // scores.shape[1], index % scores.shape[1]
         # Decoded after the choice: a thousand boxes in place of a few hundred thousand.
-        boxes = clip(self.coder.decode(places[index], deltas[index]), hw, self.places.least_side)
+        boxes = self.coder.decode(places[index], deltas[index])
+        if selection.clip == "before":
+            boxes = clip(boxes, hw, self.places.least_side)
         valid = best >= 0.0
         if selection.pairs_above is None:
             chosen = scores[index]
@@ -318,6 +329,15 @@ class DenseDetector(nn.Module):
         if quality is not None:
             chosen = chosen * jax.nn.sigmoid(quality[index])[:, None]
         return _Candidates(boxes, chosen, valid, index, labels)
+
+
+def _cut(detections: Detections, hw: jax.Array, least_side: float) -> Detections:
+    """Detections ``[D]`` of an image of size ``hw [2]`` cut to it; those without area go, and the others move up."""
+    boxes = clip(detections.boxes, hw, least_side)
+    cut = dataclasses.replace(detections, boxes=boxes, valid=detections.valid & (area(boxes) > 0))
+    order = jnp.argsort(~cut.valid, stable=True)
+    moved: Detections = jax.tree.map(lambda leaf: leaf[order], cut)
+    return moved
 
 
 def rpn(

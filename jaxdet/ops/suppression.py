@@ -188,10 +188,12 @@ def offset_by_group(boxes: jax.Array, groups: jax.Array, valid: jax.Array) -> ja
     """Boxes moved apart by group (class or level), so that one pass suppresses within groups only.
 
     The shift is ``group * (largest coordinate + 1)`` in float32, the reference's arithmetic: with many groups it
-    rounds coordinates (to 1/128 pixel at 80 classes), which decides borderline cases the same way as there.
+    rounds coordinates (to 1/128 pixel at 80 classes), which decides borderline cases the same way as there.  Boxes
+    that begin before 0, which the reference has none of, are shifted by as much more.
     """
-    largest = jnp.where(valid[:, None] & jnp.isfinite(boxes), boxes, 0.0).max(initial=0.0)
-    return boxes + product(groups.astype(boxes.dtype), largest + 1.0)[:, None]
+    known = jnp.where(valid[:, None] & jnp.isfinite(boxes), boxes, 0.0)
+    extent = known.max(initial=0.0) - known.min(initial=0.0) + 1.0
+    return boxes + product(groups.astype(boxes.dtype), extent)[:, None]
 
 
 def nms(

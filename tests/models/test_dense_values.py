@@ -131,6 +131,10 @@ def test_ranges(name: str, value: float) -> None:
         Selection(pairs_above=1.5)
     with pytest.raises(ValueError, match=r"Selection\.per_level"):
         Selection(per_level=0)
+    with pytest.raises(
+        ValueError, match=r'Selection\.clip: expected "before" or "after" \(suppression\), got \'never\''
+    ):
+        Selection(clip="never")  # type: ignore[arg-type]
 
 
 # Points with a quality.
@@ -278,6 +282,25 @@ def test_pairs_are_judged_by_their_class_before_the_quality(jit: bool) -> None:
     np.testing.assert_allclose(found.boxes[0, 0], [2, 2, 10, 10], atol=1e-5)
     np.testing.assert_allclose(found.boxes[0, 2], [0, 0, 12, 12], atol=1e-5)  # cut to the image
     np.testing.assert_array_equal(found.index[0, 5:], 0)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_boxes_are_cut_to_the_image_before_or_after_suppression(jit: bool) -> None:
+    """What lies outside tells two boxes apart; a box that lies outside as a whole is one of three until the end."""
+    maps = silent()
+    maps[3][0, 3, 3] = [logit(0.95), -20, -1, 1, 3, 1, 5]  # none inside of the image
+    maps[2][0, 1, 0] = [logit(0.9), -20, 5, 1, 2, 1, 5]  # from -18 to 10
+    maps[2][0, 1, 1] = [logit(0.8), -20, 1.5, 1, 1, 1, 5]  # from 0 to 10
+    maps[2][0, 6, 6] = [logit(0.7), -20, 1, 1, 1, 1, 5]
+    suppression = NMS(None, 0.6, 3)
+    before, _ = detect(maps, Selection(1000, suppression, pairs_above=0.05), jit)
+    after, _ = detect(maps, Selection(1000, suppression, pairs_above=0.05, clip="after"), jit)
+    assert rows(before) == [(8, 0), (54, 0)]
+    assert rows(after) == [(8, 0), (9, 0)]
+    np.testing.assert_array_equal(after.valid[0], [True, True, False])
+    np.testing.assert_allclose(after.boxes[0, :2], [[0, 2, 10, 10]] * 2, atol=1e-5)
+    np.testing.assert_allclose(after.scores[0, :2], before.scores[0, 0] * np.array([1, 8 / 9]), rtol=1e-5)
+    np.testing.assert_array_equal(after.index[0, 2:], 0)
 
 
 def test_the_best_pairs_of_a_level_by_class_alone() -> None:

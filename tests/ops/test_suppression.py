@@ -146,6 +146,14 @@ def test_groups_do_not_suppress_each_other() -> None:
     assert kept == sorted(expected, key=lambda i: -scores[i])
 
 
+def test_groups_stay_apart_where_boxes_begin_before_the_image() -> None:
+    """The largest coordinate alone would move the second box of group 1 onto the first of group 0."""
+    boxes = np.float32([[5, 5, 9, 9], [-5, -5, -1, -1], [0, 0, 2, 2]])
+    apart = np.asarray(offset_by_group(boxes, np.int32([0, 1, 2]), np.ones(3, bool)))
+    np.testing.assert_array_equal(apart, boxes + np.float32([[0], [15], [30]]))
+    assert kept_of(apart, np.float32([3, 2, 1]), 0.5, 3) == [0, 1, 2]
+
+
 def test_one_nan_does_not_push_all_groups_away() -> None:
     boxes = np.float32([[0, 0, 9, 9], [np.nan, 0, 9, 9], [0, 0, 9, 9]])
     apart = offset_by_group(boxes, np.int32([0, 0, 1]), np.ones(3, bool))

@@ -1,9 +1,10 @@
 """detectron2's weights: Faster R-CNN, Mask R-CNN and RetinaNet with ResNet and FPN.
 
-Boxes, labels and the background (last) are as here, so names and layouts change, and more in two places
+Boxes, labels and the background (last) are as here, so names and layouts change, and more in three places
 ([detectron2/modeling](https://github.com/facebookresearch/detectron2/tree/main/detectron2/modeling)):
 
 - RetinaNet's anchors of a cell are ordered by size and then by ratio there, by ratio and then by size here;
+- a mask head may have one output for all classes there (``CLS_AGNOSTIC_MASK``), which is each class's here;
 - the networks come from Caffe: colours are BGR and are not divided by a standard deviation, a bottleneck has its stride
   in the first convolution.  These are settings, which `from_detectron2` returns.
 """
@@ -28,11 +29,22 @@ REQUIRED = (
 )
 """Overrides that make a model of a config the same network."""
 
-SETTINGS = (*REQUIRED, "*.clip_shrink=false")
-"""Overrides that give a Faster or Mask R-CNN config detectron2's way of computing; deltas are bounded above only."""
+SETTINGS = (*REQUIRED, "*.clip_shrink=false", "*rpn.*.suppression.least_side=1e-09")
+"""Overrides that give a Faster or Mask R-CNN config detectron2's way of computing: deltas are bounded above only, and
+proposals without width or height are left out before suppression."""
 
-RETINANET_SETTINGS = (*SETTINGS, "*neck.top.relu=true", "*dense.test.pairs_above=0.05")
-"""Those of RetinaNet: a ReLU between P6 and P7; the best pairs of a place and a class go on."""
+AGNOSTIC = "*.class_agnostic=true"
+"""Added to these by a file whose boxes are the same for all classes."""
+
+RETINANET_SETTINGS = (
+    *REQUIRED,
+    "*.clip_shrink=false",
+    "*neck.top.relu=true",
+    "*dense.test.pairs_above=0.05",
+    "*dense.test.clip=after",
+)
+"""Those of RetinaNet: a ReLU between P6 and P7; the best pairs of a place and a class go on; boxes are cut to the image
+behind suppression."""
 
 #: Constants of the model that are stored beside its weights.
 _CONSTANTS = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors.", "proposal_generator.anchor_generator.")
@@ -49,12 +61,28 @@ def from_detectron2(state: Mapping[str, Any]) -> Imported:
     _check_constants(state)
     dropped = tuple(name for name in state if name.startswith(_CONSTANTS))
     kept = {name: value for name, value in state.items() if name not in dropped}
-    is_retinanet = "head.cls_score.weight" in kept
-    if is_retinanet:
+    if "head.cls_score.weight" in kept:
         for name in ("head.cls_score", "head.bbox_pred"):
             kept |= {key: _by_ratio(kept[key], key) for key in (f"{name}.weight", f"{name}.bias") if key in kept}
-    settings = RETINANET_SETTINGS if is_retinanet else SETTINGS
-    return Imported(from_state(_TABLE, kept), dropped=dropped, settings=settings, required=REQUIRED)
+        return Imported(from_state(_TABLE, kept), dropped=dropped, settings=RETINANET_SETTINGS, required=REQUIRED)
+    scores, boxes = (_rows(kept, f"roi_heads.box_predictor.{name}") for name in ("cls_score", "bbox_pred"))
+    classes = scores - 1  # the last is background
+    agnostic = (AGNOSTIC,) if boxes == 4 and classes > 1 else ()
+    if _rows(kept, "roi_heads.mask_head.predictor") == 1 and classes > 1:
+        for key in (f"roi_heads.mask_head.predictor.{part}" for part in ("weight", "bias")):
+            kept |= {key: np.repeat(kept[key], classes, axis=0)} if key in kept else {}
+    return Imported(
+        from_state(_TABLE, kept),
+        dropped=dropped,
+        settings=(*SETTINGS, *agnostic),
+        required=(*REQUIRED, *agnostic),
+    )
+
+
+def _rows(state: Mapping[str, Array], name: str) -> int:
+    """How many outputs a layer has; 0 where there is none of that name."""
+    bias = state.get(f"{name}.bias")
+    return 0 if bias is None else int(np.size(bias))
 
 
 def _check_constants(state: Mapping[str, Array]) -> None:
