@@ -24,7 +24,7 @@ VERBS = {
     ("data", "check"): ("jaxdet.data.check", "look for what is wrong with a data set"),
     ("data", "convert"): (
         "jaxdet.data.convert.command",
-        "make a COCO data set of another tool's, or the other way round",
+        "read another tool's data set, or write for it",
     ),
     ("data", "show"): ("jaxdet.show", "draw a data set, its augmentation, the batch of a step"),
     ("zoo",): ("jaxdet.commands.zoo", "list the models, and the weights that others have published"),
