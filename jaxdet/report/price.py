@@ -16,8 +16,8 @@ def ap50(judged: Judged) -> float:
 def prices(judged: Judged) -> dict[str, float]:
     """AP50 gained if one kind of error were put right: TIDE's six kinds, and all wrong detections, all unfound objects.
 
-    A detection with the wrong class or box gets the right one, if it is the best such detection of an object that is
-    not found otherwise; all others, and the other kinds of wrong detections, are taken away; a missed object no longer
+    A detection with the wrong class or box gets the right one, if it is the best of these of an object that is not found
+    otherwise; all others, and the other kinds of wrong detections, are taken away; a missed object no longer
     counts.  The prices do not add up to the whole: errors hide behind one another.
     """
     base = ap50(judged)
@@ -38,11 +38,11 @@ def _without(judged: Judged, kind: int) -> float:
     wrong = judged.kind == kind
     keep, right, label = (judged.kind != IGNORED) & ~wrong, judged.kind == RIGHT, judged.label.copy()
     if kind in (CLASSIFICATION, LOCALIZATION):
-        rows = np.flatnonzero(wrong)
+        rows = np.flatnonzero(np.isin(judged.kind, (CLASSIFICATION, LOCALIZATION)))
         rows = rows[np.argsort(-judged.score[rows], kind="stable")]
         rows = rows[judged.found_at[judged.object[rows]] < 0]
         _, best = np.unique(judged.object[rows], return_index=True)  # the first of each object
-        mended = rows[best]
+        mended = rows[best][judged.kind[rows[best]] == kind]
         keep[mended] = right[mended] = True
         label[mended] = judged.object_label[judged.object[mended]]
     return _mean_ap(judged, judged.score[keep], label[keep], right[keep], judged.objects)

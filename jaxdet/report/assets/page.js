@@ -175,7 +175,7 @@ function drawNumbers() {
   const kind = chosen.kind, reports = data.reports, mine = reports.map((each) => each[kind]), main = mine[chosen.run];
   const label = chosen.label, curves = mine.map((each) => (label < 0 ? each : each.classes[label]).precision);
   const prices = mine.map((each) => Object.values(each.prices)), names = Object.keys(main.prices);
-  const colour = (i, s) => two ? RUN_COLOURS[s] : `var(--${names[i]}, var(--faint))`;
+  const colour = (i, s) => two ? RUN_COLOURS[s] : names[i].includes(" ") ? "var(--faint)" : `var(--${names[i]})`;
   const steps = (values, tint) => curve(values.map((y, i) => [i / 100, y]), tint);
   const diagonal = curve([[0, 0], [1, 1]], "var(--line)", true);
   const reliable = mine.map((each, s) => curve(each.reliability.count.map((n, i) => [n, each.reliability.score[i], each.reliability.precision[i]])
@@ -313,7 +313,7 @@ function start() {
   };
   window.onresize = () => { if (!at("images").hidden) { drawRows(); drawImage(); } };
   startScore();
-  go("numbers");
+  go(location.hash === "#images" ? "images" : "numbers");
 }
 
 // The other run, on the image that is looked at.
