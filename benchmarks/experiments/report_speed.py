@@ -49,7 +49,9 @@ def made(
             result = {"image_id": image, "category_id": int(label) + 1, "score": float(score)}
             results.append(result | _shape(box, masks))
     truth = {
-        "images": [{"id": i, "file_name": f"{i:06}.jpg", "height": HW[0], "width": HW[1]} for i in range(1, images + 1)],
+        "images": [
+            {"id": i, "file_name": f"{i:06}.jpg", "height": HW[0], "width": HW[1]} for i in range(1, images + 1)
+        ],
         "categories": [{"id": label + 1, "name": f"class {label}"} for label in range(classes)],
         "annotations": annotations,
     }

@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("words", nargs="*", metavar="RUN [KEY=VALUE]", help="run or checkpoint, and settings to change")
-    parser.add_argument("--other", metavar="RUN", help="run, checkpoint or results json to compare with, image by image")
+    parser.add_argument(
+        "--other", metavar="RUN", help="run, checkpoint or results json to compare with, image by image"
+    )
     parser.add_argument("--results", help="COCO results json in the place of RUN (needs --truth)")
     parser.add_argument("--truth", "--annotations", help="instances json to judge by instead of the run's data.val")
     parser.add_argument("--images", help="folder of its images")

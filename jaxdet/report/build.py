@@ -96,9 +96,7 @@ def report(
     return _write(Path(out), ground_truth, found, source, fast)
 
 
-def _other(
-    other: str | PathLike[str], source: Source | None, truth: Truth, progress: "Progress | None"
-) -> _Found:
+def _other(other: str | PathLike[str], source: Source | None, truth: Truth, progress: "Progress | None") -> _Found:
     if Path(other).suffix == ".json":
         return _Found(fspath(other), read_results(other, truth), {})
     if source is None:
@@ -128,9 +126,7 @@ def _detected(name: str, trained: "Trained", source: Source, progress: "Progress
     return _Found(name, results, model, experiment.data.masks, experiment.run.eval_detections)
 
 
-def _write(
-    out: Path, truth: Truth, found: Sequence[_Found], source: Source | None, fast: bool
-) -> list[dict[str, Any]]:
+def _write(out: Path, truth: Truth, found: Sequence[_Found], source: Source | None, fast: bool) -> list[dict[str, Any]]:
     for each in found:
         check_scores(each.results)
     # What both can be compared by: of a model without masks and one with them, the boxes.
@@ -142,9 +138,7 @@ def _write(
     reports, runs = [], []
     for each in found:
         scores = score(truth, each.results, masks=masks, fast=fast, max_detections=each.limit)
-        judged: dict[str, Judged] = {
-            kind: judge(prepared, each.results, kind, limit=each.limit) for kind in kinds
-        }
+        judged: dict[str, Judged] = {kind: judge(prepared, each.results, kind, limit=each.limit) for kind in kinds}
         numbers: dict[str, Any] = {"name": each.name, **counts_of(prepared), "coco": scores.metrics}
         numbers["model"] = each.model
         reports.append(numbers | {kind: summary(one, scores, kind) for kind, one in judged.items()})  # type: ignore[arg-type]

@@ -107,9 +107,7 @@ def judge(truth: Prepared, results: Sequence[Result], kind: Kind, *, limit: int)
         same = label[rows][:, None] == object_label[None, begin:end]
         kinds[rows], about = judge_image(overlaps, same, crowd[begin:end])
         objects[rows] = np.where(about < 0, -1, about + begin)
-    return Judged(
-        len(truth.categories), place, image, label, score, kinds, objects, object_image, object_label, crowd
-    )
+    return Judged(len(truth.categories), place, image, label, score, kinds, objects, object_image, object_label, crowd)
 
 
 def judge_image(overlaps: _Floats, same: _Bools, crowd: _Bools) -> tuple[_Ints, _Ints]:
