@@ -2,8 +2,8 @@
 
     python -m benchmarks.experiments.report_speed --images 5000 --per-image 7.2 --detections 100
 
-A detection is near an object, with another class or another box now and then, or lies anywhere.  Without pictures: these
-cost what it takes to read and to write a JPEG, for each image.
+A detection is near an object, with another class or another box now and then, or lies anywhere.  Without pictures:
+these cost what it takes to read and to write a JPEG, for each image.
 """
 
 import argparse

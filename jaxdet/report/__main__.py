@@ -2,7 +2,7 @@
 
     python -m jaxdet.report runs/demo --out report
     python -m jaxdet.report runs/demo --other runs/mine
-    python -m jaxdet.report runs/demo --truth instances.json --images DIR data.short_side=600
+    python -m jaxdet.report runs/demo --truth instances.json --images DIR data.short_side=600 data.long_side=1000
     python -m jaxdet.report --results results.json --truth instances.json --images DIR
 
 KEY=VALUE changes a setting of the run's config by its dotted name.

@@ -19,7 +19,7 @@ from jaxdet.runtime.files import write_json
 
 if TYPE_CHECKING:  # a report of a file of results does without jax
     from jaxdet.evaluation.inference import Progress
-    from jaxdet.trained import Trained
+    from jaxdet.trained import Checkpoint, Trained
 
 
 @dataclass
@@ -34,9 +34,9 @@ class _Found:
 
 
 def report(
-    run: str | PathLike[str] | None = None,
+    run: "Checkpoint | None" = None,
     *,
-    other: str | PathLike[str] | None = None,
+    other: "Checkpoint | None" = None,
     results: str | PathLike[str] | None = None,
     truth: str | PathLike[str] | None = None,
     images: str | PathLike[str] | None = None,
@@ -48,7 +48,7 @@ def report(
     """Write where a model goes wrong: ``report.json``, and ``index.html`` with its folder ``images``.
 
     Args:
-        run: a run folder, a checkpoint, or a name of public weights.
+        run: a run folder, a checkpoint, a name of public weights, or what ``jaxdet.load`` returns.
         other: another one to compare with it image by image, or a results json of the same images.
         results: COCO results json, in the place of ``run``; needs ``truth``.
         truth: instances json of other images than the validation set of ``run``.
@@ -90,20 +90,24 @@ def report(
         data = [None if path is None else fspath(path) for path in (images, truth)]
         trained, source = open_checkpoint(run, *data, overrides=overrides)
         ground_truth = source.ground_truth()
-        found = [_detected(fspath(run), trained, source, progress)]
+        found = [_detected(_name(run), trained, source, progress)]
     if other is not None:
         found.append(_other(other, source, ground_truth, progress))
     return _write(Path(out), ground_truth, found, source, fast)
 
 
-def _other(other: str | PathLike[str], source: Source | None, truth: Truth, progress: "Progress | None") -> _Found:
-    if Path(other).suffix == ".json":
+def _other(other: "Checkpoint", source: Source | None, truth: Truth, progress: "Progress | None") -> _Found:
+    if isinstance(other, str | PathLike) and Path(other).suffix == ".json":
         return _Found(fspath(other), read_results(other, truth), {})
     if source is None:
-        raise ValueError(f"--other {fspath(other)}: expected --images for a model to look at, got none")
+        raise ValueError(f"--other {_name(other)}: expected --images for a model to look at, got none")
     from jaxdet.trained import load
 
-    return _detected(fspath(other), load(other), source, progress)
+    return _detected(_name(other), load(other), source, progress)
+
+
+def _name(checkpoint: "Checkpoint") -> str:
+    return fspath(checkpoint) if isinstance(checkpoint, str | PathLike) else "model"
 
 
 def _detected(name: str, trained: "Trained", source: Source, progress: "Progress | None") -> _Found:

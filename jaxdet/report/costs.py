@@ -16,7 +16,7 @@ def model_costs(trained: Trained, source: Source) -> dict[str, Any]:
     rolled stages and of NMS, so that the number is a lower bound.  It is left out where XLA does not tell it.
     """
     experiment = trained.experiment
-    count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(trained.variables["params"]))
+    count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(trained.variables.get("params", {})))
     model: Any = experiment.model
     with eval_batches(source, experiment.data, batch_size=1, process_index=0, process_count=1) as batches:
         batch = next(iter(batches))

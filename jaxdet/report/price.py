@@ -16,8 +16,8 @@ def ap50(judged: Judged) -> float:
 def prices(judged: Judged) -> dict[str, float]:
     """AP50 gained if one kind of error were put right: TIDE's six kinds, and all wrong detections, all unfound objects.
 
-    A detection with the wrong class or box gets the right one, if it is the best of these of an object that is not found
-    otherwise; all others, and the other kinds of wrong detections, are taken away; a missed object no longer
+    A detection with the wrong class or box gets the right one, if it is the best of these of an object that is not
+    found otherwise; all others, and the other kinds of wrong detections, are taken away; a missed object no longer
     counts.  The prices do not add up to the whole: errors hide behind one another.
     """
     base = ap50(judged)

@@ -107,7 +107,7 @@ def test_masks_are_those_of_pycocotools() -> None:
 
 @needs_node
 def test_errors_are_counted_as_python_counts_them(folder: Path) -> None:
-    """Without a least score the page counts TIDE's errors; with one, missed objects are those not reached from there."""
+    """Without a least score the page counts TIDE's errors; with one, those of the results from that score on."""
     content = content_of(folder)
     data = json.dumps({"truth": content["truth"], "run": content["runs"][0]["bbox"]})
     found = run_node(
@@ -136,7 +136,8 @@ def test_errors_are_counted_as_python_counts_them(folder: Path) -> None:
 
 DRIVER = """<script>
 const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+const press = (key) =>
+  document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
 const broken = [];
 window.onerror = (message) => broken.push(message);
 (async () => {
