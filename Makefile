@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Compiled programs are kept, so that a second run starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 
-.PHONY: help venv demo test lint types unit parity newer fuzz lock clean
+.PHONY: help venv demo test lint types unit parity page newer fuzz lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,10 @@ unit: venv
 # left out otherwise (tests/parity/conftest.py).
 parity: venv ## full-size models against their golden files
 	$(RUN) -m pytest tests/parity -m parity --numprocesses 2
+
+page: venv ## the page of a report in a browser without a window
+	command -v chromium || { echo "make page needs chromium on the path: apt-get install chromium"; exit 1; }
+	$(RUN) -m pytest tests/report/test_page.py
 
 newer: venv ## a few tests under a newer Python and its jax, where there is one
 	.ci/newer

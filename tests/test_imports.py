@@ -25,7 +25,8 @@ ALLOWED = {
 }
 ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "runtime", "experiment"}  # what a checkpoint holds
 ALLOWED["evaluation"] = {*ALLOWED} - {"visualize", "nn"}  # a model over data, and its numbers
-BELOW = set(ALLOWED)
+ALLOWED["report"] = {"data", "evaluation", "runtime", "trained"}  # which says where a model goes wrong
+BELOW = set(ALLOWED) - {"report"}
 ALLOWED |= {"training": BELOW, "prediction": BELOW}  # neither knows the other
 ALLOWED["zoo"] = {*BELOW, "training"}
 ALLOWED["show"] = {"config", "data", "experiment", "runtime", "visualize"}

@@ -21,6 +21,7 @@ VERBS = {
     ("train",): ("jaxdet.commands.train", "train a model, or go on with a run"),
     ("eval",): ("jaxdet.commands.eval", "score a checkpoint, or a results file, by COCO's rules"),
     ("predict",): ("jaxdet.commands.predict", "detect what is in images"),
+    ("report",): ("jaxdet.report.__main__", "say where a model goes wrong, with a page to look at"),
     ("data", "check"): ("jaxdet.data.check", "look for what is wrong with a data set"),
     ("data", "convert"): (
         "jaxdet.data.convert.command",

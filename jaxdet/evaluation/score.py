@@ -40,6 +40,7 @@ class Scores:
 
     metrics: dict[str, float]  #: ``bbox/AP``, ``bbox/AP50``, ... ``segm/AR_l``
     per_class: dict[str, dict[str, float]]  #: category name -> ``bbox/AP``, ``bbox/AP50``, ``bbox/AR100``, ``segm/...``
+    by_size: dict[str, dict[str, float]]  #: category name -> ``bbox/AP_s``, ``bbox/AP_m``, ``bbox/AP_l``, ``segm/...``
 
 
 def score(
@@ -70,21 +71,23 @@ def score(
         raise ValueError(
             f"max_detections: expected at least {COCO_DETECTIONS}, under which COCO's numbers are, got {max_detections}"
         )
-    kinds = _kinds(truth, results) if masks else ("bbox",)
-    prepared = _complete(truth, masks="segm" in kinds)
+    kinds = kinds_of(truth, results) if masks else ("bbox",)
+    prepared = prepare(truth, masks="segm" in kinds)
     check_ids(results, truth)
     _warn_of_limits(prepared.json["annotations"], max_detections)
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in prepared.names}
+    by_size: dict[str, dict[str, float]] = {name: {} for name in prepared.names}
     for kind in kinds:
-        found = _of_kind(kind, results, prepared)
+        found = of_kind(kind, results, prepared)
         precision, recall = _evaluated(prepared.json, found, kind, fast, max_detections)
         metrics |= {f"{kind}/{name}": value for name, value in _summary(precision, recall, max_detections).items()}
-        for place, row in enumerate(per_class.values()):
+        for place, (name, row) in enumerate(per_class.items()):
             one = _summary(precision[:, :, place : place + 1], recall[:, place : place + 1], max_detections)
-            row |= {f"{kind}/{name}": one[name] for name in ("AP", "AP50", "AR100")}
-            row |= {f"{kind}/{name}": value for name, value in one.items() if name not in STATISTICS}
-    return Scores(metrics, per_class)
+            row |= {f"{kind}/{key}": one[key] for key in ("AP", "AP50", "AR100")}
+            row |= {f"{kind}/{key}": value for key, value in one.items() if key not in STATISTICS}
+            by_size[name] |= {f"{kind}/AP{end}": one[f"AP{end}"] for end in _SIZES if end}
+    return Scores(metrics, per_class, by_size)
 
 
 def check_truth(truth: Truth, *, masks: bool = True) -> None:
@@ -93,10 +96,11 @@ def check_truth(truth: Truth, *, masks: bool = True) -> None:
     Raises:
         ValueError: as `score`.
     """
-    _complete(truth, masks=masks and has_masks(truth.get("annotations", [])))
+    prepare(truth, masks=masks and has_masks(truth.get("annotations", [])))
 
 
-def _kinds(truth: Truth, results: Sequence[Result]) -> tuple[Kind, ...]:
+def kinds_of(truth: Truth, results: Sequence[Result]) -> tuple[Kind, ...]:
+    """What can be scored: boxes, and masks where there are some."""
     annotations = truth.get("annotations", [])
     found = any(has_mask(result.get("segmentation")) for result in results)
     if annotations and not has_masks(annotations):
@@ -123,7 +127,7 @@ def _warn_of_limits(annotations: Sequence[Mapping[str, Any]], limit: int) -> Non
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """A ground truth for pycocotools: all that it reads, and nothing that nobody has looked at.
 
     Ids are names, and 0 or -1 are good ones; pycocotools writes 0 for a detection without a match, and
@@ -136,7 +140,8 @@ class _Prepared:
     categories: Mapping[int, int]  #: id -> number
 
 
-def _of_kind(kind: Kind, results: Sequence[Result], truth: _Prepared) -> list[Result]:
+def of_kind(kind: Kind, results: Sequence[Result], truth: Prepared) -> list[Result]:
+    """Detections as they count for one kind, in their order, with the numbers of images and categories for the ids."""
     chosen = [_only(kind, result, truth) for result in results]
     # pycocotools goes by the first result alone: where some have boxes, all need them.
     if any("bbox" in result for result in chosen):
@@ -146,7 +151,7 @@ def _of_kind(kind: Kind, results: Sequence[Result], truth: _Prepared) -> list[Re
     return chosen
 
 
-def _only(kind: Kind, result: Result, truth: _Prepared) -> Result:
+def _only(kind: Kind, result: Result, truth: Prepared) -> Result:
     """What counts for one kind.
 
     A mask is scored without its box, else pycocotools would sort it by the box's area into small, medium and large.
@@ -162,7 +167,7 @@ def _only(kind: Kind, result: Result, truth: _Prepared) -> Result:
     return kept | {"segmentation": result["segmentation"]}
 
 
-def _complete(truth: Truth, masks: bool) -> _Prepared:
+def prepare(truth: Truth, masks: bool) -> Prepared:
     """The ground truth with what pycocotools takes for granted, every value looked at: its C code does not do that.
 
     It is held to the rules of training data (``data.sources.coco``).
@@ -192,7 +197,7 @@ def _complete(truth: Truth, masks: bool) -> _Prepared:
         "categories": [{"id": number} for number in labels.values()],
         "annotations": annotations,
     }
-    return _Prepared(json, _names(categories), images, labels)
+    return Prepared(json, _names(categories), images, labels)
 
 
 def _completed(
