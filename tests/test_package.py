@@ -103,8 +103,10 @@ def test_a_wheel_has_the_configs_and_the_command(installed: Path, tmp_path: Path
     file, count = python(where, tmp_path, PYTHONPATH=str(installed)).split()
     assert Path(file).is_relative_to(installed)
     assert int(count) == len(jaxdet.list_models(tables=True)) > 100
-    others = [{path.relative_to(root) for path in root.glob("jaxdet/**/*") if path.is_file() and path.suffix not in CODE}
-              for root in (ROOT, installed)]  # fmt: skip
+    others = [
+        {path.relative_to(root) for path in root.glob("jaxdet/**/*") if path.is_file() and path.suffix not in CODE}
+        for root in (ROOT, installed)
+    ]
     assert others[0] == others[1], "tables and the parts of pages travel too"
     assert (installed / "bin" / "jaxdet").exists()
 
