@@ -347,7 +347,7 @@ def yolact(depth: int = 50) -> Experiment:
     schedule = Schedule(length=55, drops=(20, 42, 49, 52), warmup_ratio=0.1)
     optimizer = Optimizer(lr=1e-3, base_batch=8, weight_decay=5e-4, schedule=schedule)
     data: dict[str, Any] = {"short_side": 550, "long_side": 550, "keep_ratio": False, "pad_multiple": 1}
-    augment = (Expand(colour=normalization.mean), MinIoUCrop(), PhotometricDistortion())
+    augment = (Expand(colour=normalization.rgb_mean), MinIoUCrop(), PhotometricDistortion())
     return coco(model, optimizer, whole_masks=True, batch_size=8, augment=augment, min_box=4.0, **data)
 
 

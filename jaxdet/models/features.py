@@ -39,6 +39,12 @@ class Normalization:
     def __post_init__(self) -> None:
         check_ranges(self, mean=Range(-1e4, 1e4), std=positive(1e4))
 
+    @property
+    def rgb_mean(self) -> tuple[float, float, float]:
+        """The colour that becomes 0, red first whatever ``channels`` are: what data have, which are RGB."""
+        first, second, third = self.mean
+        return self.mean if self.channels == "rgb" else (third, second, first)
+
     def __call__(self, image: jax.Array, true_hw: jax.Array) -> jax.Array:
         """``[B, H, W, 3]`` float32 of uint8 images, and 0 outside ``true_hw [B, 2]``.
 

@@ -48,6 +48,14 @@ def test_normalization_zeroes_the_padding() -> None:
     assert out.dtype == jnp.float32
 
 
+def test_the_mean_colour_in_the_order_of_images() -> None:
+    """What data fill a ground with becomes 0, whatever order the network wants."""
+    for channels in ("rgb", "bgr"):
+        normalization = Normalization((200.0, 100.0, 40.0), (2.0, 4.0, 8.0), channels=channels)
+        ground = np.broadcast_to(np.uint8(normalization.rgb_mean), (1, 2, 3, 3))
+        assert not np.any(normalization(ground, jnp.array([[2.0, 3.0]]))), channels
+
+
 def test_the_mean_colour_of_imagenet_is_0() -> None:
     mean = np.round(Normalization().mean).astype(np.uint8)
     out = Normalization()(np.broadcast_to(mean, (1, 2, 2, 3)), jnp.array([[2.0, 2.0]]))
