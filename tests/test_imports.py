@@ -27,6 +27,7 @@ ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "runtime", 
 ALLOWED["evaluation"] = {*ALLOWED} - {"visualize", "nn"}  # a model over data, and its numbers
 BELOW = set(ALLOWED)
 ALLOWED |= {"training": BELOW, "prediction": BELOW}  # neither knows the other
+ALLOWED["recipe"] = {"config", "data", "experiment", "runtime", "training"}  # settings from a folder and minutes
 
 
 def module_name(path: Path) -> str:
