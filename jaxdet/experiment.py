@@ -16,7 +16,9 @@ from jaxdet.ranges import SHARE, Range, check_ranges, positive
 class Schedule:
     """How long to train and how the learning rate moves.  The defaults are the 1x schedule of COCO training.
 
-    ``length``, ``drops`` and the intervals of `Run` count in ``unit``; the warm-up always counts in steps.
+    ``length``, ``drops`` and the intervals of `Run` count in ``unit``; the warm-up counts in steps, or is a share of
+    the whole.  With ``decay="cosine"`` or ``"linear"`` the rate falls from the end of the warm-up to that of the run
+    (Loshchilov and Hutter 2017), and there are no drops.
     """
 
     length: int = 12  #: duration of training
@@ -25,10 +27,13 @@ class Schedule:
     drop_factor: float = 0.1
     warmup_steps: int = 500  #: steps over which the rate rises linearly to the full one; fewer in a short run
     warmup_ratio: float = 0.001  #: the rate of the first step, as a share of the full one
+    warmup_share: float | None = None  #: the warm-up as a share of the run, in place of ``warmup_steps``
+    decay: Literal["drops", "cosine", "linear"] = "drops"  #: how the rate falls
+    final_ratio: float = 0.0  #: the rate at the end of a cosine or linear decay, as a share of the full one
 
     def __post_init__(self) -> None:
-        check_ranges(self, length=Range(1, 10**8), warmup_steps=Range(0, 10**9))
-        check_ranges(self, drop_factor=positive(1), warmup_ratio=SHARE)
+        check_ranges(self, length=Range(1, 10**8), warmup_steps=Range(0, 10**9), warmup_share=Range(0, 0.9))
+        check_ranges(self, drop_factor=positive(1), warmup_ratio=SHARE, final_ratio=SHARE)
         if list(self.drops) != sorted(set(self.drops)) or any(not 1 <= d <= 10**8 for d in self.drops):
             raise ValueError(f"Schedule.drops: expected ascending positive {self.unit}, got {self.drops}")
 
@@ -36,21 +41,25 @@ class Schedule:
         """The steps of the warm-up: no more than a third of the run, and over by the first drop.
 
         Otherwise a small data set would never be trained at the full rate: 100 images in batches of 16 are 84 steps in
-        12 epochs.
+        12 epochs.  A ``warmup_share`` is taken as it is.
         """
         whole = self.in_steps(self.length, steps_per_epoch)
+        if self.warmup_share is not None:
+            return round(self.warmup_share * whole)
+        if self.decay != "drops":
+            return min(self.warmup_steps, whole // 3)
         return min(self.warmup_steps, whole // 3, self.in_steps(min(self.drops, default=self.length), steps_per_epoch))
 
     def notes(self, steps_per_epoch: int) -> list[str]:
         """What of the settings does not come as it is set, because the run is too short for it; sentences."""
         warmup, late = self.warmup(steps_per_epoch), [drop for drop in self.drops if drop >= self.length]
         notes = []
-        if warmup < self.warmup_steps:
+        if self.warmup_share is None and warmup < self.warmup_steps:
             notes.append(
                 f"the warm-up takes {warmup} steps and not the {self.warmup_steps} of optimizer.schedule.warmup_steps: "
                 "most of a run is to have the full learning rate, and this one is short"
             )
-        if late:
+        if late and self.decay == "drops":
             places = ", ".join(map(str, late))
             notes.append(
                 f"optimizer.schedule.drops: the learning rate does not drop at {places} {self.unit}, since the run "
@@ -84,6 +93,9 @@ class Optimizer:
     ``lr`` belongs to a global batch of ``base_batch`` images and is scaled in proportion to the batch in use
     (Goyal et al. 2017), so that another number of devices needs no other setting; ``base_batch=none`` switches
     the scaling off.
+
+    With ``accumulate=k`` the parameters move after every k-th step, by the mean gradient of k batches: a batch k times
+    as large in the memory of one.  The rate is scaled to all k; schedule, log and checkpoints go on to count batches.
     """
 
     rule: Literal["sgd", "adamw", "muon"] = "sgd"
@@ -94,15 +106,19 @@ class Optimizer:
     muon_steps: int = 5  #: Newton-Schulz iterations
     muon_norm: Literal["frobenius", "schatten"] = "frobenius"
     clip_norm: float | None = None  #: the gradient is scaled down to this global L2 norm where it is longer
+    accumulate: int = 1  #: batches of which the gradients are averaged for one change of the parameters
+    #: decay of an exponential moving average of the parameters, which is what is evaluated and given away; None: none
+    ema: float | None = None
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
+        check_ranges(self, accumulate=Range(1, 10**6), ema=Range(0, 1, without=(1,)))
         check_ranges(self, lr=positive(1e4), base_batch=Range(1, 10**6), clip_norm=positive(1e12))
         check_ranges(self, momentum=Range(0, 1, without=(1,)), weight_decay=Range(0, 1e3), muon_steps=Range(1, 100))
 
     def scaled_lr(self, batch_size: int) -> float:
-        """The full learning rate for a batch of ``batch_size`` images over all processes."""
-        return self.lr if self.base_batch is None else self.lr * batch_size / self.base_batch
+        """The full learning rate for batches of ``batch_size`` images over all processes."""
+        return self.lr if self.base_batch is None else self.lr * batch_size * self.accumulate / self.base_batch
 
 
 @dataclass(frozen=True)
@@ -125,6 +141,9 @@ class Run:
     log_every: int = 50  #: steps
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2  #: how many stay, the newest ones
+    #: a score such as "segm/AP": the weights of the evaluation with the highest one stay in the folder ``best``
+    keep_best: str | None = None
+    patience: int | None = None  #: the run ends after that many evaluations without a new best ``keep_best``
     eval_every: int | None = None  #: 0: only after the last step
     eval_batch: int = 8  #: images in an evaluation batch, over all devices
     eval_detections: int = COCO_DETECTIONS  #: of a class in an image that count; above COCO's 100, scores under both
@@ -140,6 +159,14 @@ class Run:
                 raise ValueError(f"Run.train_only: {pattern!r} is no regular expression: {error}") from None
         often = Range(1, 10**9)
         check_ranges(self, log_every=often, checkpoint_every=often, keep_checkpoints=often, eval_batch=Range(1, 10**6))
+        check_ranges(self, patience=Range(1, 10**6))
+        if self.keep_best is not None and not re.fullmatch(r"(bbox|segm)/[A-Za-z_]+[0-9@]*", self.keep_best):
+            raise ValueError(f"run.keep_best: expected a score such as segm/AP or bbox/AP50, got {self.keep_best!r}")
+        if self.patience is not None and self.keep_best is None:
+            raise ValueError(
+                f"run.patience: expected run.keep_best to say which score is waited for, got patience={self.patience} "
+                "alone; set run.keep_best=segm/AP, or run.patience=none"
+            )
         # COCO's own numbers count that many.
         check_ranges(self, eval_detections=Range(COCO_DETECTIONS, 10**6))
         # The seed is one of jax and of NumPy, which take 32 bits.

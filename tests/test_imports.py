@@ -30,6 +30,7 @@ BELOW = set(ALLOWED) - {"report"}
 ALLOWED |= {"training": BELOW, "prediction": BELOW}  # neither knows the other
 ALLOWED["zoo"] = {*BELOW, "training"}
 ALLOWED["show"] = {"config", "data", "experiment", "runtime", "visualize"}
+ALLOWED["recipe"] = {"config", "data", "experiment", "runtime", "training"}  # settings from a folder and minutes
 ALLOWED["commands"] = {*ALLOWED}
 ALLOWED["__main__"] = {"commands"}
 

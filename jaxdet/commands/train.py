@@ -26,6 +26,7 @@ def main(words: Sequence[str] | None = None) -> int:
     import jax
 
     from jaxdet.config import config_name, load_config, override, print_config
+    from jaxdet.recipe import small_data
     from jaxdet.training import train
 
     try:
@@ -37,6 +38,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if jax.process_index() != 0:  # one process reports, all complain
             logging.getLogger("jaxdet").setLevel(logging.WARNING)
         workdir = arguments.workdir or Path("runs") / config_name(arguments.config)
+        if arguments.data is not None:
+            base = load_config(arguments.config)
+            experiment = small_data(base, arguments.data, arguments.minutes, workdir, arguments.overrides)
         metrics = train(experiment, workdir, accept_changes=arguments.accept_changes)
     except (ValueError, FloatingPointError, OSError) as error:
         if arguments.traceback:
@@ -72,6 +76,8 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         help="name of a model (jaxdet zoo), FILE.py with get_config(), or FILE.py:ROW",
     )
     parser.add_argument("--workdir", type=Path, help="folder of the run; runs/NAME OF THE CONFIG if not given")
+    parser.add_argument("--data", type=Path, help="a folder of annotated photos: the recipe for small data")
+    parser.add_argument("--minutes", type=float, default=60.0, help="with --data: how long the run may take (60)")
     parser.add_argument("--print-config", action="store_true", help="show the config with all changes, and stop")
     parser.add_argument(
         "--accept-changes", action="store_true", help="continue a run although its config was another one"

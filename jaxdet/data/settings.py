@@ -120,7 +120,62 @@ class PhotometricDistortion:
                 )
 
 
-Augmentation: TypeAlias = ShortSide | Expand | MinIoUCrop | PhotometricDistortion
+@dataclass(frozen=True)
+class LargeScaleJitter:
+    """Draw a scale, and cut or fill up the image to the limits of its canvas (Ghiasi et al. 2021, "Copy-Paste", LSJ).
+
+    A scale of 1 is the size that the image would have anyway.  A larger one shows a part, wherever it lies; of a
+    smaller one the image lies at the top left and the rest is ``colour``.
+    """
+
+    least: float = 0.1  #: the smallest scale
+    most: float = 2.0  #: the largest scale; scales between are equally likely
+    colour: tuple[float, float, float] = (123.675, 116.28, 103.53)  #: beyond the image, RGB; ImageNet's mean
+
+    def __post_init__(self) -> None:
+        check_ranges(self, least=Range(0.05, 8), most=Range(0.05, 8), colour=Range(0, 255))
+        if self.least > self.most:
+            raise ValueError(f"LargeScaleJitter.most: expected at least least={self.least}, got {self.most}")
+
+
+@dataclass(frozen=True)
+class CopyPaste:
+    """Paste instances of another image of the training set in front of those of an image (Ghiasi et al. 2021).
+
+    The other image is mirrored or not, resized to between ``least`` and ``most`` of the size at which it would just fit
+    into the image, and laid somewhere on it.  Each of its instances is pasted with probability one half, though one at
+    least.  What they hide is taken from the masks of those behind; of these, one of which less than ``visible`` is left
+    is no longer an object.  Masks are needed.
+    """
+
+    probability: float = 0.5  #: share of the images that it happens to
+    least: float = 0.4  #: the smallest scale
+    most: float = 1.2  #: the largest scale
+    visible: float = 0.1  #: of an instance's pixels, the least share that has to be seen
+
+    def __post_init__(self) -> None:
+        check_ranges(self, probability=SHARE, least=Range(0.05, 8), most=Range(0.05, 8), visible=SHARE)
+        if self.least > self.most:
+            raise ValueError(f"CopyPaste.most: expected at least least={self.least}, got {self.most}")
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Show four images in one, each in a corner of it (Bochkovskiy et al. 2020): the image itself and three others.
+
+    They meet in a point of the middle half.  Each is resized to between the size that just covers its corner and the
+    one at which it would fit into the whole image, so that nothing stays empty, and a part of it is shown.
+    """
+
+    probability: float = 0.5  #: share of the images that it happens to
+
+    def __post_init__(self) -> None:
+        check_ranges(self, probability=SHARE)
+
+
+Augmentation: TypeAlias = (
+    ShortSide | Expand | MinIoUCrop | LargeScaleJitter | CopyPaste | Mosaic | PhotometricDistortion
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +184,8 @@ class Data:
 
     An image is resized, its ratio kept, so that it fits into ``short_side`` x ``long_side``, and is laid on one of two
     canvases, landscape or portrait, whose sides are these numbers rounded up to ``pad_multiple``.  In training
-    ``augment`` draws what is seen of it, in the order given, and then its colours.
+    ``augment`` first mixes images (`CopyPaste`, `Mosaic`), then draws what is seen, and then colours, each in the order
+    given.
     """
 
     train: SourceSettings | None = None  #: the training set; None: for evaluation alone

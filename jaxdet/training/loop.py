@@ -20,6 +20,7 @@ from jaxdet.runtime.agreement import broadcast_flag
 from jaxdet.runtime.compiling import Abandoned
 from jaxdet.runtime.mesh import split_batch
 from jaxdet.structures import Batch
+from jaxdet.training.best import Best, Enough
 from jaxdet.training.log import RunLog
 from jaxdet.training.metrics import Meter, progress_line
 from jaxdet.training.signals import Stopped, StopRequest
@@ -151,7 +152,11 @@ class Hooks:
     validate: Callable[[TrainState], dict[str, float]] | None  #: scores a state; None: no validation set
     stop: StopRequest
     workdir: Path
+    best: Best | None = None  #: keeps the best weights; None: only the newest stay
     shift: int = 0  #: see `position.Position`: checkpoints and evaluations come at places of the schedule
+
+    def __post_init__(self) -> None:
+        self._last: tuple[int, dict[str, float]] | None = None  # step and scores of the last evaluation
 
     def __call__(self, step: int, state: TrainState, pending: PendingMetrics) -> None:
         stopping = self.stop.agreed(step, self.intervals.log)
@@ -168,6 +173,14 @@ class Hooks:
             pending.settle()
             self.evaluate(step, state)
             self.meter.start()  # the evaluation's time is no part of the training speed
+            if self.enough(step):
+                self.save(step, state)
+                _log.info("no better score came: the run ends after step %d of %d", step, self.total)
+                raise Enough(state)
+
+    def enough(self, step: int) -> bool:
+        """Whether the run is over before its last step, since no better score came (``run.patience``)."""
+        return self.best is not None and self.best.enough(step)
 
     def leave(self, step: int, state: TrainState, pending: PendingMetrics) -> None:
         """Save and leave before the next step, which is still being compiled (an `AfterStep`)."""
@@ -191,7 +204,7 @@ class Hooks:
         self.store.save(step, to_save(state), self.metadata | {METER: self.meter.saved()})
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
-        """Score the state after ``step`` steps and log the scores.
+        """Score the state after ``step`` steps, log the scores, and keep the weights if they are the best.
 
         Returns:
             The scores; none without a validation set.
@@ -201,11 +214,16 @@ class Hooks:
         """
         if self.validate is None:
             return {}
+        if self._last is not None and self._last[0] == step:
+            return self._last[1]
         try:
             metrics = self.validate(state)
         except Stopped:
             self.save(step, state)
             self._leave(step)
+        self._last = step, metrics
+        if self.best is not None:
+            self.best.see(step, state, metrics, self.metadata)
         if step != self.start or not self.log.evaluated:
             report(metrics, step, self.log, self.workdir)
         return metrics

@@ -13,7 +13,7 @@ import optax
 import optax.contrib
 
 from jaxdet.checkpoints.tree import flatten
-from jaxdet.experiment import Optimizer
+from jaxdet.experiment import Optimizer, Schedule
 from jaxdet.models.detector import Detector
 
 LearningRateSchedule: TypeAlias = Callable[[jax.Array], jax.Array]
@@ -24,10 +24,11 @@ IsFrozen: TypeAlias = Callable[[tuple[str, ...]], bool]
 
 
 def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int, shift: int = 0) -> LearningRateSchedule:
-    """Make the learning-rate schedule: linear warm-up, then drops at given steps.
+    """Make the learning-rate schedule: linear warm-up, then drops at given steps, or a steady decay.
 
     Step t of a warm-up of w steps from ratio r has the share ``r + (1 - r) t / w`` of the full rate, and a drop at
-    step d holds from step d on.
+    step d holds from step d on.  A decay begins where the warm-up ends, and the step after the last would have the
+    final rate.
 
     Args:
         optimizer: settings.
@@ -41,9 +42,10 @@ def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int, s
     # One rate before the first drop, and one after each.
     levels = jnp.asarray([full * schedule.drop_factor**i for i in range(len(schedule.drops) + 1)], jnp.float32)
     warmup = schedule.warmup(steps_per_epoch)
+    steady = None if schedule.decay == "drops" else _decay(schedule, full, steps_per_epoch)
 
     def rate(step: jax.Array) -> jax.Array:
-        level = levels[(step >= drops).sum()]
+        level = levels[(step >= drops).sum()] if steady is None else steady(step + shift - warmup)
         if not warmup:  # the division below would give NaN at step 0
             return level
         warm = jnp.minimum(step / warmup, 1)
@@ -52,11 +54,26 @@ def learning_rate(optimizer: Optimizer, batch_size: int, steps_per_epoch: int, s
     return rate
 
 
+def _decay(schedule: Schedule, full: float, steps_per_epoch: int) -> LearningRateSchedule:
+    """The rate as a function of the steps since the warm-up; before its end it is the full one."""
+    left = max(schedule.in_steps(schedule.length, steps_per_epoch) - schedule.warmup(steps_per_epoch), 1)
+    if schedule.decay == "cosine":
+        falling = optax.cosine_decay_schedule(full, left, schedule.final_ratio)
+    else:
+        falling = optax.linear_schedule(full, full * schedule.final_ratio, left)
+
+    def rate(step: jax.Array) -> jax.Array:
+        return jnp.asarray(falling(jnp.maximum(step, 0)), jnp.float32)
+
+    return rate
+
+
 def update_direction(optimizer: Optimizer, is_frozen: IsFrozen) -> optax.GradientTransformation:
     """Make the transformation from gradients to what a step subtracts, to be multiplied by the learning rate.
 
     SGD is torch's: ``g += decay * p; v = momentum * v + g``, and the direction is ``v``.  AdamW and Muon add the decay
-    after their own scaling.  Before all that the gradient is clipped, if ``optimizer.clip_norm`` is set.
+    after their own scaling.  Before all that the gradient is clipped, if ``optimizer.clip_norm`` is set.  With
+    ``optimizer.accumulate`` all of this sees the mean gradient, and the direction of the steps between is 0.
 
     Args:
         optimizer: settings.
@@ -70,7 +87,10 @@ def update_direction(optimizer: Optimizer, is_frozen: IsFrozen) -> optax.Gradien
         "muon": (_muon(optimizer),),
     }
     # `partition` gives each group only its own gradients, so the clipping norm is that of trained parameters.
-    transforms = {"trained": optax.chain(clip, *rules[optimizer.rule]), "frozen": optax.set_to_zero()}
+    trained = optax.chain(clip, *rules[optimizer.rule])
+    if optimizer.accumulate > 1:
+        trained = optax.MultiSteps(trained, optimizer.accumulate).gradient_transformation()
+    transforms = {"trained": trained, "frozen": optax.set_to_zero()}
     return optax.partition(transforms, lambda params: _labels(params, is_frozen))
 
 

@@ -1,6 +1,7 @@
 """A training run from beginning to end."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,12 @@ from jaxdet.data.pipeline.ready import check_trainable
 from jaxdet.data.sources.open import fingerprint
 from jaxdet.evaluation.categories import match_categories
 from jaxdet.evaluation.evaluate import check_scorable
-from jaxdet.experiment import Experiment, as_experiment
+from jaxdet.experiment import Experiment, Run, as_experiment
 from jaxdet.runtime.agreement import alike
 from jaxdet.runtime.files import check_local
 from jaxdet.runtime.main_guard import refuse_in_workers
 from jaxdet.runtime.mesh import check_batch_size, data_mesh, device_kinds, replicated_key
+from jaxdet.training.best import Best, Enough
 from jaxdet.training.log import RunLog
 from jaxdet.training.loop import METER, Hooks, Intervals, run_steps
 from jaxdet.training.metrics import FiniteCheck, Meter
@@ -43,8 +45,9 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     """Train to the end of the schedule, from where the run in ``workdir`` stopped, on all devices.
 
     Writes into ``workdir``: ``checkpoints/``, ``config.json`` and ``.txt``, ``log.jsonl``, ``tensorboard/``,
-    ``curves.png`` and, where there is a validation set, ``metrics.json`` and ``.txt`` and ``predictions.png``.  The
-    first of two phases (``experiment.before``) writes the same into the folder ``before`` of it.
+    ``curves.png`` and, where there is a validation set, ``metrics.json`` and ``.txt`` and ``predictions.png``, and the
+    folder ``best`` with ``run.keep_best``.  The first of two phases (``experiment.before``) writes the same into the
+    folder ``before`` of it.
 
     Args:
         experiment: what to train, on what, how.
@@ -76,7 +79,8 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
         begun = bool(store.steps())
         run = start_of(experiment, job.workdir, begun=begun, train=partial(train, accept_changes=accept_changes))
         with named("the weights to start from (run.init_from)"):
-            state = start_state(experiment.model, direction, run, store, job.mesh, classes)
+            averaged = experiment.optimizer.ema is not None
+            state = start_state(experiment.model, direction, run, store, job.mesh, classes, averaged=averaged)
         check_patterns(experiment.model, state.params, run.train_only)
         start = int(state.step)
         stored = store.metadata(start) if start else {}
@@ -88,15 +92,18 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
             stop_on_signal() as stop,
             job.batches(start, position) as batches,
             RunLog(job.workdir, start, writes=job.writes) as log,
+            job.best(position) as best,
         ):
-            hooks = job.hooks(start, position, stored, log, store, stop)
+            hooks = job.hooks(start, position, stored, log, store, stop, best)
             done = read_metrics(job.workdir)
             # Without scores of a run at its end, its last evaluation was cut off, and is made up for below.
-            if start >= hooks.total and (done is not None or job.val is None):
+            over = start >= hooks.total or hooks.enough(start)
+            if over and (done is not None or job.val is None):
                 _log.info("%s holds a finished run of %d steps", workdir, start)
                 return done or {}
             hooks.resume(state)
-            state = job.steps(state, direction, batches, position, hooks)
+            if not over:
+                state = job.steps(state, direction, batches, position, hooks)
             metrics = hooks.evaluate(int(state.step), state)
             log.curves()
             store.wait()  # while signals are noted, or one could cut off the last checkpoint
@@ -138,6 +145,13 @@ class _Job:
             process_count=jax.process_count(),
         )
 
+    def best(self, position: Position) -> "Best | nullcontext[None]":
+        """What keeps the best weights, if the run asks for it."""
+        run, schedule = self.experiment.run, self.experiment.optimizer.schedule
+        if run.keep_best is None or self.val is None:
+            return nullcontext()
+        return Best(self.workdir, run.keep_best, run.patience, schedule.interval(run.eval_every, position.epoch))
+
     def hooks(
         self,
         start: int,
@@ -146,6 +160,7 @@ class _Job:
         log: RunLog,
         store: CheckpointStore,
         stop: StopRequest,
+        best: Best | None,
     ) -> Hooks:
         """What happens between steps, for a run from step ``start``; ``stored``: the metadata of its checkpoint."""
         run, schedule = self.experiment.run, self.experiment.optimizer.schedule
@@ -166,13 +181,14 @@ class _Job:
             validate=None if self.val is None else partial(self.validate, self.val, stop),
             stop=stop,
             workdir=self.workdir,
+            best=best,
         )
 
     def validate(self, val: Source, stop: StopRequest, state: TrainState) -> dict[str, float]:
         """Score a state on the validation set; a signal breaks it off."""
         experiment = self.experiment
         picture = self.workdir if self.writes else None
-        return validate(experiment, state.variables, val, self.source.categories, self.mesh, picture, stop.break_off)
+        return validate(experiment, state.result, val, self.source.categories, self.mesh, picture, stop.break_off)
 
     def steps(
         self,
@@ -205,21 +221,25 @@ class _Job:
             layout=layout,
             is_frozen=frozen_parameters(self.experiment.model, self.experiment.run.train_only),
             statistics=not self.experiment.run.train_only,
+            ema=optimizer.ema,
         )
         train_step = StepByCanvas(step, hooks.meter.leave_out, hooks.stop.at_once)
         check = FiniteCheck(self.workdir, self.source.image_ids, skip)
-        return run_steps(
-            train_step,
-            state,
-            batches,
-            hooks.total,
-            mesh=self.mesh,
-            key=key,
-            meter=hooks.meter,
-            check=check,
-            after=hooks,
-            leave=hooks.leave,
-        )
+        try:
+            return run_steps(
+                train_step,
+                state,
+                batches,
+                hooks.total,
+                mesh=self.mesh,
+                key=key,
+                meter=hooks.meter,
+                check=check,
+                after=hooks,
+                leave=hooks.leave,
+            )
+        except Enough as end:
+            return end.state
 
 
 def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Job:
@@ -228,7 +248,7 @@ def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Jo
 
     def opened() -> tuple[Source, Source | None]:
         check_batch_size(experiment.data.batch_size, mesh)
-        return _open(experiment.data, experiment.model.num_classes)
+        return _open(experiment.data, experiment.model.num_classes, experiment.run)
 
     def described(sources: tuple[Source, Source | None]) -> dict[str, Any]:
         # Pixels are not compared: it would mean reading all of them.
@@ -247,10 +267,20 @@ def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Jo
     return _Job(experiment, workdir, mesh, source, val, metadata)
 
 
-def _open(data: Data, classes: int) -> tuple[Source, Source | None]:
+def _open(data: Data, classes: int, run: Run) -> tuple[Source, Source | None]:
     """Open training and validation data, and check that their categories fit a model of ``classes`` classes."""
     if data.train is None:
         raise ValueError("data.train: expected a source such as CocoFolder(images=..., annotations=...), got none")
+    if run.keep_best is not None and data.val is None:
+        raise ValueError(
+            f"data.val: expected a validation set with run.keep_best={run.keep_best}, got none; name one by "
+            "data.val.images=DIR data.val.annotations=FILE, or set run.keep_best=none"
+        )
+    if run.keep_best is not None and run.keep_best.startswith("segm/") and not data.masks:
+        raise ValueError(
+            f"run.keep_best: expected a score of boxes with data.masks=False, got {run.keep_best}; set "
+            "run.keep_best=bbox/AP"
+        )
     source = open_source(data.train)
     names = [category.name for category in source.categories]
     if len(names) != classes:

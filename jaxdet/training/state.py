@@ -35,11 +35,17 @@ class TrainState:
     params: Any
     batch_stats: Any  #: running statistics of batch norm; constants where it is frozen
     opt_state: Any
+    average: Any = None  #: moving average of ``params`` (``optimizer.ema``); None: the run has none
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes."""
+        """What ``model.apply`` takes in training."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What ``model.apply`` takes in evaluation, and a checkpoint gives away: the average, where there is one."""
+        return self.variables if self.average is None else self.variables | {"params": self.average}
 
 
 def init_variables(model: Detector, key: jax.Array, side: int = 128) -> dict[str, Any]:
@@ -58,11 +64,15 @@ def init_variables(model: Detector, key: jax.Array, side: int = 128) -> dict[str
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
-def init_state(variables: Mapping[str, Any], direction: optax.GradientTransformation) -> TrainState:
-    """Make the state before step 0; ``direction`` as in `optimizer.update_direction`."""
+def init_state(
+    variables: Mapping[str, Any], direction: optax.GradientTransformation, *, averaged: bool = False
+) -> TrainState:
+    """Make the state before step 0; ``direction`` as in `optimizer.update_direction`, ``averaged``: with an average."""
     params = jax.tree.map(jnp.asarray, variables["params"])
     stats = jax.tree.map(jnp.asarray, variables.get("batch_stats", {}))
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, direction.init(params))
+    # A copy: the step gives the memory of every array of the state away, so that none may be there twice.
+    average = jax.tree.map(jnp.copy, params) if averaged else None
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, direction.init(params), average)
 
 
 def start_state(
@@ -72,6 +82,8 @@ def start_state(
     store: CheckpointStore,
     mesh: Mesh,
     classes: Sequence[str] = (),
+    *,
+    averaged: bool = False,
 ) -> TrainState:
     """Make the state to start from.
 
@@ -82,6 +94,7 @@ def start_state(
         store: the run's checkpoints.
         mesh: the devices.
         classes: names of the data's categories, in the order of their labels (see `weights.start_variables`).
+        averaged: the state has a moving average of the parameters (``optimizer.ema``).
 
     Returns:
         The newest state in the store if there is one, else the state before step 0 with ``run.init_from`` or fresh
@@ -92,7 +105,9 @@ def start_state(
     """
     if store.steps():
         # Shapes only: a second state would take as much memory again while the checkpoint is read.
-        like = jax.eval_shape(lambda: init_state(init_variables(model, jax.random.key(0)), direction))
+        like = jax.eval_shape(
+            lambda: init_state(init_variables(model, jax.random.key(0)), direction, averaged=averaged)
+        )
         layout = layout_of(like, mesh, split=run.shard_parameters)
         target = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), like, layout)
         if (found := store.restore_newest(to_save(target))) is not None:
@@ -100,7 +115,7 @@ def start_state(
             _log.info("continuing after step %d", int(state.step))
             return state
     variables = start_variables(model, init_variables(model, jax.random.key(run.seed)), run, classes)
-    state = init_state(variables, direction)
+    state = init_state(variables, direction, averaged=averaged)
     placed: TrainState = jax.device_put(state, layout_of(state, mesh, split=run.shard_parameters))
     return placed
 
@@ -109,16 +124,20 @@ def to_save(state: TrainState) -> dict[str, Any]:
     """Arrange a state as the items of a checkpoint; evaluation reads the variables alone."""
     # Leaves by number: optax's states are tuples of its own classes, which the next version may name otherwise.
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))}
-    return {VARIABLES: state.variables, _OPTIMIZER: {"step": state.step, "leaves": leaves}}
+    optimizer = {"step": state.step, "leaves": leaves}
+    # Whoever reads a checkpoint reads its variables, and is to find the average there.
+    return {VARIABLES: state.result, _OPTIMIZER: optimizer | ({} if state.average is None else {"raw": state.params})}
 
 
 def _from_saved(like: TrainState, saved: dict[str, Any]) -> TrainState:
     """The inverse of `to_save`; ``like`` gives the structure of the optimizer state."""
     leaves = saved[_OPTIMIZER]["leaves"]
     ordered = [leaves[str(i)] for i in range(len(leaves))]
+    given = saved[VARIABLES]["params"]
     return TrainState(
         step=saved[_OPTIMIZER]["step"],
-        params=saved[VARIABLES]["params"],
+        params=given if like.average is None else saved[_OPTIMIZER]["raw"],
         batch_stats=saved[VARIABLES]["batch_stats"],
         opt_state=jax.tree.unflatten(jax.tree.structure(like.opt_state), ordered),
+        average=None if like.average is None else given,
     )

@@ -58,6 +58,14 @@ class StepByCanvas:
         return self._programs[canvas](state, batch, key)
 
 
+def averaging(decay: float, step: jax.Array) -> jax.Array:
+    """The weight of the new parameters in their moving average, ``1 - min(decay, (1 + t) / (10 + t))`` for step t.
+
+    So the average forgets the parameters of the start soon, as TensorFlow's ``ExponentialMovingAverage`` does.
+    """
+    return 1 - jnp.minimum(jnp.float32(decay), (1 + step) / jnp.float32(10 + step))
+
+
 def make_train_step(
     model: Detector,
     direction: optax.GradientTransformation,
@@ -68,6 +76,7 @@ def make_train_step(
     layout: Any = None,
     is_frozen: IsFrozen | None = None,
     statistics: bool = True,
+    ema: float | None = None,
 ) -> TrainStep:
     """Make the compiled step; the old state's memory is given to the new one.
 
@@ -80,6 +89,7 @@ def make_train_step(
         layout: shardings of the state, as `jaxdet.runtime.mesh.layout_of` gives them; None: it is replicated.
         is_frozen: tells which parameters are not trained, as to `optimizer.update_direction`; None: those of the model.
         statistics: normalisation learns from the batch, where it is not frozen; False: it stays as at test.
+        ema: decay of the state's average, if it has one; see `averaging`.
 
     Returns:
         The step.  Its key is the run's: the draws of a step depend on it and on the step number alone, so that a run
@@ -106,9 +116,10 @@ def make_train_step(
         lr = rate(state.step)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         norm = trained_norm(gradients, is_frozen or model.is_frozen)
-        new = TrainState(state.step + 1, params, batch_stats, opt_state)
+        average = None if ema is None else optax.incremental_update(params, state.average, averaging(ema, state.step))
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, average)
         if skip_nonfinite:
-            same = TrainState(state.step + 1, state.params, state.batch_stats, state.opt_state)
+            same = TrainState(state.step + 1, state.params, state.batch_stats, state.opt_state, state.average)
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, same)
         # The batch is global here, so these sums are over all devices and processes.

@@ -10,9 +10,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.data.pipeline.transforms import View, Window, boxes_of, usable_annotations, view_of
+from jaxdet.data.pipeline.transforms import View, Window, boxes_of, oriented, usable_annotations, view_of
 from jaxdet.data.records import Record
-from jaxdet.data.settings import Data, Expand, MinIoUCrop, PhotometricDistortion, ShortSide
+from jaxdet.data.settings import (
+    CopyPaste,
+    Data,
+    Expand,
+    LargeScaleJitter,
+    MinIoUCrop,
+    Mosaic,
+    PhotometricDistortion,
+    ShortSide,
+)
 
 _TRIES = 50  #: parts that are drawn for a minimal IoU before another one is drawn, as in the reference
 _MOST_RATIO = 2.0  #: of the sides of a part, longer to shorter
@@ -31,6 +40,11 @@ def check_augment(data: Data) -> None:
                 f"that is drawn, got {augmentation.least}; set data.augment.{place}.least={data.short_side * 4 // 5}, "
                 "or data.augment=() for no draws at all"
             )
+        if isinstance(augmentation, CopyPaste) and not data.masks:
+            raise ValueError(
+                f"data.augment.{place}: expected data.masks=True with CopyPaste, which cuts instances out by their "
+                "masks, got data.masks=False; leave it out, or set data.masks=True"
+            )
 
 
 def draw_view(record: Record, data: Data, rng: np.random.Generator) -> View:
@@ -44,11 +58,14 @@ def draw_view(record: Record, data: Data, rng: np.random.Generator) -> View:
                 short_side = int(rng.choice(np.arange(least, data.short_side + 1, step)))
             case Expand():
                 window = _expanded(window, augmentation, rng)
-                red, green, blue = (round(value) for value in augmentation.colour)
-                fill = (red, green, blue)
+                fill = _rounded(augmentation.colour)
             case MinIoUCrop():
                 window = _cropped(window, _instances(record), augmentation, rng)
-            case PhotometricDistortion():  # `distort` draws it, after the view
+            case LargeScaleJitter():
+                limits = oriented(hw, short_side, data.long_side)
+                window = _jittered(window, limits, augmentation, data.keep_ratio, rng)
+                fill = _rounded(augmentation.colour)
+            case CopyPaste() | Mosaic() | PhotometricDistortion():  # `mix` comes before the view, `distort` after it
                 pass
     return view_of(hw, data, flip, window=window, short_side=short_side, fill=fill)
 
@@ -60,6 +77,24 @@ def _expanded(window: Window, expand: Expand, rng: np.random.Generator) -> Windo
     factor = rng.uniform(1, expand.most)
     before = rng.random(2) * (factor - 1)  # what is added above and on the left
     return Window(top - before[0] * height, left - before[1] * width, height * factor, width * factor)
+
+
+def _jittered(
+    window: Window, limits: tuple[int, int], jitter: LargeScaleJitter, keep_ratio: bool, rng: np.random.Generator
+) -> Window:
+    """The window that fills the limits at a drawn scale; it begins with what there is, or somewhere inside."""
+    begin, size = np.array(window[:2]), np.array(window[2:])
+    fitting = np.array(limits) / size
+    scale = (fitting.min() if keep_ratio else fitting) * rng.uniform(jitter.least, jitter.most)
+    sides = np.array(limits) / scale
+    top, left = (begin + rng.random(2) * np.maximum(size - sides, 0)).tolist()
+    height, width = sides.tolist()
+    return Window(top, left, height, width)
+
+
+def _rounded(colour: tuple[float, float, float]) -> tuple[int, int, int]:
+    red, green, blue = (round(value) for value in colour)
+    return red, green, blue
 
 
 def _cropped(window: Window, boxes: NDArray[np.float64], crop: MinIoUCrop, rng: np.random.Generator) -> Window:

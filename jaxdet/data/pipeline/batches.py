@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.data.pipeline.augment import distort, draw_view
-from jaxdet.data.pipeline.plans import AUGMENT, REPLACE, Share, TrainPlan
+from jaxdet.data.pipeline.mix import mix
+from jaxdet.data.pipeline.plans import AUGMENT, MIX, REPLACE, Share, TrainPlan
 from jaxdet.data.pipeline.transforms import IGNORED, canvas_hw, image_arrays, target_arrays, view_of
-from jaxdet.data.records import Source
+from jaxdet.data.records import Record, Source
 from jaxdet.data.settings import Data
 
 _TRIES = 10  #: images that are drawn in place of a broken one; if all are broken, the data set is at fault
@@ -76,7 +77,7 @@ class TrainBatches:
     def _example(self, step: int, slot: int, index: int) -> dict[str, Any]:
         # One generator for each slot of each step: the draws depend on neither workers nor processes.
         rng = np.random.default_rng([self.plan.seed, AUGMENT, step, slot])
-        record = self.source[index]
+        record = self._mixed(step, slot, index)
         view = draw_view(record, self.data, rng)
         targets = target_arrays(record, view, self.data)
         counts = {"dropped": targets.pop("dropped")}
@@ -87,6 +88,12 @@ class TrainBatches:
         seen = arrays["image"][: view.hw[0], : view.hw[1]]
         seen[:] = distort(seen, self.data, rng)
         return arrays | {"targets": targets, "counts": counts}
+
+    def _mixed(self, step: int, slot: int, index: int) -> Record:
+        # With the index: where a broken image was drawn to be mixed in, the candidate after it draws another one.
+        rng = np.random.default_rng([self.plan.seed, MIX, step, slot, index])
+        images = np.concatenate(self.plan.buckets)
+        return mix(self.source[index], lambda: self.source[int(rng.choice(images))], self.data, rng)
 
 
 def _without_targets(example: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def resized_hw(hw: tuple[float, float], limits: tuple[int, int]) -> tuple[int, i
     return max(int(hw[0] * scale + 0.5), 1), max(int(hw[1] * scale + 0.5), 1)
 
 
-def _oriented(hw: tuple[int, int], short: int, long: int) -> tuple[int, int]:
+def oriented(hw: tuple[int, int], short: int, long: int) -> tuple[int, int]:
     """Height and width with these sides, for an image of size ``hw``: landscape if it is wider than high."""
     return (short, long) if hw[1] > hw[0] else (long, short)
 
@@ -52,7 +52,7 @@ def _oriented(hw: tuple[int, int], short: int, long: int) -> tuple[int, int]:
 def canvas_hw(hw: tuple[int, int], data: Data) -> tuple[int, int]:
     """Height and width of the canvas for an image of size ``hw``: landscape if it is wider than high, else portrait."""
     short, long = (-(-side // data.pad_multiple) * data.pad_multiple for side in (data.short_side, data.long_side))
-    return _oriented(hw, short, long)
+    return oriented(hw, short, long)
 
 
 def resize_image(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -218,7 +218,7 @@ def view_of(
         fill: RGB of what the window has beyond the image.
     """
     top, left, height, width = window or Window(0, 0, *hw)
-    limits = _oriented(hw, short_side or data.short_side, data.long_side)
+    limits = oriented(hw, short_side or data.short_side, data.long_side)
     seen = resized_hw((height, width), limits) if data.keep_ratio else limits
     # The window's scale makes the whole image a whole number of pixels, from which the view's scale follows.
     scale_y, scale_x = seen[0] / height, seen[1] / width
