@@ -121,7 +121,7 @@ def test_detections_are_those_of_detectron2(name: str, tmp_path: Path, caplog: p
     config = override(load_config(f"configs/{case.config}.py"), [*NARROW, *SIZE, *case.few])
 
     model = jaxdet.load(file, config=config, overrides=case.needed)
-    found = jaxdet.predict(model, image, score_threshold=0.0)[0]
+    found = jaxdet.predict(model, image, score_threshold=0.0)[0].to_coco()
 
     assert not caplog.records
     # The resize is not what is compared: detectron2 has Pillow's.
