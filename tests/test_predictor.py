@@ -8,12 +8,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 import jaxdet
+from jaxdet.commands import predict as predict_script
 from jaxdet.evaluation import inference
+from jaxdet.prediction import frames, predict_video
 from tests.test_prediction import run, trained, write
 
 __all__ = ["run"]  # the fixture
@@ -165,3 +168,53 @@ def test_other_sizes_compile_nothing(run: Path) -> None:
 def test_what_is_computed_on_the_way(run: Path) -> None:
     named = jaxdet.Predictor(run).intermediates(np.zeros((48, 64, 3), np.uint8))
     assert {"pyramid/P2", "pyramid/P5"} <= set(named) or any(name.startswith("pyramid/") for name in named)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Three grey frames, each darker than the one before, four a second."""
+    file = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 4.0, (60, 40))
+    for grey in (200, 120, 40):
+        writer.write(np.full((40, 60, 3), grey, np.uint8))
+    writer.release()
+    return file
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+def test_a_video(predictor: jaxdet.Predictor, clip: Path, suffix: str) -> None:
+    """The left half of each frame is painted, as much as in a picture of it."""
+    shown: list[tuple[int, int]] = []
+    out = clip.with_name(f"out{suffix}")
+    assert predict_video(predictor, clip, out, score_threshold=0.5, progress=lambda *now: shown.append(now)) == 3
+    assert shown == [(1, 3), (2, 3), (3, 3)]
+    drawn, plain = list(frames(out)), list(frames(clip))
+    assert len(drawn) == len(plain) == 3
+    for frame, before in zip(drawn, plain, strict=True):
+        changed = np.abs(frame.astype(int) - before)[24:].mean((0, 2))  # the name is written above
+        assert changed[:25].min() > 10 > 5 > changed[36:].max()
+    video = cv2.VideoCapture(str(out))
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(4)
+    video.release()
+
+
+def test_a_video_that_is_none(predictor: jaxdet.Predictor, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    for path, out, message in (
+        (tmp_path / "none.mp4", "out.mp4", "there is none"),
+        (tmp_path / "broken.mp4", "out.mp4", r"broken\.mp4: expected"),
+        (clip, "out.txt", r"ends in \.mp4 or \.avi, got \.txt"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict_video(predictor, path, tmp_path / out)
+        assert not (tmp_path / out).exists()
+
+
+def test_the_command_takes_videos_and_images(
+    run: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = write(tmp_path / "a.png")
+    arguments = ["--checkpoint", str(run), "--out", str(tmp_path / "out")]
+    assert predict_script.main([*arguments, str(clip), str(image)]) == 0
+    assert "3 frames of" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"clip.mp4", "a.png", "results.json"}

@@ -1,10 +1,12 @@
-"""Detect what is in images: pictures with boxes, masks, names and scores, and a COCO results json.
+"""Detect what is in images and videos: pictures with boxes, masks, names and scores, and a COCO results json.
 
     python predict.py --checkpoint runs/demo photo.jpg folder/ --out predictions
     python predict.py --checkpoint runs/demo folder/ data.short_side=600 data.long_side=1000
+    python predict.py --checkpoint runs/demo clip.mp4
 
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.  A file of such a name is an image.  Pictures
-are turned upright as their EXIF orientation says, and results count the pixels of the upright picture.
+are turned upright as their EXIF orientation says, and results count the pixels of the upright picture.  A video becomes
+one with what is found drawn into its frames; the results json has images alone.
 """
 
 import argparse
@@ -24,13 +26,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
     from jaxdet.config import load_config
-    from jaxdet.prediction import RESULTS, predict_files
+    from jaxdet.prediction import RESULTS, Predictor, is_video, predict_files, predict_video
     from jaxdet.trained import load
 
     try:
         config = load_config(options.config) if options.config else None
         trained = load(options.checkpoint, config=config, overrides=overrides)
         threshold, upright = options.score_threshold, not options.as_stored
+        videos = [path for path in images if is_video(path)]
+        images = [path for path in images if path not in videos]
+        for path in videos:
+            out = Path(options.out) / f"{Path(path).stem}.mp4"
+            predictor = Predictor(trained, score_threshold=threshold)
+            count = predict_video(predictor, path, out, progress=_progress)
+            print(f"{count} frames of {path}: {out}")
+        if not images:
+            return 0
         report = predict_files(trained, images, options.out, score_threshold=threshold, upright=upright)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -39,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: skipped: {message}", file=sys.stderr)
     print(f"{len(report.results)} detections in {len(report.pictures)} images: {options.out}/*.png, {RESULTS}")
     return 1 if report.failed else 0
+
+
+def _progress(done: int, count: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} / {count} frames", end="\n" if done == count else "", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,5 +75,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--as-stored", action="store_true", help="turn nothing by EXIF: for a COCO data set, which counts stored pixels"
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE | KEY=VALUE", help="image files and folders, and settings")
+    parser.add_argument("images", nargs="+", metavar="IMAGE | KEY=VALUE", help="images, videos, folders; settings")
     return parser

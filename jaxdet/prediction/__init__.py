@@ -1,8 +1,20 @@
-"""Prediction: a checkpoint applied to images from files, folders, addresses or memory."""
+"""Prediction: a checkpoint applied to images from files, folders, addresses or memory, and to videos."""
 
 from jaxdet.prediction.files import RESULTS, Report, predict_files
 from jaxdet.prediction.found import Prediction
 from jaxdet.prediction.images import find_images
 from jaxdet.prediction.predictor import Predictor, predict
+from jaxdet.prediction.video import frames, is_video, predict_video
 
-__all__ = ["RESULTS", "Prediction", "Predictor", "Report", "find_images", "predict", "predict_files"]
+__all__ = [
+    "RESULTS",
+    "Prediction",
+    "Predictor",
+    "Report",
+    "find_images",
+    "frames",
+    "is_video",
+    "predict",
+    "predict_files",
+    "predict_video",
+]
