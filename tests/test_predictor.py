@@ -165,6 +165,22 @@ def test_other_sizes_compile_nothing(run: Path) -> None:
     assert compiled._cache_size() == before
 
 
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_batches(run: Path, batch_size: int) -> None:
+    """Images in any order of sizes come back in theirs, as each alone; slots that fill a batch leave nothing."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (*hw, 3), np.uint8) for hw in ((64, 48), (48, 64), (40, 64), (30, 60), (64, 30))]
+    alone = jaxdet.Predictor(run, score_threshold=0)(images)
+    found = jaxdet.Predictor(run, score_threshold=0, batch_size=batch_size)(images)
+    assert [each.hw for each in found] == [image.shape[:2] for image in images]
+    for one, other in zip(alone, found, strict=True):
+        assert len(one) == len(other) > 0
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
+    with pytest.raises(ValueError, match="batch_size: expected at least 1"):
+        jaxdet.Predictor(run, batch_size=0)
+
+
 def test_what_is_computed_on_the_way(run: Path) -> None:
     named = jaxdet.Predictor(run).intermediates(np.zeros((48, 64, 3), np.uint8))
     assert {"pyramid/P2", "pyramid/P5"} <= set(named) or any(name.startswith("pyramid/") for name in named)

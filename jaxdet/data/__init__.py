@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxdet.data.images import load_image
-    from jaxdet.data.pipeline.loaders import BatchIterator, eval_batches, single_batch, train_batches
+    from jaxdet.data.pipeline.loaders import BatchIterator, eval_batches, image_batch, single_batch, train_batches
     from jaxdet.data.records import Annotation, Category, Record, Source
     from jaxdet.data.scenes.write import write_scenes
     from jaxdet.data.settings import (
@@ -32,6 +32,7 @@ _HOME = {
     "load_image": "images",
     "BatchIterator": "pipeline.loaders",
     "eval_batches": "pipeline.loaders",
+    "image_batch": "pipeline.loaders",
     "single_batch": "pipeline.loaders",
     "train_batches": "pipeline.loaders",
     "Annotation": "records",
@@ -73,6 +74,7 @@ __all__ = [
     "SourceSettings",
     "Tfds",
     "eval_batches",
+    "image_batch",
     "load_image",
     "open_source",
     "single_batch",

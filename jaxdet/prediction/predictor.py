@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.data import Category, single_batch
+from jaxdet.data import Category, image_batch, single_batch
 from jaxdet.data.given import ImageLike, each_image
+from jaxdet.data.pipeline.transforms import canvas_hw
 from jaxdet.evaluation.inference import image_of, predict_batch, results_of
 from jaxdet.prediction.found import Prediction
 from jaxdet.prediction.images import each_of, read
@@ -26,6 +27,8 @@ class Predictor:
         checkpoint: as `jaxdet.load` takes it, or what that returned.
         score_threshold: detections below it are left out; what a call says goes before.
         upright: turn pictures from files and bytes as their EXIF orientation says; see `predict`.
+        batch_size: images that are predicted at once, of those that follow each other and have one canvas; more
+            than one pays on an accelerator.
         overrides: settings to change, by dotted keys, such as ``model.suppression.iou_threshold=0.4``.
 
     Raises:
@@ -38,12 +41,15 @@ class Predictor:
         *,
         score_threshold: float = 0.5,
         upright: bool = True,
+        batch_size: int = 1,
         overrides: Sequence[str] = (),
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         trained = load(checkpoint, overrides=overrides)
-        self.score_threshold, self.upright = _threshold(score_threshold), upright
+        self.score_threshold, self.upright, self.batch_size = _threshold(score_threshold), upright, batch_size
         self._model, self._data = trained.experiment.model, trained.experiment.data
-        # One device: a batch of one image cannot be split.
+        # One device: a batch of a single image cannot be split.
         self._mesh = data_mesh(jax.local_devices()[:1])
         self._variables = trained.copies.of(trained.variables, self._mesh)
         self.categories = trained.categories or _numbered(self._model.num_classes)
@@ -66,8 +72,18 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """As a call, one after the other: for more images than memory holds."""
         limit = self.score_threshold if score_threshold is None else _threshold(score_threshold)
+        waiting: list[tuple[str, NDArray[np.uint8]]] = []
         for source, image in each_of(images):
-            yield self._predict(read(image, upright=self.upright), source, limit)
+            pixels = read(image, upright=self.upright)
+            if waiting and self._canvas(pixels) != self._canvas(waiting[0][1]):
+                yield from self._predict(waiting, limit)
+                waiting = []
+            waiting.append((source, pixels))
+            if len(waiting) == self.batch_size:
+                yield from self._predict(waiting, limit)
+                waiting = []
+        if waiting:
+            yield from self._predict(waiting, limit)
 
     def intermediates(self, image: ImageLike) -> dict[str, Any]:
         """What the model computes of an image on the way, by name, for a batch of one, on the device.
@@ -79,12 +95,18 @@ class Predictor:
         named: dict[str, Any] = run(self._variables, batch)
         return named
 
-    def _predict(self, image: NDArray[np.uint8], source: str, limit: float) -> Prediction:
-        batch = single_batch(image, self._data)
+    def _canvas(self, image: NDArray[np.uint8]) -> tuple[int, int]:
+        return canvas_hw((image.shape[0], image.shape[1]), self._data) if image.ndim == 3 else (0, 0)
+
+    def _predict(self, images: Sequence[tuple[str, NDArray[np.uint8]]], limit: float) -> Iterator[Prediction]:
+        """Of images that have one canvas, each with where it comes from."""
+        batch = image_batch([image for _, image in images], self._data, self.batch_size)
         found = predict_batch(self._model, self._mesh, self._variables, split_batch(batch, self._mesh))
-        one = image_of(jax.tree.map(np.asarray, found), 0)
+        host = jax.tree.map(np.asarray, found)
         ids = [category.id for category in self.categories]
-        return Prediction(results_of(image_of(batch, 0), one, 0, ids, limit), self.categories, image, source)
+        for row, (source, image) in enumerate(images):
+            results = results_of(image_of(batch, row), image_of(host, row), 0, ids, limit)
+            yield Prediction(results, self.categories, image, source)
 
 
 def predict(

@@ -125,12 +125,12 @@ class EvalBatches:
 
     def _example(self, index: int, canvas: tuple[int, int]) -> dict[str, Any]:
         if index < 0:
-            return _empty_image_arrays(canvas)
+            return empty_image_arrays(canvas)
         record = self.source[index]
         return image_arrays(record.image, view_of(_hw(record.image), self.data), index)
 
 
-def _empty_image_arrays(canvas: tuple[int, int]) -> dict[str, Any]:
+def empty_image_arrays(canvas: tuple[int, int]) -> dict[str, Any]:
     """A slot that only fills the batch: black, not valid, and with sizes that any op can divide by."""
     return {
         "image": np.zeros((*canvas, 3), np.uint8),

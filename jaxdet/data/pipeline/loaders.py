@@ -6,7 +6,7 @@ it in a ``with`` statement: its workers end with it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +14,7 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.data.pipeline.batches import EvalBatches, TrainBatches, stack
+from jaxdet.data.pipeline.batches import EvalBatches, TrainBatches, empty_image_arrays, stack
 from jaxdet.data.pipeline.plans import Share, eval_plan, left_out, train_plan
 from jaxdet.data.pipeline.transforms import image_arrays, view_of
 from jaxdet.data.pipeline.workers import WorkerIterator
@@ -176,20 +176,30 @@ def eval_batches(
 
 
 def single_batch(image: NDArray[np.uint8], data: Data) -> "Batch":
-    """Make a batch of one image, without targets, for prediction.
+    """Make a batch of one image, as `image_batch`."""
+    return image_batch([image], data, 1)
+
+
+def image_batch(images: Sequence[NDArray[np.uint8]], data: Data, size: int) -> "Batch":
+    """Make a batch of images without targets, for prediction.
 
     Args:
-        image: ``[H, W, 3]`` uint8 RGB.
+        images: ``[H, W, 3]`` uint8 RGB each, of one canvas (`transforms.canvas_hw`); one at least.
         data: settings; those of resize and canvas are used.
+        size: of the batch; slots beyond the images have ``valid`` False and index -1.
 
     Raises:
-        ValueError: the array is no such image.
+        ValueError: an array is no such image.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(
-            f"image: expected [H, W, 3] uint8 RGB (jaxdet.data.load_image makes it), got {image.shape} {image.dtype}"
-        )
-    return _to_batch(stack([image_arrays(image, view_of((image.shape[0], image.shape[1]), data), 0)]))
+    for image in images:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise ValueError(
+                "image: expected [H, W, 3] uint8 RGB (jaxdet.data.load_image makes it), got "
+                f"{image.shape} {image.dtype}"
+            )
+    views = [view_of((image.shape[0], image.shape[1]), data) for image in images]
+    slots = [image_arrays(image, view, i) for i, (image, view) in enumerate(zip(images, views, strict=True))]
+    return _to_batch(stack(slots + [empty_image_arrays(views[0].canvas)] * (size - len(images))))
 
 
 def _to_batch(arrays: dict[str, Any]) -> "Batch":
