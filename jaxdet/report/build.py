@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,15 @@ def report(
         found = [_detected(_name(run), trained, source, progress)]
     if other is not None:
         found.append(_other(other, source, ground_truth, progress))
-    return _write(Path(out), ground_truth, found, source, fast)
+    return _write(Path(out), ground_truth, _named_short(found), source, fast)
+
+
+def _named_short(found: list[_Found]) -> list[_Found]:
+    """Runs by the last part of their paths, where that tells them apart."""
+    names = [Path(each.name).name or each.name for each in found]
+    if len(set(names)) < len(names):
+        return found
+    return [replace(each, name=name) for each, name in zip(found, names, strict=True)]
 
 
 def _other(other: "Checkpoint", source: Source | None, truth: Truth, progress: "Progress | None") -> _Found:
