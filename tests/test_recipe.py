@@ -1,6 +1,7 @@
 """From a folder and minutes to an experiment: what is found, what is held out, and what follows from the time."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,4 +94,8 @@ def test_a_run_that_goes_on_has_its_settings(
     made = small_data(base, folder, 1, tmp_path / "run")
     write_json(tmp_path / "run" / "config.json", to_data(made))
     assert small_data(base, folder, 30, tmp_path / "run") == made
+    assert small_data(base, folder, 30, tmp_path / "run", ["run.seed=7"]).run.seed == 7  # which training refuses
+    other = shutil.copytree(folder, tmp_path / "other")
+    with pytest.raises(ValueError, match="holds a run on other data; choose another --workdir"):
+        small_data(base, other, 30, tmp_path / "run")
     assert len(timed) == 1

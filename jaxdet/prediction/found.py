@@ -6,14 +6,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from jaxdet.data import Category
+from jaxdet.data.convert.outlines import outlines
 from jaxdet.data.masks import decode_mask
 from jaxdet.evaluation.results import Result
 from jaxdet.runtime.files import replacing
@@ -90,10 +91,13 @@ class Prediction:
 
     @property
     def polygons(self) -> list[list[NDArray[np.float32]]] | None:
-        """The outlines of each mask, ``[P, 2]`` x, y of each of its parts; holes are filled.  None without masks."""
+        """The outlines of each mask along the edges of its pixels, ``[P, 2]`` x, y of each of its parts.
+
+        A mask of columns 2 to 4 reaches from x = 2 to x = 5.  Holes are filled.  None of a model without masks.
+        """
         if self.masks is None:
             return None
-        return [_outlines(mask) for mask in self.masks]
+        return [[ring.astype(np.float32) for ring in outlines(mask.astype(np.uint8))[0]] for mask in self.masks]
 
     def plot(self, path: str | PathLike[str] | None = None, *, zoom: int | None = None) -> NDArray[np.uint8]:
         """Draw masks, boxes, names and scores over the image.
@@ -104,11 +108,16 @@ class Prediction:
 
         Returns:
             ``[zoom H, zoom W, 3]`` uint8 RGB.
+
+        Raises:
+            ValueError: the path does not end as that of a picture.
         """
         if zoom is None:
             zoom = max(1, READABLE // max(self.hw)) if len(self) else 1
         picture = overlay(self.image, self.results, self.categories, zoom=zoom)
         if path is not None:
+            if Path(path).suffix.lower() not in Image.registered_extensions():
+                raise ValueError(f"plot: expected a file that ends as pictures do, as in {path}.png, got {path}")
             with replacing(path) as place:
                 Image.fromarray(picture).save(place)
         return picture
@@ -133,11 +142,6 @@ class Prediction:
         if self.masks is not None:
             columns["area"] = self.masks.sum((1, 2))
         return pandas.DataFrame(columns)
-
-
-def _outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [contour.reshape(-1, 2).astype(np.float32) for contour in contours]
 
 
 def _import(package: str) -> Any:

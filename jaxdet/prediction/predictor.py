@@ -144,9 +144,9 @@ def predict(
 
 
 def _threshold(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"score threshold: expected 0 to 1, got {value}")
-    return value
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 <= value <= 1:
+        raise ValueError(f"score threshold: expected 0 to 1, got {value!r}")
+    return float(value)
 
 
 def _numbered(count: int) -> tuple[Category, ...]:

@@ -138,9 +138,15 @@ def _detected(name: str, trained: "Trained", source: Source, progress: "Progress
     return _Found(name, results, model, experiment.data.masks, experiment.run.eval_detections)
 
 
+def _bounded(result: Result) -> Result:
+    """A result whose ``mask_score``, if it has one, is a probability: the predicted IoU that is part of it is not."""
+    return result | {"mask_score": min(max(result["mask_score"], 0.0), 1.0)} if "mask_score" in result else result
+
+
 def _write(out: Path, truth: Truth, found: Sequence[_Found], source: Source | None, fast: bool) -> list[dict[str, Any]]:
     for each in found:
         check_scores(each.results)
+    found = [replace(each, results=[_bounded(result) for result in each.results]) for each in found]
     # What both can be compared by: of a model without masks and one with them, the boxes.
     kinds: tuple[Kind, ...] = ("bbox", "segm")
     for each in found:

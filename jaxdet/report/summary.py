@@ -88,9 +88,8 @@ def confusions(judged: Judged, threshold: float) -> list[tuple[int, int, int]]:
 def check_scores(results: Sequence[Result]) -> None:
     """Raise a ValueError if a score is no probability, which calibration and the page's threshold need."""
     for number, result in enumerate(results):
-        for key in ("score", "mask_score"):
-            if key in result and not 0 <= result[key] <= 1:
-                raise ValueError(f"results: expected every {key} from 0 to 1, got {result[key]} of detection {number}")
+        if not 0 <= result["score"] <= 1:
+            raise ValueError(f"results: expected every score from 0 to 1, got {result['score']} of detection {number}")
 
 
 def counts_of(truth: Prepared) -> dict[str, int]:

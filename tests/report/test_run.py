@@ -16,7 +16,7 @@ from jaxdet.experiment import Run
 from jaxdet.report import report
 from jaxdet.structures import Batch, Detections
 from jaxdet.trained import Trained
-from tests.evaluation.test_coco_eval import truth_of
+from tests.evaluation.test_coco_eval import found, truth_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -60,3 +60,17 @@ def test_a_model_and_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert other["bbox"]["errors"] == dict.fromkeys(other["bbox"]["errors"], 0) | {"missed": 2}
     assert "segm" not in first
     assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"0.js", "0.jpg", "1.js", "1.jpg"}
+
+
+def test_mask_scores_below_0_count_as_0(tmp_path: Path) -> None:
+    """A branch that regresses IoU says less than none of a mask at times; COCO's scoring takes that too."""
+    truth, results = tmp_path / "truth.json", tmp_path / "results.json"
+    truth.write_text(json.dumps(truth_of((7, 3, 0, 0, 40))))
+    wrong = found(7, 3, 50, 50, 20) | {"mask_score": 0.5}
+    results.write_text(json.dumps([found(7, 3, 0, 0, 40) | {"mask_score": -0.1}, wrong]))
+    (numbers,) = report(results=results, truth=truth, out=tmp_path / "out")
+    assert numbers["bbox"]["AP50"] == pytest.approx(1)
+    assert numbers["segm"]["AP50"] == pytest.approx(0.5)
+    results.write_text(json.dumps([found(7, 3, 0, 0, 40) | {"score": 1.5}]))
+    with pytest.raises(ValueError, match=r"every score from 0 to 1, got 1\.5"):
+        report(results=results, truth=truth, out=tmp_path / "out")

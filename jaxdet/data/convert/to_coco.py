@@ -59,13 +59,15 @@ def to_coco(
         class_name: the class of all objects in formats that have no names.
 
     Raises:
-        ValueError: the folder has none of the layouts, or nothing in it can be read.
+        ValueError: the folder has none of the layouts, nothing in it can be read, or ``out`` has a data set already.
         OSError: the outcome cannot be written.
     """
     root, target = Path(source), Path(out)
     if not root.is_dir():
         raise ValueError(f"{root}: expected the folder of a data set, got {'a file' if root.exists() else 'nothing'}")
     check_apart(root, target)
+    if older := sorted(target.glob("instances_*.json")):
+        raise ValueError(f"{target}: expected a folder without a data set, there is {older[0].name}: remove it first")
     if val_share is not None and not 0 <= val_share <= 1:
         raise ValueError(f"--val-share: expected a share from 0 to 1, got {val_share}")
     folder = Folder(root, upright=images == "copy", boxes_as_masks=boxes == "mask", class_name=class_name)
