@@ -11,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -246,6 +246,13 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     aligned = ["---:" if rows and all(_is_number(row[i]) for row in rows) else "---" for i in range(len(head))]
     lines = [list(head), aligned, *([_cell(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def mean_and_spread(values: Iterable[float]) -> str:
+    """The mean and, of more than one value, the standard deviation, as a cell of a table."""
+    values = list(values)
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
 
 
 def _is_number(cell: Any) -> bool:

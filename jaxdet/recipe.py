@@ -26,7 +26,7 @@ from jaxdet.training.step import make_train_step
 _HELD_OUT = 5  #: one of so many images is for validation, where the folder says nothing about it
 _FOR_STEPS = 0.75  #: of the time; the rest is for compiling, evaluating and pictures
 _EVALUATIONS = 4  #: in a run
-_TIMED = 3  #: steps, after one that is not timed
+_TIMED = 3  #: steps, after two that are not timed
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask
 
 import jaxdet
 from benchmarks.experiments import small_one_stage
-from benchmarks.measure import markdown
+from benchmarks.measure import markdown, mean_and_spread
 from jaxdet.config import override
 from jaxdet.configs import demo
 from jaxdet.data import Source, open_source
@@ -166,10 +166,9 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             if f"{kind}/AP" not in its[0]["ap"]:
                 cells += ["", ""]
                 continue
-            values = [run["ap"][f"{kind}/AP"] for run in its]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            ap = mean_and_spread(run["ap"][f"{kind}/AP"] for run in its)
             sizes = [np.mean([run["ap"][f"{kind}/AP_{size}"] for run in its]) for size in "sml"]
-            cells += [f"{np.mean(values):.3f}{spread}", " / ".join(f"{size:.3f}" for size in sizes)]
+            cells += [ap, " / ".join(f"{size:.3f}" for size in sizes)]
         errors = [(run["side_error"], run["side_error_median"]) for run in its if "side_error" in run]
         error = " / ".join(f"{value:.2f}" for value in np.mean(errors, axis=0)) if errors else ""
         rows.append([system, row, len(its), *cells, error])

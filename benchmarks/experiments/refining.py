@@ -26,7 +26,7 @@ from pycocotools import mask as coco_mask
 import jaxdet
 from benchmarks.experiments import small_refine
 from benchmarks.experiments.huddled_ap import huddled, of_images, scores
-from benchmarks.measure import markdown
+from benchmarks.measure import markdown, mean_and_spread
 from jaxdet.config import override
 from jaxdet.data import Source, open_source
 from jaxdet.data.masks import encode_mask
@@ -130,11 +130,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     columns = [*(f"bbox/{name}" for name in kinds), "segm/all", "segm/huddled"]
     rows = []
     for row, its in groups.items():
-        cells = []
-        for column in columns:
-            values = [run["ap"][column] for run in its]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}")
+        cells = [mean_and_spread(run["ap"][column] for run in its) for column in columns]
         rows.append([row, len(its), *cells, _moved([run["log"] for run in its])])
     return markdown([*head, "IoU of positives before and after the step"], rows)
 

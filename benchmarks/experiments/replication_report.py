@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.measure import markdown
+from benchmarks.measure import markdown, mean_and_spread
 
 Run = dict[str, Any]
 KINDS = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
@@ -38,7 +38,9 @@ def systems_table(runs: Sequence[Run]) -> str:
     head = ["system", "seeds", "box AP", "mask AP", "box AP75", "mask AP75", "parameters", "ms a step", "images seen"]
     rows = []
     for name, its in _by(runs, "system"):
-        scores = [_spread(run["ap"][key] for run in its) for key in ("bbox/AP", "segm/AP", "bbox/AP75", "segm/AP75")]
+        scores = [
+            mean_and_spread(run["ap"][key] for run in its) for key in ("bbox/AP", "segm/AP", "bbox/AP75", "segm/AP75")
+        ]
         ms = float(np.median([run["ms_per_step"] for run in its]))
         rows.append([name, len(its), *scores, f"{its[0]['parameters']:,}", f"{ms:.1f}", f"{its[0]['images']:,}"])
     return markdown(head, rows)
@@ -50,7 +52,7 @@ def test_steps_table(runs: Sequence[Run]) -> str:
     for name, its in _by(runs, "system"):
         for steps, some in sorted(_by(its, "test_steps")):
             if its[0]["train_steps"] > 1:
-                scores = [_spread(run["ap"][key] for run in some) for key in KINDS]
+                scores = [mean_and_spread(run["ap"][key] for run in some) for key in KINDS]
                 rows.append([name, its[0]["train_steps"], steps, len(some), *scores])
     return markdown(["system", "steps in training", "steps at test", "seeds", *KINDS.values()], rows)
 
@@ -101,12 +103,6 @@ def _by(runs: Iterable[Run], key: str) -> list[tuple[Any, list[Run]]]:
     for run in runs:
         groups.setdefault(run[key], []).append(run)
     return list(groups.items())
-
-
-def _spread(values: Iterable[float]) -> str:
-    values = list(values)
-    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
 
 
 def main() -> None:

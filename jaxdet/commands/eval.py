@@ -18,6 +18,7 @@ from rich.console import Console
 
 from jaxdet.data.sources.coco import read_json
 from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
+from jaxdet.evaluation.tables import show_progress
 from jaxdet.runtime.files import write_json
 from jaxdet.runtime.hosts import add_host_flags, explained, join_hosts
 
@@ -93,17 +94,12 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
     trained, source = open_checkpoint(
         options.checkpoint, options.images, options.annotations, config=config, overrides=options.overrides
     )
-    results = detect_all(trained, source, progress=_progress)
+    results = detect_all(trained, source, progress=show_progress)
     if jax.process_index() != 0:
         return None
     if options.out:
         write_results(options.out, results)
     return score_all(trained, source, results, fast=options.fast)
-
-
-def _progress(done: int, count: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done} / {count} images", end="\n" if done == count else "", file=sys.stderr, flush=True)
 
 
 def _show(scores: Scores, options: argparse.Namespace) -> None:

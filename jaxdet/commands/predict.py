@@ -12,6 +12,7 @@ one with what is found drawn into its frames; the results json has images alone.
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
     from jaxdet.config import load_config
+    from jaxdet.evaluation.tables import show_progress
     from jaxdet.prediction import RESULTS, Predictor, is_video, predict_files, predict_video
     from jaxdet.trained import load
 
@@ -35,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threshold, upright = options.score_threshold, not options.as_stored
         videos = [path for path in images if is_video(path)]
         images = [path for path in images if path not in videos]
+        predictor = Predictor(trained, score_threshold=threshold)
         for path in videos:
             out = Path(options.out) / f"{Path(path).stem}.mp4"
-            predictor = Predictor(trained, score_threshold=threshold)
-            count = predict_video(predictor, path, out, progress=_progress)
+            count = predict_video(predictor, path, out, progress=partial(show_progress, what="frames"))
             print(f"{count} frames of {path}: {out}")
         if not images:
             return 0
@@ -50,11 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: skipped: {message}", file=sys.stderr)
     print(f"{len(report.results)} detections in {len(report.pictures)} images: {options.out}/*.png, {RESULTS}")
     return 1 if report.failed else 0
-
-
-def _progress(done: int, count: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done} / {count} frames", end="\n" if done == count else "", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

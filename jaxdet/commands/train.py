@@ -30,7 +30,8 @@ def main(words: Sequence[str] | None = None) -> int:
     from jaxdet.training import train
 
     try:
-        experiment = override(load_config(arguments.config), arguments.overrides)
+        base = load_config(arguments.config)
+        experiment = override(base, arguments.overrides)
         if arguments.print_config:
             print_config(experiment)
             return 0
@@ -39,7 +40,6 @@ def main(words: Sequence[str] | None = None) -> int:
             logging.getLogger("jaxdet").setLevel(logging.WARNING)
         workdir = arguments.workdir or Path("runs") / config_name(arguments.config)
         if arguments.data is not None:
-            base = load_config(arguments.config)
             experiment = small_data(base, arguments.data, arguments.minutes, workdir, arguments.overrides)
         metrics = train(experiment, workdir, accept_changes=arguments.accept_changes)
     except (ValueError, FloatingPointError, OSError) as error:

@@ -80,10 +80,9 @@ def _split(path: str | Path) -> tuple[Path, str | None]:
 def _own(name: str) -> tuple[Path, str | None] | None:
     """The file of a config by its name, and the row if it has one; None where there is none of that name."""
     stem, _, row = name.removeprefix(f"{_TABLES}/").partition(":")
-    if stem in config_names():
-        return CONFIGS / f"{stem}.py", row or None
-    if stem in config_names(_TABLES):
-        return CONFIGS / _TABLES / f"{stem}.py", row or None
+    for path in (CONFIGS / f"{stem}.py", CONFIGS / _TABLES / f"{stem}.py"):
+        if stem.isidentifier() and path.is_file() and "get_config" in _top_names(path):
+            return path, row or None
     return None
 
 

@@ -1,5 +1,6 @@
-"""Scores as tables for people."""
+"""Scores as tables for people, and how far a long evaluation is."""
 
+import sys
 from collections.abc import Mapping
 
 from rich.table import Table
@@ -27,6 +28,12 @@ def per_class_table(scores: Scores) -> Table:
     for name, row in scores.per_class.items():
         table.add_row(name, *(_number(row[key]) for key in keys))
     return table
+
+
+def show_progress(done: int, count: int, what: str = "images") -> None:
+    """Say on one line of a terminal how much is done; nothing where nobody looks."""
+    if sys.stderr.isatty():
+        print(f"\r{done} / {count} {what}", end="\n" if done == count else "", file=sys.stderr, flush=True)
 
 
 def _number(value: float) -> str:

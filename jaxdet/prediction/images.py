@@ -53,6 +53,7 @@ def read(image: ImageLike, *, upright: bool) -> NDArray[np.uint8]:
 
 
 def is_address(path: str | PathLike[str]) -> bool:
+    """Whether a text is the address of something on a server, and no path."""
     return isinstance(path, str) and path.startswith(("http://", "https://"))
 
 

@@ -52,6 +52,7 @@ class Predictor:
         # One device: a batch of a single image cannot be split.
         self._mesh = data_mesh(jax.local_devices()[:1])
         self._variables = trained.copies.of(trained.variables, self._mesh)
+        self._ask = jax.jit(lambda variables, batch: self._model.apply(variables, batch, method="intermediates"))
         self.categories = trained.categories or _numbered(self._model.num_classes)
         if len(self.categories) != self._model.num_classes:
             given = f"{len(self.categories)} in the checkpoint, num_classes={self._model.num_classes}"
@@ -91,8 +92,7 @@ class Predictor:
         Pyramid, proposals, logits and what parts add: the names are those of ``intermediates`` of the model's class.
         """
         batch = single_batch(read(image, upright=self.upright), self._data)
-        run = jax.jit(lambda variables, batch: self._model.apply(variables, batch, method="intermediates"))
-        named: dict[str, Any] = run(self._variables, batch)
+        named: dict[str, Any] = self._ask(self._variables, batch)
         return named
 
     def _canvas(self, image: NDArray[np.uint8]) -> tuple[int, int]:

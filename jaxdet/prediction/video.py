@@ -17,6 +17,7 @@ _RATE = 25.0  #: frames a second, where a file does not say it
 
 
 def is_video(path: str | PathLike[str]) -> bool:
+    """Whether a path ends as that of a video does."""
     return Path(path).suffix.lower() in SUFFIXES
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxdet.evaluation.tables import show_progress
 from jaxdet.report.build import report
 from jaxdet.report.tables import error_table
 from jaxdet.runtime.hosts import explained, run_main
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out=options.out,
             overrides=words,
             fast=options.fast,
-            progress=_progress,
+            progress=show_progress,
         )
     except (ValueError, OSError) as error:
         print(f"jaxdet.report: {explained(error)}", file=sys.stderr)
@@ -61,11 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="report", help="folder to write into (default: report)")
     parser.add_argument("--fast", action="store_true", help="score by faster-coco-eval: the same numbers sooner")
     return parser
-
-
-def _progress(done: int, count: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done} / {count} images", end="\n" if done == count else "", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
