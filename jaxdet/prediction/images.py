@@ -18,7 +18,8 @@ _SECONDS = 30  #: without a word from a server, after which an address is given 
 def each_of(images: Iterable[ImageLike] | ImageLike) -> Iterator[tuple[str, ImageLike]]:
     """One image or several, each with its path or address, empty where it has none.
 
-    A folder stands for the images in it, in order of their names, and ``*`` in a path that is not there for files.
+    A folder stands for the images in it, in order of their names, and a path with ``*`` in it for those that fit,
+    unless there is a file of that very name.
 
     Raises:
         ValueError: it is no image and nothing with images in it, or a folder or a pattern has no images.

@@ -25,7 +25,7 @@ class Predictor:
 
     Args:
         checkpoint: as `jaxdet.load` takes it, or what that returned.
-        score_threshold: detections below it are left out; what a call says goes before.
+        score_threshold: detections below it are left out; a call may set another.
         upright: turn pictures from files and bytes as their EXIF orientation says; see `predict`.
         batch_size: images that are predicted at once, of those that follow each other and have one canvas; more
             than one pays on an accelerator.

@@ -39,6 +39,7 @@ class Codes:
         return self.finish(codes).reshape(len(codes), -1, self.kernel.shape[-1] // self.places)
 
     def finish(self, codes: jax.Array) -> jax.Array:
+        """What follows the convolution: a tanh, or nothing."""
         return jnp.tanh(codes) if self.bounded else codes
 
 
@@ -48,7 +49,7 @@ def read_codes(levels: Sequence[Codes], index: jax.Array) -> jax.Array:
     size, edge = len(last.kernel), len(last.kernel) // 2
     padded = [jnp.pad(level.maps, ((0, 0), (edge, edge), (edge, edge), (0, 0))) for level in levels]
     rows = jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in padded], axis=1)
-    # Of each cell of each level: the row in which its window begins, and how many rows lie below one another.
+    # Of each cell of each level: the row of its window's first pixel, and how many rows later the pixel below it comes.
     corners, widths, first = [], [], 0
     for level, x in zip(levels, padded, strict=True):
         height, width = level.maps.shape[1:3]
