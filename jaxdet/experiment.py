@@ -145,7 +145,9 @@ class Run:
     keep_best: str | None = None
     patience: int | None = None  #: the run ends after that many evaluations without a new best ``keep_best``
     eval_every: int | None = None  #: 0: only after the last step
-    eval_batch: int = 8  #: images in an evaluation batch, over all devices
+    #: images in an evaluation batch, over all devices; None: 8 on accelerators, and on CPUs one for each device, which
+    #: gains nothing from more and would compute the empty slots of a batch that is not full
+    eval_batch: int | None = None
     eval_detections: int = COCO_DETECTIONS  #: of a class in an image that count; above COCO's 100, scores under both
     skip_nonfinite: int = 0  #: steps in a row that may be skipped because a loss or gradient is not finite; 0: none
     shard_parameters: bool = False  #: split parameters and optimizer state over the devices, to save their memory

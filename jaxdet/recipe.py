@@ -8,15 +8,18 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxdet.config import from_data, override
-from jaxdet.data import CocoFolder, LargeScaleJitter, open_source, train_batches
+from jaxdet.data import CocoFolder, Data, LargeScaleJitter, Source, open_source, train_batches
 from jaxdet.experiment import Experiment, Schedule, as_experiment
+from jaxdet.models.two_stage import TwoStage
 from jaxdet.runtime.files import write_json
 from jaxdet.runtime.mesh import data_mesh, layout_of, replicated_key, split_batch
 from jaxdet.training.optimizer import frozen_parameters, learning_rate, update_direction
@@ -27,6 +30,12 @@ _HELD_OUT = 5  #: one of so many images is for validation, where the folder says
 _FOR_STEPS = 0.75  #: of the time; the rest is for compiling, evaluating and pictures
 _EVALUATIONS = 4  #: in a run
 _TIMED = 3  #: steps, after two that are not timed
+_SMALL = 24  #: pixels that a small object's side is to have in evaluation
+_OUTLINES = 320  #: short side at which outlines of large objects are as good as the masks' bitmaps
+_LEAST, _LARGEST = 192, 640  #: short side of the canvases of training
+_ENOUGH = 600  #: steps that a run is to have before its canvases grow
+_MOST_STEPS, _MOST_EPOCHS = 3000, 200  #: beyond both a small data set is only learned by heart
+_FEW = 5  #: objects in a photo
 
 _log = logging.getLogger(__name__)
 
@@ -59,14 +68,80 @@ def small_data(
             raise ValueError(f"--data {folder}: {workdir} holds a run on other data; choose another --workdir")
         return override(stored, overrides)
     train, val = find_data(folder, workdir)
-    classes = len(open_source(train).categories)
+    photos = describe(open_source(train))
+    _log.info("%s", photos)
+    seconds = _FOR_STEPS * 60 * minutes
     # The time of a step does not depend on the length of the schedule.
-    draft = override(_fitted(base, train, val, classes, steps=1000), overrides)
+    draft = override(_fitted(base, train, val, photos, base.data.short_side, steps=1000), overrides)
     _log.info("timing a step: it is compiled for that, which may take minutes that are not part of --minutes")
-    seconds = step_seconds(draft)
-    steps = max(int(_FOR_STEPS * 60 * minutes / seconds), _EVALUATIONS)
-    _log.info("a step takes %.2f s here: %d steps in %g minutes", seconds, steps, minutes)
-    return override(_fitted(base, train, val, classes, steps), overrides)
+    at_draft = step_seconds(draft)
+    side = training_side(photos, base.data, at_draft, seconds)
+    fitted = override(_fitted(base, train, val, photos, side, steps=1000), overrides)
+    each = at_draft if fitted.data == draft.data else step_seconds(fitted)
+    batch = fitted.data.batch_size
+    steps = min(max(int(seconds / each), _EVALUATIONS), max(_MOST_STEPS, _MOST_EPOCHS * photos.images // batch))
+    _log.info("a step at %d pixels takes %.2f s here: %d steps, which is %.0f minutes of %g",
+              side, each, steps, steps * each / 60, minutes)  # fmt: skip
+    return override(_fitted(base, train, val, photos, side, steps), overrides)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What of a training set decides about sizes and slots."""
+
+    images: int
+    classes: int
+    short_side: int  #: of the median photo, in pixels as stored
+    crowded: int  #: most objects in one of them
+    small: float  #: side of a small object, the square root of its area, as a share of its photo's short side
+    typical: float  #: objects in a photo, the mean
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} photos, {self.classes} classes, {self.typical:.1f} objects each, {self.crowded} at most; "
+            f"one in ten is smaller than {self.small:.0%} of the photo's short side"
+        )
+
+
+def describe(source: Source) -> Photos:
+    """Measure a training set."""
+    truth = source.ground_truth()
+    short = dict(zip(source.image_ids.tolist(), source.sizes.min(axis=1).tolist(), strict=True))
+    found = [a for a in truth["annotations"] if not a.get("iscrowd") and a["area"] > 0 and short[a["image_id"]] > 0]
+    shares = [a["area"] ** 0.5 / short[a["image_id"]] for a in found]
+    return Photos(
+        images=len(source),
+        classes=len(source.categories),
+        short_side=int(np.median(source.sizes.min(axis=1))),
+        crowded=max(int(source.usable.max()), 1),
+        small=float(np.quantile(shares, 0.1)) if shares else 1.0,
+        typical=float(source.usable.mean()),
+    )
+
+
+def seen_side(photos: Photos, training: int) -> int:
+    """Choose the short side of evaluation and prediction: small objects get `_SMALL` pixels, within bounds.
+
+    No photo is enlarged for it, and none gets more than twice the side of the training canvases, of which a part is
+    seen then.
+    """
+    wanted = min(max(_SMALL / photos.small, training), 2 * training, max(photos.short_side, training))
+    return round(wanted / 32) * 32
+
+
+def training_side(photos: Photos, data: Data, seconds_a_step: float, seconds: float) -> int:
+    """Choose the short side of training canvases: the largest at which the time is enough for `_ENOUGH` steps.
+
+    Args:
+        photos: the training set.
+        data: settings of the base, at whose ``short_side`` a step was timed.
+        seconds_a_step: by that measurement; it grows with the pixels, or less.
+        seconds: of the whole run that are for steps.
+    """
+    # No larger than what outlines, small objects and the photos have a use for.
+    most = min(max(_SMALL / photos.small, _OUTLINES), photos.short_side, _LARGEST)
+    affordable = data.short_side * (seconds / (_ENOUGH * seconds_a_step)) ** 0.5
+    return max(int(min(most, affordable) / 32) * 32, min(_LEAST, data.short_side))
 
 
 def find_data(folder: Path, workdir: Path) -> tuple[CocoFolder, CocoFolder]:
@@ -124,9 +199,21 @@ def _hold_out(annotations: Path, workdir: Path) -> None:
     _log.info("%d of %d images are held out for validation", len(val), len(ids))
 
 
-def _fitted(base: Experiment, train: CocoFolder, val: CocoFolder, classes: int, steps: int) -> Experiment:
-    """The base with the data, a schedule of so many steps, and what goes with both."""
-    data = dataclasses.replace(base.data, train=train, val=val, augment=(LargeScaleJitter(0.6, 1.6),))
+def _fitted(base: Experiment, train: CocoFolder, val: CocoFolder, photos: Photos, side: int, steps: int) -> Experiment:
+    """The base with the data, canvases of that short side in training, so many steps, and what goes with both."""
+    ratio = base.data.long_side / base.data.short_side
+    seen = seen_side(photos, side)
+    zoom = seen / side
+    data = dataclasses.replace(
+        base.data,
+        train=train,
+        val=val,
+        short_side=seen,
+        long_side=_rounded(seen * ratio),
+        train_sides=(side, _rounded(side * ratio)),
+        max_boxes=max(photos.crowded, 10),
+        augment=(LargeScaleJitter(0.6 * zoom, 1.6 * zoom),),
+    )
     schedule = Schedule(
         length=steps, drops=(), unit="steps", decay="cosine", warmup_share=0.05, warmup_ratio=0.01, final_ratio=0.01
     )
@@ -140,7 +227,20 @@ def _fitted(base: Experiment, train: CocoFolder, val: CocoFolder, classes: int, 
         keep_best="segm/AP" if data.masks else "bbox/AP",
     )
     whole = dataclasses.replace(base, data=data, optimizer=optimizer, run=run)
-    return override(whole, [f"model.num_classes={classes}"])
+    return override(whole, [f"model.num_classes={photos.classes}", *_fewer_samples(base, photos)])
+
+
+def _fewer_samples(base: Experiment, photos: Photos) -> list[str]:
+    """Fewer samples for the heads where photos show few objects: what the heads cost follows their number."""
+    if not isinstance(base.model, TwoStage) or photos.typical > _FEW:
+        return []
+    return [
+        f"model.stages.{t}.sampler.number={max(s.sampler.number // 2, 32)}" for t, s in enumerate(base.model.stages)
+    ]
+
+
+def _rounded(side: float) -> int:
+    return max(round(side / 32), 1) * 32
 
 
 def step_seconds(experiment: Experiment) -> float:

@@ -3,15 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 import jaxdet.recipe as recipe
 from jaxdet.config import load_config, to_data
-from jaxdet.data import open_source
+from jaxdet.data import CocoFolder, Data, LargeScaleJitter, open_source
 from jaxdet.data.scenes.write import write_scenes
 from jaxdet.experiment import Experiment
-from jaxdet.recipe import find_data, small_data
+from jaxdet.recipe import Photos, describe, find_data, seen_side, small_data, training_side
 from jaxdet.runtime.files import write_json
 
 
@@ -99,3 +101,69 @@ def test_a_run_that_goes_on_has_its_settings(
     with pytest.raises(ValueError, match="holds a run on other data; choose another --workdir"):
         small_data(base, other, 30, tmp_path / "run")
     assert len(timed) == 1
+
+
+def photos(**changes: Any) -> Photos:
+    settings: dict[str, Any] = {
+        "images": 60,
+        "classes": 2,
+        "short_side": 480,
+        "crowded": 9,
+        "small": 0.1,
+        "typical": 3.0,
+    }
+    return Photos(**settings | changes)
+
+
+def test_a_data_set_is_described_in_its_own_pixels(tmp_path: Path) -> None:
+    """Two photos, 100 and 300 pixels high, with objects of 10, 20 and 30 pixels; a crowd region does not count."""
+    boxes = [(1, 10, 0), (1, 20, 0), (2, 30, 0), (2, 90, 1)]
+    entries = [
+        {"id": n, "image_id": image, "category_id": 5, "bbox": [0, 0, side, side], "area": side**2, "iscrowd": crowd}
+        | {"segmentation": [[0, 0, side, 0, side, side]]}
+        for n, (image, side, crowd) in enumerate(boxes, start=1)
+    ]
+    for n in (1, 2):
+        Image.new("RGB", (400, (100, 300)[n - 1])).save(tmp_path / f"{n}.png")
+    images = [{"id": n, "file_name": f"{n}.png", "width": 400, "height": (100, 300)[n - 1]} for n in (1, 2)]
+    content = {"images": images, "annotations": entries, "categories": [{"id": 5, "name": "box"}]}
+    write_json(tmp_path / "truth.json", content)
+    found = describe(open_source(CocoFolder(str(tmp_path), str(tmp_path / "truth.json"))))
+    assert (found.images, found.classes, found.short_side, found.crowded, found.typical) == (2, 1, 200, 2, 1.5)
+    # Sides are 0.1, 0.2 and 0.1 of their photos, of which a tenth is at most the least.
+    assert found.small == pytest.approx(0.1)
+
+
+def test_small_objects_are_seen_larger_than_training_canvases_show_whole_photos() -> None:
+    assert seen_side(photos(small=0.2), 256) == 256  # 24 pixels at 120, which is below what training has
+    assert seen_side(photos(small=0.06), 256) == 384  # 24 / 0.06 = 400, in whole strides
+    assert seen_side(photos(small=0.01), 192) == 384  # twice the canvas of training at most
+    assert seen_side(photos(small=0.01, short_side=300), 192) == 288  # no photo is enlarged
+    assert seen_side(photos(small=0.01, short_side=100), 192) == 192
+
+
+def test_canvases_grow_with_the_time() -> None:
+    data = Data(short_side=256, long_side=352)
+    assert training_side(photos(), data, 1.0, 600) == 256  # exactly enough steps
+    assert training_side(photos(), data, 1.0, 599) == 224
+    assert training_side(photos(), data, 1.0, 1) == 192
+    assert training_side(photos(), data, 1.0, 1e6) == 320  # outlines need no more
+    assert training_side(photos(small=0.05), data, 1.0, 1e6) == 480  # 24 pixels of the small objects, and the photos'
+    assert training_side(photos(small=0.01, short_side=5000), data, 1.0, 1e6) == 640
+
+
+def test_settings_follow_from_the_data(base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment]) -> None:
+    """A little time: small canvases, on which parts are shown as large as evaluation shows them."""
+    made = small_data(base, folder, 10, tmp_path / "run", ["data.train_sides=32,32"])
+    data, source = made.data, open_source(made.data.train or CocoFolder("", ""))
+    assert data.train_sides == (32, 32)
+    assert data.max_boxes == max(int(source.usable.max()), 10)
+    assert isinstance(data.augment[0], LargeScaleJitter)
+
+
+def test_a_long_time_is_not_used_up_on_few_photos(
+    base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment]
+) -> None:
+    """Eleven photos in batches of 2, half a second a step: 3000 steps are enough, a day or not."""
+    made = small_data(base, folder, 24 * 60, tmp_path / "run")
+    assert made.optimizer.schedule.length == 3000

@@ -4,6 +4,7 @@ Their classes are stored by name in checkpoints, so this module keeps its name. 
 configs and worker processes read it.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -192,6 +193,8 @@ class Data:
     val: SourceSettings | None = None  #: the validation set; None: training is not evaluated
     short_side: int = 800  #: limit of an image's shorter side, in pixels
     long_side: int = 1333  #: limit of an image's longer side, in pixels
+    #: the shorter and the longer side in training, where they are others than in evaluation; None: the same
+    train_sides: tuple[int, int] | None = None
     keep_ratio: bool = True  #: False: an image fills ``short_side`` x ``long_side``, each axis with a scale of its own
     pad_multiple: int = 32  #: sides of a canvas are multiples of it; 32 is the stride of the coarsest backbone level
     batch_size: int = 16  #: images in a training batch, over all processes
@@ -214,6 +217,9 @@ class Data:
         check_ranges(self, mask_size=Range(4, 4096))  # at least 4: there is a ring of 1 around a mask
         check_ranges(self, short_side=Range(1, _SIDE), long_side=Range(1, _SIDE), min_side=Range(0, 10**6))
         check_ranges(self, min_box=Range(0, _SIDE))
+        check_ranges(self, train_sides=Range(1, _SIDE))
+        if self.train_sides is not None and self.train_sides[0] > self.train_sides[1]:
+            raise ValueError(f"data.train_sides: expected the shorter side first, got {self.train_sides}")
         if self.long_side < self.short_side:
             raise ValueError(
                 f"data.long_side: expected at least data.short_side={self.short_side}, got {self.long_side}; set both, "
@@ -224,3 +230,10 @@ class Data:
                 "data.augment: expected no ShortSide, which draws sizes of images whose ratio is kept, with "
                 "data.keep_ratio=False; leave it out, or set data.keep_ratio=True"
             )
+
+    def in_training(self) -> "Data":
+        """These settings as training takes them: with ``train_sides`` for its sides."""
+        if self.train_sides is None:
+            return self
+        short, long = self.train_sides
+        return dataclasses.replace(self, short_side=short, long_side=long, train_sides=None)

@@ -47,7 +47,7 @@ def detect(
     data: Data,
     mesh: Mesh | None = None,
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     shard_parameters: bool = False,
     categories: Sequence[Category] | None = None,
     progress: Progress | None = None,
@@ -60,7 +60,8 @@ def detect(
         source: images and ground truth.
         data: settings of resize, canvas and workers.
         mesh: devices, with one axis ``data``; None for all there are.
-        batch_size: images over all devices; rounded up to a multiple of these.
+        batch_size: images over all devices; rounded up to a multiple of these.  None: 8, and on a CPU one for each
+            device: there more gain nothing, and the empty slots of a batch that is not full cost as much as images.
         shard_parameters: keep the variables split over the devices, which gather them for each batch.
         categories: what the model's labels stand for, where the source may number them otherwise; they are
             found in the source by name.  None: the source's own.
@@ -76,6 +77,8 @@ def detect(
     mesh = mesh if mesh is not None else data_mesh()
     ids = match_categories(model.num_classes, source.categories, categories)
     variables = jax.device_put(variables, layout_of(variables, mesh, split=shard_parameters))
+    if batch_size is None:
+        batch_size = 1 if mesh.devices.flat[0].platform == "cpu" else 8
     # Rounded up, so that every device has equally many images.
     size = -(-batch_size // mesh.size) * mesh.size
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -12,6 +12,7 @@ K is the number of classes; boxes are (x1, y1, x2, y2) in pixels.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdet.ops.boxes import BoxCoder, DistanceCoder, area
-from jaxdet.ranges import SHARE, Range, check_ranges
+from jaxdet.ranges import SHARE, WEIGHT, Range, check_ranges
 
 
 class ClassLoss(Protocol):
@@ -47,11 +48,21 @@ class BoxLoss(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class BinaryCrossEntropy(ClassLoss):
-    """Sigmoid cross entropy of each class by itself, summed over classes; background is 0 in all of them."""
+    """Sigmoid cross entropy of each class by itself, summed over classes; background is 0 in all of them.
+
+    ``weights``: see `class_weights`.
+    """
+
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, weights=WEIGHT)
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        classes = logits.shape[-1]
         # Background has label K, for which one_hot of K classes gives all zeros.
-        return binary_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1])).sum(-1)
+        loss = binary_cross_entropy(logits, jax.nn.one_hot(labels, classes)).sum(-1)
+        return loss * class_weights(self.weights, labels, classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,26 +71,35 @@ class Focal(ClassLoss):
 
     Each class is a sigmoid of its own.  ``gamma`` plays down what is classified well already, so that the many places
     of background do not drown the few objects; ``alpha`` weighs objects, ``1 - alpha`` the background.
+    ``weights``: see `class_weights`.
     """
 
     alpha: float = 0.25
     gamma: float = 2.0
+    weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_ranges(self, alpha=SHARE, gamma=Range(0, 100))
+        check_ranges(self, alpha=SHARE, gamma=Range(0, 100), weights=WEIGHT)
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        targets = jax.nn.one_hot(labels, logits.shape[-1])
+        classes = logits.shape[-1]
+        targets = jax.nn.one_hot(labels, classes)
         logits = logits.astype(jnp.float32)
-        return optax.losses.sigmoid_focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma).sum(-1)
+        loss = optax.losses.sigmoid_focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma).sum(-1)
+        return loss * class_weights(self.weights, labels, classes)
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy(ClassLoss):
-    """Softmax cross entropy over the classes and, behind them, background."""
+    """Softmax cross entropy over the classes and, behind them, background; ``weights``: see `class_weights`."""
+
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, weights=WEIGHT)
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return cross_entropy(logits, labels)
+        return cross_entropy(logits, labels) * class_weights(self.weights, labels, logits.shape[-1] - 1)
 
     def columns(self, num_classes: int) -> int:
         return num_classes + 1
@@ -138,6 +158,25 @@ def centerness(references: jax.Array, boxes: jax.Array) -> jax.Array:
     low, high = sides[..., :2], sides[..., 2:]
     ratio = jnp.minimum(low, high) / jnp.maximum(jnp.maximum(low, high), 1e-6)
     return jnp.sqrt(jnp.prod(jnp.maximum(ratio, 0.0), -1))
+
+
+def class_weights(weights: Sequence[float] | None, labels: jax.Array, num_classes: int) -> jax.Array:
+    """What a place counts by its label: ``[...]`` float32, or the number 1 without weights.
+
+    ``weights`` are those of the classes 0..K-1 and, if there is one more, of background, which else counts 1.  The loss
+    is divided by the number of places as before: weights say how much more a class counts, not what share it has.
+
+    Raises:
+        ValueError: there are not K or K + 1 of them.
+    """
+    if weights is None:
+        return jnp.ones((), jnp.float32)
+    if len(weights) not in (num_classes, num_classes + 1):
+        raise ValueError(
+            f"class_loss.weights: expected {num_classes} numbers, one for each class, or one more for background, "
+            f"got {len(weights)}"
+        )
+    return jnp.asarray([*weights, 1.0][: num_classes + 1], jnp.float32)[labels]
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ from jaxdet.ops.rounding import whole_parts
 
 GROUP = 64
 """Boxes worked on together.  Small keeps the accumulator in cache and members alike; large feeds an accelerator."""
+
+_Carry = TypeVar("_Carry")
 
 MAX_COUNT = 128
 """At most so many adaptive samples along an axis of a bin: exact for crops of 7 bins from 896 pixels of a map.
@@ -193,6 +195,7 @@ def sample_average(
 
 
 _Saved: TypeAlias = tuple[jax.Array, Lattice, jax.Array | None]
+_Gradients: TypeAlias = tuple[jax.Array, jax.Array | None]
 
 
 def _forward(
@@ -205,43 +208,38 @@ def _backward(size: tuple[int, int], saved: _Saved, grad: jax.Array) -> tuple[ja
     """The same groups and samples as forward, with each gather turned into a scatter-add."""
     table, lattice, own = saved
 
-    def spread(order: jax.Array, members: Lattice, rounds: jax.Array, out: jax.Array) -> jax.Array:
+    def spread(order: jax.Array, members: Lattice, rounds: jax.Array, out: _Gradients) -> _Gradients:
         group = _members_of(grad, order).astype(jnp.float32)
 
-        def add(k: jax.Array, total: jax.Array) -> jax.Array:
-            factor = _factor(members, k, size, own)
-            for index, weight in _corners(members, k, size):
-                total = _add_rows(total, index, group * (weight * factor)[..., None])
-            return total
-
-        return jax.lax.fori_loop(0, rounds, add, out)
-
-    def spread_to_own(order: jax.Array, members: Lattice, rounds: jax.Array, out: jax.Array) -> jax.Array:
-        group, on_own = _members_of(grad, order).astype(jnp.float32), members.own
-        assert on_own is not None  # there are maps of the boxes' own
-
-        def add(k: jax.Array, total: jax.Array) -> jax.Array:
-            sample = sum(_rows(table, index) * weight[..., None] for index, weight in _corners(members, k, size))
+        def add(k: jax.Array, totals: _Gradients) -> _Gradients:
+            to_table, to_own = totals
+            factor, places = _factor(members, k, size, own), _corners(members, k, size)
+            for index, weight in places:
+                to_table = _add_rows(to_table, index, group * (weight * factor)[..., None])
+            if to_own is None or members.own is None:
+                return to_table, None
+            sample = sum(_rows(table, index) * weight[..., None] for index, weight in places)
             # The slope of the result along the value on the box's own map.  The sum over channels is a product with a
             # vector, because XLA:CPU would gather number by number for a plain sum, five times slower.
             slope = jnp.tensordot(sample * group, jnp.ones(group.shape[-1:]), 1, precision="highest")
             slope *= _share(members, k)
-            for index, weight in _corners(on_own, k, size):
-                total = _add_rows(total, index, slope * weight)
-            return total
+            for index, weight in _corners(members.own, k, size):
+                to_own = _add_rows(to_own, index, slope * weight)
+            return to_table, to_own
 
         return jax.lax.fori_loop(0, rounds, add, out)
 
-    to_table = _for_each_group(lattice, spread, jnp.zeros(table.shape, jnp.float32)).astype(table.dtype)
-    return to_table, None, None if own is None else _for_each_group(lattice, spread_to_own, jnp.zeros_like(own))
+    none_yet = jnp.zeros(table.shape, jnp.float32), None if own is None else jnp.zeros_like(own)
+    to_table, to_own = _for_each_group(lattice, spread, none_yet)
+    return to_table.astype(table.dtype), None, to_own
 
 
 sample_average.defvjp(_forward, _backward)
 
 
 def _for_each_group(
-    lattice: Lattice, work: Callable[[jax.Array, Lattice, jax.Array, jax.Array], jax.Array], carry: jax.Array
-) -> jax.Array:
+    lattice: Lattice, work: Callable[[jax.Array, Lattice, jax.Array, _Carry], _Carry], carry: _Carry
+) -> _Carry:
     """Fold ``work(order [B, g], members, rounds, carry)`` over groups of boxes that need about equally many samples."""
     batch, n = lattice.base.shape
     group = min(GROUP, n)
@@ -250,7 +248,7 @@ def _for_each_group(
     order = jnp.argsort(lattice.rounds, axis=1, descending=True)
     order = jnp.pad(order, ((0, 0), (0, groups * group - n)), constant_values=n)  # n: out of range, dropped
 
-    def step(g: jax.Array, carry: jax.Array) -> jax.Array:
+    def step(g: jax.Array, carry: _Carry) -> _Carry:
         here = jax.lax.dynamic_slice_in_dim(order, g * group, group, axis=1)
         # Slots beyond N are filled with zeros: no samples.
         members = jax.tree.map(lambda a: _members_of(a, here), lattice)

@@ -4,8 +4,8 @@ The sequential rule is: go down the scores, keep a box unless an already kept on
 threshold.  Here the sorted boxes are taken in blocks.  A block first loses what earlier kept boxes suppress; what
 remains is settled at once by iterating "a box stays iff no staying better box suppresses it" until nothing
 changes.  That recursion is the sequential rule itself, so its only fixed point is the sequential result, and the
-number of iterations is the length of the longest chain of suppressions, a handful, not the number of boxes.
-Blocks stop when enough boxes are kept.
+number of iterations is the length of the longest chain of suppressions, a handful, not the number of boxes.  Where
+chains are longer, a block is settled in parts.  Blocks stop when enough boxes are kept.
 
 Letters in shapes: N candidates, K classes, D detections, M boxes of a block; boxes are in pixels.
 """
@@ -25,6 +25,12 @@ from jaxdet.structures import Detections
 
 BLOCK = 512
 """Boxes settled together: large enough to fill a vector unit, small enough for a [BLOCK, BLOCK] matrix in cache."""
+
+ROUNDS = 8
+"""Iterations of a whole block; few candidates of a detector hang together in longer chains."""
+
+PART = 64
+"""Boxes settled at once in a block that takes more rounds, part after part, so that a long chain costs small rounds."""
 
 
 _State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -209,7 +215,7 @@ def nms(
     valid = valid & jnp.isfinite(scores) & jnp.isfinite(boxes).all(-1)
     # Invalid ones last; stable, so that the lower index goes first among equal scores.
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
-    block = min(block, order.shape[0])
+    block = min(block, math.ceil(order.shape[0] / PART) * PART)
     blocks = math.ceil(order.shape[0] / block)
     order = jnp.pad(order, (0, blocks * block - order.shape[0]))
     total = valid.sum()
@@ -245,14 +251,37 @@ def nms(
 def _settle_block(boxes: jax.Array, free: jax.Array, threshold: float) -> jax.Array:
     """Which of ``boxes [M, 4]``, in order of score, stay among themselves; only ``free [M]`` ones count."""
     # [M, M]: row i has the higher score and would suppress column j.
-    better = jnp.triu(overlaps(boxes, boxes, threshold), 1) & free[:, None] & free
+    better = jnp.triu(overlaps(boxes, boxes, threshold), 1)
+    stays, settled = _iterate(better, free, ROUNDS)
+    size = math.gcd(len(boxes), PART)
 
-    def changed(state: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return (state[0] != state[1]).any()
+    def settle_part(k: jax.Array, stays: jax.Array) -> jax.Array:
+        rows = jax.lax.dynamic_slice_in_dim(better, k * size, size, 0)
+        own = jax.lax.dynamic_slice_in_dim(rows, k * size, size, 1)
+        decided, _ = _iterate(own, jax.lax.dynamic_slice_in_dim(stays, k * size, size), size + 1)
+        stays = jax.lax.dynamic_update_slice_in_dim(stays, decided, k * size, 0)
+        return stays & ~(rows & decided[:, None]).any(0)
 
-    def update(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        stays = state[1]
-        return stays, free & ~(better & stays[:, None]).any(0)
+    # No part at all where a few rounds were enough: not a `cond`, of which a batch would compute both ways.
+    parts = jnp.where(settled, 0, len(boxes) // size)
+    return jax.lax.fori_loop(0, parts, settle_part, jnp.where(settled, stays, free))
+
+
+def _iterate(better: jax.Array, free: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+    """Repeat "stays iff nothing that stays suppresses it" until nothing changes, or ``most`` times; and whether it did.
+
+    After as many rounds as there are boxes, and one to see it, nothing changes any more.
+    """
+    better = better & free[:, None] & free
+
+    def unsettled(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        before, stays, rounds = state
+        return (before != stays).any() & (rounds < most)
+
+    def update(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        _, stays, rounds = state
+        return stays, free & ~(better & stays[:, None]).any(0), rounds + 1
 
     # Starts from two different states, so that there is at least one update (unless none is free).
-    return jax.lax.while_loop(changed, update, (jnp.zeros_like(free), free))[1]
+    before, stays, _ = jax.lax.while_loop(unsettled, update, (jnp.zeros_like(free), free, jnp.int32(0)))
+    return stays, (before == stays).all()

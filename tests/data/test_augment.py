@@ -15,6 +15,7 @@ from jaxdet.data import (
     Annotation,
     Data,
     Expand,
+    LargeScaleJitter,
     MinIoUCrop,
     PhotometricDistortion,
     Record,
@@ -23,10 +24,10 @@ from jaxdet.data import (
     single_batch,
     train_batches,
 )
-from jaxdet.data.pipeline.augment import Colours, distort, draw_view
+from jaxdet.data.pipeline.augment import Colours, check_augment, distort, draw_view
 from jaxdet.data.pipeline.plans import AUGMENT, train_plan
 from jaxdet.data.pipeline.ready import check_trainable
-from jaxdet.data.pipeline.transforms import resize_image
+from jaxdet.data.pipeline.transforms import resize_image, view_of
 from jaxdet.evaluation.results import image_results
 from jaxdet.structures import Detections, Masks
 
@@ -268,6 +269,30 @@ def test_what_draws_nothing_leaves_the_batch_as_it_is(scenes, small):
             assert not plain.image[slot, height:].any()
         same(plain, other)
         assert set(plain.counts) == {"dropped"}
+
+
+def test_training_may_have_sides_of_its_own(scenes, small):
+    """Half the sides, and objects as large as evaluation has them, since parts are shown at twice the scale."""
+    data = dataclasses.replace(small, train_sides=(32, 48), augment=(LargeScaleJitter(2.0, 2.0),), flip_probability=0.0)
+    with train_batches(scenes, data, seed=5, start_step=0, steps=2) as batches:
+        for batch in batches:
+            assert sorted(batch.image.shape[1:3]) == [32, 64]  # the longer side is rounded up
+            expected = [view_of(tuple(hw), small).scale for hw in batch.original_hw.tolist()]
+            np.testing.assert_allclose(batch.scale, expected, rtol=0.03)
+    with eval_batches(scenes, data, batch_size=2) as batches:
+        assert sorted(next(iter(batches)).image.shape[1:3]) == [64, 96]
+    # A square has one canvas where the sides of evaluation have two.
+    square = dataclasses.replace(small, train_sides=(32, 32))
+    assert len(train_plan(scenes, small, 5).buckets) == 2
+    assert len(train_plan(scenes, square, 5).buckets) == 1
+
+
+def test_training_sides_that_do_not_fit_are_refused(small):
+    with pytest.raises(ValueError, match=r"data\.train_sides: expected the shorter side first, got \(64, 32\)"):
+        dataclasses.replace(small, train_sides=(64, 32))
+    drawn = dataclasses.replace(small, train_sides=(32, 32), augment=(ShortSide(48),))
+    with pytest.raises(ValueError, match=r"data\.augment\.0\.least: expected at most data\.train_sides\.0=32"):
+        check_augment(drawn)
 
 
 def test_small_objects_are_counted_but_not_in_slots_that_fill_a_batch(scenes, small):

@@ -110,6 +110,20 @@ def test_every_image_once_and_all_found() -> None:
     assert calls == [(3, 7), (5, 7), (7, 7)]  # 5 landscape images, 2 portrait ones
 
 
+def test_a_cpu_computes_no_empty_slots() -> None:
+    """Five landscape images and two portrait ones: with batches of 8 it would have computed sixteen."""
+    calls: list[int] = []
+    detect(
+        DarkSquare(),
+        VARIABLES,
+        Squares(7),
+        DATA,
+        data_mesh(jax.devices("cpu")[:1]),
+        progress=lambda done, _: calls.append(done),
+    )
+    assert calls == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_results_are_in_order_and_in_pixels_of_the_stored_images() -> None:
     source = Squares(5)
     results = detect(DarkSquare(), VARIABLES, source, DATA, batch_size=2)

@@ -1,3 +1,6 @@
+import dataclasses
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ from jaxdet.ops.boxes import DeltaCoder, DistanceCoder, safe
 from jaxdet.ops.losses import (
     BinaryCrossEntropy,
     BoxLoss,
+    ClassLoss,
     CrossEntropy,
     Focal,
     GIoU,
@@ -335,3 +339,21 @@ def test_giou_of_distances() -> None:
     gradient = jax.grad(lambda d: GIoU()(DistanceCoder(), cell, d, box))(jnp.full(4, 1e-3))
     assert np.isfinite(gradient).all()
     assert (gradient < 0).all()
+
+
+@pytest.mark.parametrize("loss", [BinaryCrossEntropy(), Focal(), CrossEntropy()])
+def test_class_weights_multiply_what_a_place_of_a_class_loses(loss: ClassLoss) -> None:
+    """Background counts 1, unless there is a number for it too."""
+    rng = np.random.default_rng(3)
+    labels = jnp.array([0, 1, 2, 3, 1])
+    logits = jnp.asarray(rng.normal(0, 2, (5, loss.columns(3))), jnp.float32)
+    plain = loss(logits, labels)
+    weighted = dataclasses.replace(cast(Any, loss), weights=(2.0, 0.5, 0.0))
+    np.testing.assert_allclose(weighted(logits, labels), plain * np.array([2, 0.5, 0, 1, 0.5]), rtol=1e-6)
+    with_background = dataclasses.replace(cast(Any, loss), weights=(2.0, 0.5, 0.0, 0.25))
+    np.testing.assert_allclose(with_background(logits, labels), plain * np.array([2, 0.5, 0, 0.25, 0.5]), rtol=1e-6)
+    np.testing.assert_array_equal(jax.jit(weighted)(logits, labels), weighted(logits, labels))
+    with pytest.raises(ValueError, match=r"class_loss\.weights: expected 3 numbers, .* got 2"):
+        dataclasses.replace(cast(Any, loss), weights=(2.0, 0.5))(logits, labels)
+    with pytest.raises(ValueError, match=r"weights: expected a number from 0"):
+        dataclasses.replace(cast(Any, loss), weights=(1.0, -1.0, 1.0))

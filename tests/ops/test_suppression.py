@@ -81,6 +81,24 @@ def test_a_limit_below_or_above_what_is_kept(limit: int, block: int) -> None:
     assert kept_of(boxes, scores, 0.3, limit, block=block) == list(range(0, 33, 2))[:limit]
 
 
+def test_chains_longer_than_a_few_rounds_are_settled_in_parts() -> None:
+    """One chain through all parts and blocks, among boxes that have nothing to do with it; alone, and in a batch."""
+    boxes, scores = chain(150)
+    rng = np.random.default_rng(5)
+    others = oracles.random_boxes(rng, 150, 40.0) + np.float32([0, 100, 0, 100])
+    boxes, scores = np.concatenate([boxes, others]), np.concatenate([scores, rng.uniform(-1, 2, 150)])
+    scores = scores.astype(np.float32)
+    expected = oracles.nms(boxes, scores, 0.3, 300)
+    for block in (512, 128, 96):
+        assert kept_of(boxes, scores, 0.3, 300, block=block) == expected
+    apart = np.arange(1200, dtype=np.float32).reshape(300, 4)  # settled after the first round
+    together = jax.vmap(partial(nms, threshold=0.3, limit=300))(
+        np.stack([apart, boxes]), np.stack([scores, scores]), np.ones((2, 300), bool)
+    )
+    assert np.asarray(together.index[1, : len(expected)]).tolist() == expected
+    assert together.valid.sum(1).tolist() == [len(oracles.nms(apart, scores, 0.3, 300)), len(expected)]
+
+
 @pytest.mark.parametrize("value", oracles.GARBAGE)
 def test_padding_changes_nothing(value: float) -> None:
     rng = np.random.default_rng(1)

@@ -33,11 +33,12 @@ def check_augment(data: Data) -> None:
     Raises:
         ValueError: names the settings that disagree.
     """
+    largest, name = data.in_training().short_side, "data.train_sides.0" if data.train_sides else "data.short_side"
     for place, augmentation in enumerate(data.augment):
-        if isinstance(augmentation, ShortSide) and augmentation.least > data.short_side:
+        if isinstance(augmentation, ShortSide) and augmentation.least > largest:
             raise ValueError(
-                f"data.augment.{place}.least: expected at most data.short_side={data.short_side}, the largest side "
-                f"that is drawn, got {augmentation.least}; set data.augment.{place}.least={data.short_side * 4 // 5}, "
+                f"data.augment.{place}.least: expected at most {name}={largest}, the largest side "
+                f"that is drawn, got {augmentation.least}; set data.augment.{place}.least={largest * 4 // 5}, "
                 "or data.augment=() for no draws at all"
             )
         if isinstance(augmentation, CopyPaste) and not data.masks:
@@ -49,6 +50,7 @@ def check_augment(data: Data) -> None:
 
 def draw_view(record: Record, data: Data, rng: np.random.Generator) -> View:
     """Draw how a training image is seen; the canvas is that of its own size, whatever is drawn."""
+    data = data.in_training()
     hw = (record.image.shape[0], record.image.shape[1])
     flip = bool(rng.random() < data.flip_probability)
     window, short_side, fill = Window(0, 0, *hw), data.short_side, (0, 0, 0)

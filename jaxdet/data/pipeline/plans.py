@@ -114,7 +114,8 @@ class TrainPlan:
 def train_plan(source: Source, data: Data, seed: int) -> TrainPlan:
     """Plan the training on a source; ValueError if it has no image to train on, or `data.augment` does not fit."""
     check_augment(data)
-    return TrainPlan(tuple(buckets(source.sizes, trainable(source, data), data)), data.batch_size, seed)
+    chosen = trainable(source, data)
+    return TrainPlan(tuple(buckets(source.sizes, chosen, data.in_training())), data.batch_size, seed)
 
 
 @lru_cache(maxsize=4)  # the current epoch, and the next one while batches are prepared ahead

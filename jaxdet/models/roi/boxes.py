@@ -12,7 +12,7 @@ from jaxdet.models.features import Losses
 from jaxdet.models.roi.heads import BoxBranch
 from jaxdet.models.roi.schedule import Stage
 from jaxdet.ops.boxes import clip, iou, safe
-from jaxdet.ops.losses import cross_entropy, masked_sum
+from jaxdet.ops.losses import masked_sum
 from jaxdet.ops.matching import Match, Matcher
 from jaxdet.ops.sampling import Sampler
 from jaxdet.structures import Features, Proposals, Samples, Targets
@@ -124,7 +124,7 @@ def box_losses(
     Without deltas there is no box loss.
     """
     number = jnp.maximum(samples.valid.sum(), 1)
-    terms = {"loss_cls": masked_sum(cross_entropy(logits, samples.labels), samples.valid) / number}
+    terms = {"loss_cls": masked_sum(branch.class_loss(logits, samples.labels), samples.valid) / number}
     if deltas is None:
         return terms
     # The box loss too is divided by all samples, not by the positives (Fast R-CNN's equal weights, and the reference).

@@ -11,21 +11,22 @@ import jax.numpy as jnp
 from jaxdet.nn.blocks.remat import rematerialized
 from jaxdet.nn.extractors.single_level import crops_as_batch
 from jaxdet.ops.boxes import DeltaCoder
-from jaxdet.ops.losses import BoxLoss, SmoothL1
+from jaxdet.ops.losses import BoxLoss, CrossEntropy, SmoothL1
 from jaxdet.structures import Features
 
 
 class BoxBranch(nn.Module):
     """Predicts class and box of regions.
 
-    ``coder`` scales the deltas that ``head`` predicts, ``box_loss`` compares them with the truth.  ``remat``: in
-    training, what the branch computes is not kept but computed again for its gradients.
+    ``coder`` scales the deltas that ``head`` predicts, ``box_loss`` compares them with the truth, and ``class_loss``
+    the class.  ``remat``: in training, what the branch computes is not kept but computed again for its gradients.
     """
 
     extractor: nn.Module
     head: nn.Module
     coder: DeltaCoder = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
     box_loss: BoxLoss = SmoothL1()
+    class_loss: CrossEntropy = CrossEntropy()
     remat: bool = False
 
     @rematerialized

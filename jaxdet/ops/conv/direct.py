@@ -20,6 +20,9 @@ CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 # Below these XLA's own way is as fast.
 _MIN_CHANNELS = 16
 _MIN_FLOPS = 2e8
+# Bytes that the copies of the input for all taps take at once: they stay in the cache between copy and product.  Those
+# of a whole map at stride 4 would be 600 MB.
+_COPIES = 2**23
 
 
 def direct_conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
@@ -37,9 +40,26 @@ def conv_with_products(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads)
 
 def weight_gradient(x: jax.Array, dy: jax.Array, size: tuple[int, ...], stride: int, pads: Pads) -> jax.Array:
     """Gradient ``[kh, kw, C, F]`` of a kernel of ``size``, from the input and the gradient ``dy [B, H', W', F]``."""
-    (ph, pw), (_, height, width, _) = pads, dy.shape
+    ph, pw = pads
     # Padded here, so that every tap is a slice without a border of its own.
     x = jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+    height = dy.shape[1]
+    rows = _rows_at_once(dy, x.shape[-1], size)
+
+    def of_rows(first: jax.Array | int, count: int) -> jax.Array:
+        read = jax.lax.dynamic_slice_in_dim(x, first * stride, stride * (count - 1) + size[0], axis=1)
+        return _taps(read, jax.lax.dynamic_slice_in_dim(dy, first, count, axis=1), size, stride)
+
+    if rows >= height:
+        return _taps(x, dy, size, stride)
+    turns, rest = divmod(height, rows)
+    total = of_rows(turns * rows, rest) if rest else jnp.zeros((*size, x.shape[-1], dy.shape[-1]), x.dtype)
+    return jax.lax.fori_loop(0, turns, lambda k, total: total + of_rows(k * rows, rows), total)
+
+
+def _taps(x: jax.Array, dy: jax.Array, size: tuple[int, ...], stride: int) -> jax.Array:
+    """The gradient from all rows of ``dy``, of an ``x`` that is padded."""
+    _, height, width, _ = dy.shape
     # From the first pixel that a tap reads to its last one.
     rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
 
@@ -50,6 +70,12 @@ def weight_gradient(x: jax.Array, dy: jax.Array, size: tuple[int, ...], stride: 
 
     taps = [product(i, j) for i, j in np.ndindex(*size)]
     return jnp.stack(taps).reshape(*size, *taps[0].shape)
+
+
+def _rows_at_once(dy: jax.Array, channels: int, size: tuple[int, ...]) -> int:
+    """Rows of the output whose taps are copied together: XLA makes the copies of all taps before their products."""
+    batch, _, width, _ = dy.shape
+    return max(_COPIES // (size[0] * size[1] * batch * width * channels * dy.dtype.itemsize), 1)
 
 
 def _conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:

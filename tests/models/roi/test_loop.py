@@ -13,7 +13,7 @@ from jaxdet.models.roi.loop import by_stage, predict_boxes, predict_masks, slots
 from jaxdet.models.roi.masks import candidates
 from jaxdet.models.roi.schedule import Stage
 from jaxdet.ops.boxes import DeltaCoder
-from jaxdet.ops.losses import BoxLoss, GIoU, SmoothL1
+from jaxdet.ops.losses import BoxLoss, CrossEntropy, GIoU, SmoothL1
 from jaxdet.ops.matching import Matcher
 from jaxdet.ops.sampling import Sampler
 from jaxdet.structures import Detections, Features, Masks, Proposals, Samples, Targets
@@ -33,6 +33,7 @@ class TellsBoxes:
     deltas: tuple[tuple[float, ...], ...] = ((0.0,) * 4, (0.0,) * 4)
     coder: DeltaCoder = DeltaCoder()
     box_loss: BoxLoss = SmoothL1(1e-9)  #: as good as the absolute difference
+    class_loss: CrossEntropy = CrossEntropy()
 
     def __call__(
         self, features: Features, boxes: jax.Array, valid: jax.Array, num_classes: int
@@ -118,6 +119,9 @@ def test_box_losses_by_hand() -> None:
     np.testing.assert_allclose(found["loss_bbox"], (1 / 18 + np.log(20 / 18)) / 5, rtol=1e-5)
     smooth = losses(deltas, box_loss=SmoothL1(1.0))
     np.testing.assert_allclose(smooth["loss_bbox"], (1 / 18**2 + np.log(20 / 18) ** 2) / 2 / 5, rtol=1e-5)
+    # Two of the five are of class 0, one of class 1, and two are background.
+    rare = losses(deltas, class_loss=CrossEntropy(weights=(1.0, 8.0)))
+    np.testing.assert_allclose(rare["loss_cls"], np.log(3) * (2 + 8 + 2) / 5, rtol=1e-6)
     by_overlap = losses(deltas, box_loss=GIoU())
     np.testing.assert_allclose(by_overlap["loss_bbox"], (1 - 18 / 20) / 5, rtol=1e-5)
     # deltas of other classes and of negatives
