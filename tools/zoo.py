@@ -4,7 +4,8 @@ python -m tools.zoo                                                   # writes d
 python -m tools.zoo --time retinanet_r50_fpn sbr_table11:row_4        # measures these models first
 python -m tools.zoo --time missing                                    # all that have no time, an hour on two cores
 
-Times are kept in docs/zoo_times.json with their dates; those measured in another way are dropped.
+Times are kept in docs/zoo_times.json with their days and machines, since a ratio that was measured by turns says the
+same elsewhere; those of other image sizes or repeats are dropped.
 """
 
 import argparse
@@ -117,7 +118,7 @@ def zoo(times: Mapping[str, Any]) -> str:
     """The text of docs/ZOO.md."""
     setting, ratios = "None was measured yet.", {}
     if times:
-        setting = "Median of {repeats} runs at {height}x{width}; {machine}; ".format(**times) + _dates(times)
+        setting = "Median of {repeats} runs at {height}x{width}, ".format(**times) + _whens(times)
         measured = {name: ratio for some in times["measured"].values() for name, ratio in some.items()}
         ratios = {_at_test(find(name).model): ratio for name, ratio in ({BASE: 1.0} | measured).items()}
     known = models()
@@ -141,10 +142,10 @@ def zoo(times: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _dates(times: Mapping[str, Any]) -> str:
-    """When which times were measured: the day of most of them, and the models of other days."""
-    first, *others = sorted(times["measured"], key=lambda date: -len(times["measured"][date]))
-    more = "".join(f", on {date} {', '.join(times['measured'][date])}" for date in sorted(others))
+def _whens(times: Mapping[str, Any]) -> str:
+    """When and where times were measured: what holds for most of them, and the models of other days and machines."""
+    first, *others = sorted(times["measured"], key=lambda when: -len(times["measured"][when]))
+    more = "".join(f"; on {when}: {', '.join(times['measured'][when])}" for when in sorted(others))
     return f"measured on {first}{more}."
 
 
@@ -198,19 +199,19 @@ def _paragraphs(docstring: str | None) -> list[str]:
 
 def join_times(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """New times, and the old ones of other models that were measured in the same way."""
-    same = all(old.get(key) == new[key] for key in ("machine", "height", "width", "repeats"))
+    same = all(old.get(key) == new[key] for key in ("height", "width", "repeats"))
     renewed = {name for some in new["measured"].values() for name in some}
     measured: dict[str, dict[str, float]] = {}
-    for date, some in (old["measured"] if same else {}).items():
+    for when, some in (old["measured"] if same else {}).items():
         if kept := {name: ratio for name, ratio in some.items() if name not in renewed}:
-            measured[date] = kept
-    for date, some in new["measured"].items():
-        measured[date] = measured.get(date, {}) | some
+            measured[when] = kept
+    for when, some in new["measured"].items():
+        measured[when] = measured.get(when, {}) | some
     return {**new, "measured": measured}
 
 
 def read_times() -> dict[str, Any]:
-    """What was measured so far: how, and by date the ratio of each model."""
+    """What was measured so far: how, and by day and machine the ratio of each model."""
     times: dict[str, Any] = json.loads(TIMES.read_text()) if TIMES.exists() else {}
     return times
 
@@ -230,7 +231,7 @@ def measure(names: list[str], way: Mapping[str, Any]) -> None:
     chosen = {name: find(name).model for name in names}
     hw = (way["height"], way["width"])
     for name, ratio in relative_times(chosen, find(BASE).model, hw, way["repeats"]):
-        measured = {time.strftime("%Y-%m-%d"): {name: ratio}}
+        measured = {f"{time.strftime('%Y-%m-%d')}, {machine()}": {name: ratio}}
         write_json(TIMES, join_times(read_times(), {**way, "measured": measured}))
         print(f"{time.strftime('%H:%M:%S')}  {name}: {ratio}", flush=True)
 
@@ -244,7 +245,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.time:
         height, width = args.image
-        measure(args.time, {"machine": machine(), "height": height, "width": width, "repeats": args.repeats})
+        measure(args.time, {"height": height, "width": width, "repeats": args.repeats})
     write_text(ZOO, zoo(read_times()))
 
 
