@@ -1,6 +1,7 @@
 """A training run from beginning to end."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 import jaxdet
 from jaxdet.checkpoints.store import CheckpointStore
-from jaxdet.config import check, to_data
+from jaxdet.config import check, to_data, trusted_modules
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
 from jaxdet.data.pipeline.plans import train_plan
 from jaxdet.data.pipeline.ready import check_trainable
@@ -41,7 +42,9 @@ from jaxdet.training.workdir import claim, locked, read_metrics
 _log = logging.getLogger(__name__)
 
 
-def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool = False) -> dict[str, float]:
+def train(
+    experiment: Experiment, workdir: str | Path, *, accept_changes: bool = False, trusted: Sequence[str] = ()
+) -> dict[str, float]:
     """Train to the end of the schedule, from where the run in ``workdir`` stopped, on all devices.
 
     Writes into ``workdir``: ``checkpoints/``, ``config.json`` and ``.txt``, ``log.jsonl``, ``tensorboard/``,
@@ -54,6 +57,7 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
         workdir: folder of the run; an unfinished run in it goes on, a finished one is left as it is.
         accept_changes: go on although the config or the data is not the one that the run began with.  A schedule in
             epochs goes on after as many of them, however many steps they have now.
+        trusted: names or paths of modules whose classes the config may name (`jaxdet.config.trusted_modules`).
 
     Returns:
         COCO's numbers at the end (`jaxdet.evaluation.evaluate.evaluate`); empty without a validation set.
@@ -68,8 +72,9 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     """
     refuse_in_workers()
     check_local(workdir, "--workdir")
+    trusted = trusted_modules(trusted)
     check(as_experiment(experiment))  # a config from Python code has not been checked yet
-    job = _prepare(experiment, Path(workdir), accept_changes)
+    job = _prepare(experiment, Path(workdir), accept_changes, trusted)
     run = experiment.run
     is_frozen = frozen_parameters(experiment.model, run.train_only)
     direction = update_direction(experiment.optimizer, is_frozen)
@@ -77,7 +82,8 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
         classes = [category.name for category in job.source.categories]
         # Claimed and checked before the first of two phases, which may take days.
         begun = bool(store.steps())
-        run = start_of(experiment, job.workdir, begun=begun, train=partial(train, accept_changes=accept_changes))
+        again = partial(train, accept_changes=accept_changes, trusted=trusted)
+        run = start_of(experiment, job.workdir, begun=begun, train=again)
         with named("the weights to start from (run.init_from)"):
             averaged = experiment.optimizer.ema is not None
             state = start_state(experiment.model, direction, run, store, job.mesh, classes, averaged=averaged)
@@ -242,9 +248,9 @@ class _Job:
             return end.state
 
 
-def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Job:
+def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool, trusted: Sequence[str]) -> _Job:
     """Open the data and claim the folder; all processes fail here if one does, or if theirs differ."""
-    mesh, config = data_mesh(), to_data(experiment)
+    mesh, config = data_mesh(), to_data(experiment, trusted)
 
     def opened() -> tuple[Source, Source | None]:
         check_batch_size(experiment.data.batch_size, mesh)
@@ -256,10 +262,11 @@ def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Jo
         return {"config": config, "data.train": prints[0], "data.val": prints[1]}
 
     source, val = alike(opened, described)
-    claim(workdir, experiment, config, accept_changes)
+    claim(workdir, experiment, config, accept_changes, trusted)
     categories = [{"id": category.id, "name": category.name} for category in source.categories]
     metadata = {
         "config": config,
+        "trusted": list(trusted),
         "version": jaxdet.__version__,
         CATEGORIES: categories,
         DATA: fingerprint(source),

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxdet.checkpoints.reading import has_checkpoint
-from jaxdet.config import differences, from_data, to_data, to_text
+from jaxdet.config import described, differences, from_data, to_text
 from jaxdet.runtime.agreement import from_all
 from jaxdet.runtime.files import write_json, write_text
 from jaxdet.runtime.locks import hold
@@ -65,7 +65,7 @@ def _lock(workdir: Path) -> int | None:
         time.sleep(_PAUSE)
 
 
-def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
+def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool, trusted: Sequence[str] = ()) -> None:
     """Make the folder and write the config into it, or check that the run in it has the same config.
 
     A run that never came to a checkpoint, for example because its weights were refused, leaves the folder free:
@@ -79,19 +79,20 @@ def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> 
         experiment: the config.
         config: the same as data.
         accept_changes: go on with the new config where it differs.
+        trusted: names of modules whose classes the stored config may name.
 
     Raises:
         ValueError: the config differs from the stored one; every difference is listed.
     """
     first = jax.process_index() == 0
-    from_all(lambda: _claim(workdir, experiment, config, accept_changes) if first else None)
+    from_all(lambda: _claim(workdir, experiment, config, accept_changes, trusted) if first else None)
 
 
-def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
+def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool, trusted: Sequence[str]) -> None:
     path = workdir / _CONFIG
     if path.exists():
         # Rebuilt before it is compared: a setting that is newer than the run gets its default and is no difference.
-        stored = to_data(from_data(_read_json(path)))
+        stored = described(from_data(_read_json(path), trusted))
         changes = differences(stored, config)
         begun = has_checkpoint(workdir)
         if changes and begun and not accept_changes:
