@@ -29,6 +29,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from jaxdet.config import config_name, load_config, override, print_config, trusted_modules
     from jaxdet.recipe import small_data
     from jaxdet.training import train
+    from jaxdet.training.writers import TRACKERS
 
     try:
         trusted = trusted_modules(arguments.trusted, arguments.config)
@@ -43,7 +44,14 @@ def main(words: Sequence[str] | None = None) -> int:
         workdir = arguments.workdir or Path("runs") / config_name(arguments.config)
         if arguments.data is not None:
             experiment = small_data(base, arguments.data, arguments.minutes, workdir, arguments.overrides, trusted)
-        metrics = train(experiment, workdir, accept_changes=arguments.accept_changes, trusted=trusted)
+        metrics = train(
+            experiment,
+            workdir,
+            accept_changes=arguments.accept_changes,
+            trusted=trusted,
+            writers=[TRACKERS[name]() for name in arguments.writer],
+            profile=arguments.profile,
+        )
     except (ValueError, FloatingPointError, OSError) as error:
         if arguments.traceback:
             raise
@@ -84,6 +92,14 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--accept-changes", action="store_true", help="continue a run although its config was another one"
     )
+    parser.add_argument(
+        "--writer",
+        action="append",
+        default=[],
+        choices=("mlflow", "trackio", "wandb"),
+        help="hand the log to an experiment tracker too; can be given several times",
+    )
+    parser.add_argument("--profile", metavar="FIRST:LAST", help="trace these steps by jax.profiler, as in 10:15")
     add_trusted_flag(parser)
     add_host_flags(parser)
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")

@@ -18,6 +18,7 @@ from jaxdet.runtime.files import write_json, write_text
 from jaxdet.runtime.locks import hold
 
 _CONFIG = "config.json"
+_STOPPED = "stopped.json"
 METRICS = "metrics.json"  #: scores of a finished run; that the file exists says that the run is finished
 _PATIENCE = 60.0  #: seconds to wait for the lock: a job that is restarted may overlap with its predecessor's end
 _PAUSE = 0.5  #: seconds between two attempts
@@ -104,6 +105,17 @@ def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool, tr
             (workdir / METRICS).unlink(missing_ok=True)
     write_json(path, config)
     write_text(workdir / "config.txt", to_text(experiment) + "\n")
+
+
+def note_stop(workdir: Path, step: int) -> None:
+    """Note that the user's ``on_eval`` ended the run after ``step`` steps, so that the same command does not go on."""
+    write_json(workdir / _STOPPED, {"step": step})
+
+
+def stopped_at(workdir: Path, step: int) -> bool:
+    """Whether ``on_eval`` ended the run in this folder after ``step`` steps."""
+    path = workdir / _STOPPED
+    return path.exists() and _read_json(path) == {"step": step}
 
 
 def read_metrics(workdir: Path) -> dict[str, float] | None:

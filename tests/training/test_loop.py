@@ -17,12 +17,13 @@ from jaxdet.checkpoints.reading import VARIABLES
 from jaxdet.runtime.compiling import breakable, is_compiling
 from jaxdet.runtime.mesh import data_mesh
 from jaxdet.structures import Batch
-from jaxdet.training.log import RunLog, read_log
+from jaxdet.training.log import RunLog
 from jaxdet.training.loop import Hooks, Intervals, PendingMetrics, run_steps
 from jaxdet.training.metrics import FiniteCheck, Meter
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState
 from jaxdet.training.step import StepByCanvas
+from jaxdet.training.writers.jsonl import read_log
 from tests.training.stub import KEY, batch_of, finite
 
 
