@@ -30,8 +30,8 @@ def trusted_modules(names: Sequence[str], beside: str | Path | None = None) -> t
     Args:
         names: modules, such as ``"my_heads"`` or ``"my_package.heads"``, each with what is below it; or the paths of
             a Python file or of a package's folder, such as ``"mine/my_heads.py"``.
-        beside: a config file; a module that Python does not find is looked for in its folder, then in the current one.
-            Where it is there, or given by its path, its folder is put at the end of ``sys.path``.
+        beside: a config file; modules are looked for in its folder, in the current one, and where Python looks.  The
+            folder of one that lies in the first two, or is given by its path, is put at the end of ``sys.path``.
 
     Returns:
         The names of the modules, in order and without repetition.
@@ -58,16 +58,23 @@ def _found(name: str, folders: Sequence[Path]) -> str:
         return _of_path(Path(name))
     _refuse_name(name)
     top = name.partition(".")[0]
-    if importlib.util.find_spec(top) is None:
-        folder = next((each for each in folders if (each / f"{top}.py").is_file() or (each / top).is_dir()), None)
-        if folder is None:
-            looked = ", ".join(str(each.resolve()) for each in dict.fromkeys(folders))
-            raise ValueError(
-                f"trusted: expected a module that Python finds, got {name!r}, which is not on its path nor in "
-                f"{looked}; name its file, as in --trusted FOLDER/{top}.py"
-            )
-        add_folder(folder)
+    near = next((path for folder in folders if (path := _in_folder(folder, top)) is not None), None)
+    if near is not None:
+        _of_path(near)  # not another one of the same name
+    elif importlib.util.find_spec(top) is None:
+        looked = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
+        raise ValueError(
+            f"trusted: expected a module that Python finds, got {name!r}, which is not on its path nor in {looked}; "
+            f"name its file, as in --trusted FOLDER/{top}.py"
+        )
     return name
+
+
+def _in_folder(folder: Path, top: str) -> Path | None:
+    """The file of a module, or the folder of a package, in a folder; None where it has none of that name."""
+    if (folder / f"{top}.py").is_file():
+        return folder / f"{top}.py"
+    return folder / top if next((folder / top).rglob("*.py"), None) else None
 
 
 def _of_path(path: Path) -> str:
