@@ -1,5 +1,6 @@
 """examples/: the search with Optuna ends trials that do badly, and goes on with a study."""
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +56,11 @@ def test_trials_below_the_median_are_ended(example: Any, tmp_path: Path, monkeyp
 
 @pytest.mark.filterwarnings("ignore::Warning:optuna")
 def test_a_trial_is_a_run(example: Any, tmp_path: Path) -> None:
+    # Boxes alone, of which the programs are half as large.
     base = tiny(tmp_path, "optimizer.schedule.length=2", "optimizer.schedule.drops=()", "run.eval_every=1")
-    study = example.search(base, tmp_path / "search", 1, "segm/AP", optuna.pruners.NopPruner())
+    model = base.model.clone(parts=())
+    base = dataclasses.replace(base, model=model, data=dataclasses.replace(base.data, masks=False))
+    study = example.search(base, tmp_path / "search", 1, "bbox/AP", optuna.pruners.NopPruner())
     (trial,) = study.trials
     assert sorted(trial.intermediate_values) == [1, 2]
     assert (tmp_path / "search" / "trial_0" / "metrics.json").exists()
