@@ -41,7 +41,12 @@ _log = logging.getLogger(__name__)
 
 
 def small_data(
-    base: Experiment, folder: Path, minutes: float, workdir: Path, overrides: Sequence[str] = ()
+    base: Experiment,
+    folder: Path,
+    minutes: float,
+    workdir: Path,
+    overrides: Sequence[str] = (),
+    trusted: Sequence[str] = (),
 ) -> Experiment:
     """Make the experiment of a run of some minutes on a folder of annotated photos.
 
@@ -52,6 +57,7 @@ def small_data(
         workdir: folder of the run; if it holds one already, that one's experiment is returned, which must be one on
             this data.
         overrides: changes by dotted names, which come last.
+        trusted: names of modules whose classes the config may name.
 
     Raises:
         ValueError: the folder is not as expected, the time is not above 0, or there are several processes.
@@ -63,7 +69,7 @@ def small_data(
             "--data: expected one process, whose steps are timed, got several; name the data by data.train"
         )
     if (begun := workdir / "config.json").exists():
-        stored: Experiment = as_experiment(from_data(json.loads(begun.read_text())))
+        stored: Experiment = as_experiment(from_data(json.loads(begun.read_text()), trusted))
         if (stored.data.train, stored.data.val) != _data(folder, workdir):
             raise ValueError(f"--data {folder}: {workdir} holds a run on other data; choose another --workdir")
         return override(stored, overrides)

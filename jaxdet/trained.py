@@ -16,7 +16,7 @@ from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.names.table import Imported
 from jaxdet.checkpoints.public.table import PublicWeights, find_public
 from jaxdet.checkpoints.reading import load as load_checkpoint
-from jaxdet.config import from_data, load_config, override, to_data
+from jaxdet.config import described, from_data, load_config, override, trusted_modules
 from jaxdet.data import Category, Data, single_batch
 from jaxdet.data.validation.entries import category_of, each, short, whole
 from jaxdet.experiment import Experiment, as_experiment
@@ -51,8 +51,14 @@ Checkpoint: TypeAlias = str | PathLike[str] | Trained
 or their file, or one that was loaded before."""
 
 
-def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides: Sequence[str] = ()) -> Trained:
-    """Load a checkpoint; nothing in it is executed.
+def load(
+    checkpoint: Checkpoint,
+    *,
+    config: Experiment | None = None,
+    overrides: Sequence[str] = (),
+    trusted: Sequence[str] = (),
+) -> Trained:
+    """Load a checkpoint; nothing in it is executed, and no code of others is run but that of ``trusted`` modules.
 
     Args:
         checkpoint: where it is, or the name of public weights, such as ``"mask_rcnn_r50_fpn_1x"``, which are downloaded
@@ -60,14 +66,18 @@ def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides:
         config: takes the place of the config that the checkpoint has, or that is in the table of public weights.
         overrides: settings to change in either, by dotted keys, such as ``data.short_side=600``
             ``data.long_side=1000``.
+        trusted: names or paths of modules whose classes the checkpoint may name (`jaxdet.config.trusted_modules`).
+            They are imported, which runs them.
 
     Raises:
         FileNotFoundError: there is nothing at that path, and no public weights have that name.
-        ValueError: it is no checkpoint, an override is wrong, the weights do not fit the changed model, a file is not
-            the published one, or there are no devices of the kind that was asked for (`runtime.mesh.all_devices`).
+        ValueError: it is no checkpoint, it names classes of modules that are not trusted, an override is wrong, the
+            weights do not fit the changed model, a file is not the published one, or there are no devices of the kind
+            that was asked for (`runtime.mesh.all_devices`).
         OSError: public weights cannot be downloaded.
     """
     all_devices()
+    trusted = trusted_modules(trusted)
     if not isinstance(checkpoint, str | PathLike | Trained):
         what = type(checkpoint).__name__
         raise ValueError(f"checkpoint: expected the path of a run folder, or what jaxdet.load returned, got {what}")
@@ -84,7 +94,7 @@ def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides:
     elif config is not None and Path(checkpoint).is_file():
         return _from_file(checkpoint, override(config, overrides))
     else:
-        trained = _read(checkpoint)
+        trained = _read(checkpoint, trusted)
     experiment = override(config if config is not None else trained.experiment, overrides)
     variables = trained.variables
     # Another model may have other variables; merged into its shapes, all of them must be there.
@@ -93,14 +103,14 @@ def load(checkpoint: Checkpoint, *, config: Experiment | None = None, overrides:
     return dataclasses.replace(trained, experiment=experiment, variables=variables)
 
 
-def _read(checkpoint: str | PathLike[str]) -> Trained:
+def _read(checkpoint: str | PathLike[str], trusted: Sequence[str]) -> Trained:
     """Read a checkpoint folder, whose metadata may be a stranger's."""
     variables, metadata = load_checkpoint(checkpoint)
     missing = [key for key in ("config", "categories", "step") if key not in metadata]
     if missing:
         raise ValueError(f"checkpoint {checkpoint}: expected metadata with {missing}, got {sorted(metadata)}")
     try:
-        experiment = as_experiment(from_data(metadata["config"]))
+        experiment = as_experiment(from_data(metadata["config"], trusted))
         if not isinstance(metadata["categories"], list):
             raise ValueError(f"expected a list of categories, got {short(metadata['categories'])}")
         categories = tuple(each("categories", metadata["categories"], category_of))
@@ -153,7 +163,7 @@ def check_settings(model: Any, imported: Imported, where: str) -> None:
 def _has(model: Any, settings: Sequence[str], unknown: bool = False) -> bool:
     """Whether overrides change nothing of a model; ``unknown``: the answer for one that knows no such settings."""
     try:
-        return to_data(override(model, settings)) == to_data(model)
+        return bool(described(override(model, settings)) == described(model))
     except ValueError:
         # A model of another family: the merge says which parts do not fit.
         return unknown

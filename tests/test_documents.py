@@ -22,6 +22,7 @@ from jaxdet.config.tree import walk
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "ADD_A_MODEL.md"
+OWN = ROOT / "docs" / "YOUR_CODE.md"  #: whose files are run by tests/test_your_code.py
 #: What is checked.  Notes in docs/lab/ are dated and name files and settings of their day: only their links count.
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [*DOCUMENTS, *sorted((ROOT / "docs" / "lab").glob("*.md")), ROOT / "CHANGELOG.md"]
@@ -49,8 +50,8 @@ def spans(document: Path) -> Iterator[str]:
 
 
 def new_files() -> set[str]:
-    """The files that the worked example makes."""
-    return {block["file"] for block in blocks(EXAMPLE) if block["file"]}
+    """The files that the worked examples make."""
+    return {block["file"] for example in (EXAMPLE, OWN) for block in blocks(example) if block["file"]}
 
 
 def heading_anchors(document: Path) -> set[str]:
@@ -254,7 +255,7 @@ def test_the_worked_example_runs(tmp_path: Path) -> None:
 
 
 def test_classes_from_elsewhere_are_refused() -> None:
-    """As the example says of code outside of jaxdet/: the run could not be loaded again."""
+    """As the example says of a class that has no file of its own: the run could not be loaded again."""
     import flax.linen as nn
 
     from jaxdet.config import to_data
@@ -262,5 +263,5 @@ def test_classes_from_elsewhere_are_refused() -> None:
     class Mine(nn.Module):
         pass
 
-    with pytest.raises(ValueError, match="classes defined in jaxdet"):
+    with pytest.raises(ValueError, match="inside of another one or of a function"):
         to_data(Mine())

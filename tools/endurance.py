@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxdet.checkpoints.reading import SUBFOLDER, find_step, load
-from jaxdet.training.log import JSONL, LogEntry, read_log
+from jaxdet.training.writers.jsonl import JSONL, LogEntry, read_log
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT, EVALUATE = 4, 8  #: steps between checkpoints, between evaluations

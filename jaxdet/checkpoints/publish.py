@@ -17,7 +17,7 @@ from jaxdet.checkpoints.files.bounds import check_files
 from jaxdet.checkpoints.reading import METADATA, VARIABLES, damages, find_step, read_metadata, refuse, write_checksums
 from jaxdet.runtime.files import check_local, write_json
 
-_KEPT = ("format", "step", "version", "config", "categories")  #: of the metadata
+_KEPT = ("format", "step", "version", "config", "trusted", "categories")  #: of the metadata
 
 
 def publish(checkpoint: str | PathLike[str], target: str | PathLike[str]) -> Path:

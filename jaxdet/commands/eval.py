@@ -20,6 +20,7 @@ from jaxdet.data.sources.coco import read_json
 from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
 from jaxdet.evaluation.tables import show_progress
 from jaxdet.runtime.files import write_json
+from jaxdet.runtime.flags import add_trusted_flag
 from jaxdet.runtime.hosts import add_host_flags, explained, join_hosts
 
 
@@ -64,13 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", help="write the detections here, as COCO results json")
     parser.add_argument("--metrics", help="write the numbers here, as json")
+    add_trusted_flag(parser)
     add_host_flags(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")
     return parser
 
 
 def _score_results(options: argparse.Namespace) -> Scores:
-    of_models = ("config", "images", "out", "distributed", "coordinator", "num_processes", "process_id", "overrides")
+    of_models = (
+        *("config", "images", "out", "distributed", "coordinator", "num_processes", "process_id"),
+        *("trusted", "overrides"),
+    )
     values = {name: getattr(options, name) for name in of_models}
     given = [name for name, value in values.items() if value not in (None, []) and value is not False]
     if given or not options.annotations:
@@ -84,15 +89,21 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
     """Numbers on the first process, None on the others (which took part in predicting)."""
     import jax  # here, because scoring a file must not need it
 
-    from jaxdet.config import load_config
+    from jaxdet.config import load_config, trusted_modules
     from jaxdet.evaluation.evaluate import detect_all, open_checkpoint, score_all
 
     if options.max_detections is not None:
         raise ValueError(f"--max-detections is for --results: set run.eval_detections={options.max_detections}")
+    trusted = trusted_modules(options.trusted, options.config)
     config = load_config(options.config) if options.config else None
     join_hosts(options)
     trained, source = open_checkpoint(
-        options.checkpoint, options.images, options.annotations, config=config, overrides=options.overrides
+        options.checkpoint,
+        options.images,
+        options.annotations,
+        config=config,
+        overrides=options.overrides,
+        trusted=trusted,
     )
     results = detect_all(trained, source, progress=show_progress)
     if jax.process_index() != 0:

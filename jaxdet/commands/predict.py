@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from jaxdet.runtime.flags import add_trusted_flag
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, predict, say what was written; 1 where something could not be read."""
@@ -26,14 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("expected images: files or folders")
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
-    from jaxdet.config import load_config
+    from jaxdet.config import load_config, trusted_modules
     from jaxdet.evaluation.tables import show_progress
     from jaxdet.prediction import RESULTS, Predictor, is_video, predict_files, predict_video
     from jaxdet.trained import load
 
     try:
+        trusted = trusted_modules(options.trusted, options.config)
         config = load_config(options.config) if options.config else None
-        trained = load(options.checkpoint, config=config, overrides=overrides)
+        trained = load(options.checkpoint, config=config, overrides=overrides, trusted=trusted)
         threshold, upright = options.score_threshold, not options.as_stored
         videos = [path for path in images if is_video(path)]
         images = [path for path in images if path not in videos]
@@ -72,5 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--as-stored", action="store_true", help="turn nothing by EXIF: for a COCO data set, which counts stored pixels"
     )
+    add_trusted_flag(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE | KEY=VALUE", help="images, videos, folders; settings")
     return parser

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxdet.runtime.flags import add_trusted_flag
 from jaxdet.runtime.hosts import add_host_flags, explained, join_hosts
 
 
@@ -25,11 +26,13 @@ def main(words: Sequence[str] | None = None) -> int:
     # Here and not above: worker processes import this file again and have no use for jax.
     import jax
 
-    from jaxdet.config import config_name, load_config, override, print_config
+    from jaxdet.config import config_name, load_config, override, print_config, trusted_modules
     from jaxdet.recipe import small_data
     from jaxdet.training import train
+    from jaxdet.training.writers import TRACKERS
 
     try:
+        trusted = trusted_modules(arguments.trusted, arguments.config)
         base = load_config(arguments.config)
         experiment = override(base, arguments.overrides)
         if arguments.print_config:
@@ -40,8 +43,15 @@ def main(words: Sequence[str] | None = None) -> int:
             logging.getLogger("jaxdet").setLevel(logging.WARNING)
         workdir = arguments.workdir or Path("runs") / config_name(arguments.config)
         if arguments.data is not None:
-            experiment = small_data(base, arguments.data, arguments.minutes, workdir, arguments.overrides)
-        metrics = train(experiment, workdir, accept_changes=arguments.accept_changes)
+            experiment = small_data(base, arguments.data, arguments.minutes, workdir, arguments.overrides, trusted)
+        metrics = train(
+            experiment,
+            workdir,
+            accept_changes=arguments.accept_changes,
+            trusted=trusted,
+            writers=[TRACKERS[name]() for name in arguments.writer],
+            profile=arguments.profile,
+        )
     except (ValueError, FloatingPointError, OSError) as error:
         if arguments.traceback:
             raise
@@ -82,6 +92,15 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--accept-changes", action="store_true", help="continue a run although its config was another one"
     )
+    parser.add_argument(
+        "--writer",
+        action="append",
+        default=[],
+        choices=("mlflow", "trackio", "wandb"),
+        help="hand the log to an experiment tracker too; can be given several times",
+    )
+    parser.add_argument("--profile", metavar="FIRST:LAST", help="trace these steps by jax.profiler, as in 10:15")
+    add_trusted_flag(parser)
     add_host_flags(parser)
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")

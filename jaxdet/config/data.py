@@ -1,64 +1,103 @@
 """Configs as JSON data, for checkpoints and run folders, and as text for people.
 
-Data may come from a stranger's checkpoint: reading it calls nothing but jaxdet's own config classes.
+Data may come from a stranger's checkpoint: reading it calls nothing but jaxdet's own config classes, and those of
+modules that the user trusts (`jaxdet.config.trusted`).
 """
 
-import dataclasses
-import functools
-import importlib
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import typeguard
-from flax import linen as nn
 
-import jaxdet
-from jaxdet.config.tree import field_annotations, fit, is_node, wrong_type
+from jaxdet.config.tree import field_annotations, fit, is_node, walk, wrong_type
+from jaxdet.config.trusted import KIND, class_name, config_class, refuse_foreign
 
 _MAX_DEPTH = 40  #: levels of nested data; real configs have about 6
 _TEXT_WIDTH = 100  #: columns
 
 
-def to_data(config: Any) -> Any:
+def to_data(config: Any, trusted: Sequence[str] = ()) -> Any:
     """Convert a config to JSON data: ``{"class": "jaxdet.nn.backbones.resnet.ResNet", "depth": 50}``, tuples as lists.
+
+    Args:
+        config: the config.
+        trusted: names of modules of one's own whose classes may be in it (`jaxdet.config.trusted_modules`).
 
     Raises:
         ValueError: the tree has something that `from_data` could not rebuild: a class from elsewhere, a list, a
             function.
     """
+    return _to_data(config, partial(class_name, trusted=trusted))
+
+
+def described(config: Any) -> Any:
+    """As `to_data`, of any classes: for comparisons alone, since `from_data` may not be able to rebuild them."""
+    return _to_data(config, lambda cls: f"{cls.__module__}.{cls.__qualname__}")
+
+
+def _to_data(config: Any, name: Callable[[type], str]) -> Any:
     if is_node(config):
-        name = f"{type(config).__module__}.{type(config).__qualname__}"
-        if _config_class(name) is not type(config):  # a class of a test or a notebook that has jaxdet's name
-            raise ValueError(f"{name}: the class is not the one that can be imported under this name")
-        return {"class": name} | {k: to_data(getattr(config, k)) for k in field_annotations(type(config))}
+        fields = field_annotations(type(config))
+        return {"class": name(type(config))} | {k: _to_data(getattr(config, k), name) for k in fields}
     if isinstance(config, tuple):
-        return [to_data(v) for v in config]
+        return [_to_data(v, name) for v in config]
     if isinstance(config, Mapping):
-        return {"mapping": [[to_data(k), to_data(v)] for k, v in config.items()]}
+        return {"mapping": [[_to_data(k, name), _to_data(v, name)] for k, v in config.items()]}
     if config is None or isinstance(config, (bool, int, str)) or (isinstance(config, float) and math.isfinite(config)):
         return config
     raise ValueError(
-        f"{config!r} ({type(config).__name__}) can not be stored in a config: use jaxdet's own dataclasses and "
-        "modules, tuples, mappings, finite numbers, strings, bools and None (dtypes and functions by their names)"
+        f"{config!r} ({type(config).__name__}) can not be stored in a config: use dataclasses and modules of jaxdet, "
+        f"or your own, each of them {KIND}; tuples, mappings, finite numbers, strings, bools and None (dtypes and "
+        "functions by their names)"
     )
 
 
-def from_data(data: Any) -> Any:
+def from_data(data: Any, trusted: Sequence[str] = ()) -> Any:
     """Rebuild a config from data: ``from_data(to_data(c)) == c``.
 
     A setting that the data lacks takes its default, so that older data stays readable.
 
     Args:
-        data: decoded JSON, from anyone: only config classes defined inside jaxdet are imported and called, with
-            values that fit their annotations.
+        data: decoded JSON, from anyone: only config classes defined inside jaxdet, and in trusted modules, are
+            imported and called, with values that fit their annotations.
+        trusted: names of modules whose code may run (`jaxdet.config.trusted_modules`).
 
     Raises:
         ValueError: a class is from elsewhere, a field is unknown or missing, a value does not fit, or the data is
             nested too deep.
     """
-    return _rebuild(data, "config", _MAX_DEPTH)
+    refuse_foreign(_class_names(data), trusted)  # all at once, before any code of a trusted module has run
+    return _rebuild(data, "config", _MAX_DEPTH, trusted)
+
+
+def _class_names(data: Any) -> Iterator[str]:
+    waiting = [data]  # no recursion: the data may be nested without end
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("class"), str):
+                yield value["class"]
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+
+
+def flat_settings(config: Any) -> dict[str, bool | int | float | str | None]:
+    """The settings of a config by dotted keys, as ``{"optimizer.lr": 0.02, "model.backbone": "ResNet", ...}``.
+
+    Of dataclasses and modules the name of the class stands there, and below it what they hold.
+    """
+    found: dict[str, bool | int | float | str | None] = {}
+    for key, child in walk(config, type(config)):
+        if is_node(child.value):
+            found[key] = type(child.value).__name__
+        elif not isinstance(child.value, tuple | Mapping):
+            found[key] = child.value
+        elif not child.value:
+            found[key] = repr(child.value)
+    return found
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -83,26 +122,28 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [line for k in keys for line in differences(old.get(k, absent), new.get(k, absent), f"{dotted}{k}")]
 
 
-def _rebuild(data: Any, where: str, depth: int) -> Any:
+def _rebuild(data: Any, where: str, depth: int, trusted: Sequence[str]) -> Any:
     if depth == 0:
         raise ValueError(f"{where}: config data is nested deeper than {_MAX_DEPTH} levels")
     if isinstance(data, list):
-        return tuple(_rebuild(v, f"{where}.{i}", depth - 1) for i, v in enumerate(data))
+        return tuple(_rebuild(v, f"{where}.{i}", depth - 1, trusted) for i, v in enumerate(data))
     if not isinstance(data, dict):
         return data
     if set(data) == {"mapping"}:
-        return _rebuild_mapping(data["mapping"], where, depth)
+        return _rebuild_mapping(data["mapping"], where, depth, trusted)
     if not isinstance(data.get("class"), str):
         raise ValueError(f'{where}: expected {{"class": NAME, ...}} or {{"mapping": [...]}}, got keys {sorted(data)}')
-    values = {k: _rebuild(v, f"{where}.{k}", depth - 1) for k, v in data.items() if k != "class"}
-    return _construct(_config_class(data["class"]), values, where)
+    values = {k: _rebuild(v, f"{where}.{k}", depth - 1, trusted) for k, v in data.items() if k != "class"}
+    return _construct(config_class(data["class"], trusted), values, where)
 
 
-def _rebuild_mapping(pairs: Any, where: str, depth: int) -> dict[Any, Any]:
+def _rebuild_mapping(pairs: Any, where: str, depth: int, trusted: Sequence[str]) -> dict[Any, Any]:
     if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
         raise ValueError(f"{where}: expected a list of [key, value] pairs")
     try:
-        return {_rebuild(k, where, depth - 1): _rebuild(v, f"{where}.{k}", depth - 1) for k, v in pairs}
+        return {
+            _rebuild(k, where, depth - 1, trusted): _rebuild(v, f"{where}.{k}", depth - 1, trusted) for k, v in pairs
+        }
     except TypeError as error:  # an unhashable key
         raise ValueError(f"{where}: {error}") from error
 
@@ -123,32 +164,6 @@ def _construct(cls: type, values: dict[str, Any], where: str) -> Any:
         return cls(**fitted)
     except (TypeError, ValueError) as error:  # a field without default is missing, or a value is out of range
         raise ValueError(f"{where}: {error}") from error
-
-
-def _config_class(name: str) -> type:
-    """Find a config class by its full name, in jaxdet's own files alone."""
-    module_name, _, class_name = name.rpartition(".")
-    if module_name not in _own_modules():
-        raise ValueError(f"{name}: config data may only name classes defined in jaxdet")
-    # A module also holds what it imports (`Path`, say), so the class itself must say that it is defined there.
-    cls = getattr(importlib.import_module(module_name), class_name, None)
-    defined_here = isinstance(cls, type) and (cls.__module__, cls.__qualname__) == (module_name, class_name)
-    if not isinstance(cls, type) or not defined_here or not _is_config_class(cls):
-        raise ValueError(f"{name}: not a frozen dataclass or linen module that jaxdet defines in {module_name}")
-    return cls
-
-
-def _is_config_class(cls: type) -> bool:
-    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    return frozen or issubclass(cls, nn.Module)
-
-
-@functools.cache
-def _own_modules() -> frozenset[str]:
-    """Names of jaxdet's modules, found by their files: importing a name to see whether it exists would run it."""
-    root = Path(jaxdet.__path__[0])
-    parts = (path.relative_to(root).with_suffix("").parts for path in root.rglob("*.py"))
-    return frozenset(".".join(("jaxdet", *part)).removesuffix(".__init__") for part in parts)
 
 
 def _brief(data: Any) -> str:

@@ -7,6 +7,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from jaxdet.config.trusted import add_folder
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 """The configs that come with jaxdet; in a checkout a link to the folder ``configs/``."""
 _TABLES = "tables"
@@ -14,6 +16,8 @@ _TABLES = "tables"
 
 def load_config(path: str | Path) -> Any:
     """Call ``get_config()`` of a Python file.  The file is run, so it must be one's own.
+
+    It may import modules that lie beside it: its folder is put at the end of ``sys.path``.
 
     Args:
         path: the file, or ``file.py:row_3`` for ``get_config("row_3")`` of a file with several configs; or the name of
@@ -100,6 +104,8 @@ def _read(path: Path) -> dict[str, Any]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path}: expected a Python file, such as configs/mask_rcnn_r50_fpn.py")
+    if CONFIGS.resolve() not in path.resolve().parents:
+        add_folder(path.parent)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
         LargeScaleJitter,
         MinIoUCrop,
         Mosaic,
+        OwnAugmentation,
+        OwnSource,
         PhotometricDistortion,
         Scenes,
         ShortSide,
         SourceSettings,
         Tfds,
     )
+    from jaxdet.data.sources.listed import listed_source
     from jaxdet.data.sources.open import open_source
 
 #: Which module of this package defines a name.
@@ -47,11 +50,14 @@ _HOME = {
     "LargeScaleJitter": "settings",
     "MinIoUCrop": "settings",
     "Mosaic": "settings",
+    "OwnAugmentation": "settings",
+    "OwnSource": "settings",
     "PhotometricDistortion": "settings",
     "Scenes": "settings",
     "ShortSide": "settings",
     "SourceSettings": "settings",
     "Tfds": "settings",
+    "listed_source": "sources.listed",
     "open_source": "sources.open",
 }
 
@@ -66,6 +72,8 @@ __all__ = [
     "LargeScaleJitter",
     "MinIoUCrop",
     "Mosaic",
+    "OwnAugmentation",
+    "OwnSource",
     "PhotometricDistortion",
     "Record",
     "Scenes",
@@ -75,6 +83,7 @@ __all__ = [
     "Tfds",
     "eval_batches",
     "image_batch",
+    "listed_source",
     "load_image",
     "open_source",
     "single_batch",

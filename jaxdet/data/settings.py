@@ -6,8 +6,11 @@ configs and worker processes read it.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
+
+from jaxdet.data.records import Record, Source
 from jaxdet.ranges import SHARE, Range, check_ranges
 
 _SIDE = 2**14  #: pixels; a batch of canvases with such sides takes all memory of most machines
@@ -52,7 +55,16 @@ class Scenes:
         check_ranges(self, aspects=Range(0.25, 4), huddled=SHARE)
 
 
-SourceSettings: TypeAlias = CocoFolder | Tfds | Scenes
+@runtime_checkable
+class OwnSource(Protocol):
+    """A source of one's own: a frozen dataclass of settings with this method (docs/YOUR_CODE.md)."""
+
+    def open_source(self) -> Source:
+        """Open the data; `jaxdet.data.listed_source` makes a source of annotations in COCO's form."""
+        ...
+
+
+SourceSettings: TypeAlias = CocoFolder | Tfds | Scenes | OwnSource
 
 
 @dataclass(frozen=True)
@@ -174,8 +186,25 @@ class Mosaic:
         check_ranges(self, probability=SHARE)
 
 
+@runtime_checkable
+class OwnAugmentation(Protocol):
+    """An augmentation of one's own: a frozen dataclass of settings with this method (docs/YOUR_CODE.md)."""
+
+    def augmented(self, record: Record, rng: np.random.Generator) -> Record:
+        """Make another record of an image and its annotations, in pixels of the stored image.
+
+        Args:
+            record: which is not changed itself; ``dataclasses.replace`` makes another.
+            rng: for all draws: its seed follows from run, step and place in the batch.
+
+        Returns:
+            A record whose image has the same orientation, with annotations in its own pixels.
+        """
+        ...
+
+
 Augmentation: TypeAlias = (
-    ShortSide | Expand | MinIoUCrop | LargeScaleJitter | CopyPaste | Mosaic | PhotometricDistortion
+    ShortSide | Expand | MinIoUCrop | LargeScaleJitter | CopyPaste | Mosaic | PhotometricDistortion | OwnAugmentation
 )
 
 
@@ -185,8 +214,8 @@ class Data:
 
     An image is resized, its ratio kept, so that it fits into ``short_side`` x ``long_side``, and is laid on one of two
     canvases, landscape or portrait, whose sides are these numbers rounded up to ``pad_multiple``.  In training
-    ``augment`` first mixes images (`CopyPaste`, `Mosaic`), then draws what is seen, and then colours, each in the order
-    given.
+    ``augment`` first mixes images (`CopyPaste`, `Mosaic`), then changes them as augmentations of one's own say
+    (`OwnAugmentation`), then draws what is seen, and then colours, each in the order given.
     """
 
     train: SourceSettings | None = None  #: the training set; None: for evaluation alone

@@ -5,7 +5,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxdet.config import to_data
+from jaxdet.config import described
 from jaxdet.data import CocoFolder, Data, Source, open_source
 from jaxdet.data.pipeline.ready import check_files
 from jaxdet.data.scenes.write import folder_of
@@ -55,6 +55,7 @@ def evaluate_checkpoint(
     images: str | None = None,
     annotations: str | None = None,
     overrides: Sequence[str] = (),
+    trusted: Sequence[str] = (),
     fast: bool = False,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
@@ -66,6 +67,7 @@ def evaluate_checkpoint(
         images: folder of the images to use instead, together with ``annotations``.
         annotations: instances json.
         overrides: dotted settings to change, as ``data.short_side=600`` ``data.long_side=1000``.
+        trusted: modules whose classes the checkpoint may name, as for ``jaxdet.load``.
         fast: score by faster-coco-eval (the same numbers sooner).
         mesh, progress: as for ``detect``.
 
@@ -73,7 +75,7 @@ def evaluate_checkpoint(
         As ``evaluate``.
     """
     refuse_in_workers()
-    trained, source = open_checkpoint(checkpoint, images, annotations, overrides=overrides)
+    trained, source = open_checkpoint(checkpoint, images, annotations, overrides=overrides, trusted=trusted)
     results = detect_all(trained, source, mesh, progress)
     return score_all(trained, source, results, fast=fast).metrics
 
@@ -85,6 +87,7 @@ def open_checkpoint(
     *,
     config: Experiment | None = None,
     overrides: Sequence[str] = (),
+    trusted: Sequence[str] = (),
 ) -> tuple[Trained, Source]:
     """A checkpoint and the data to evaluate it on: its validation set, or a COCO folder; arguments as above.
 
@@ -96,7 +99,7 @@ def open_checkpoint(
     """
 
     def opened() -> tuple[Trained, Source]:
-        trained = load(checkpoint, config=config, overrides=overrides)
+        trained = load(checkpoint, config=config, overrides=overrides, trusted=trusted)
         if (images is None) != (annotations is None):
             raise ValueError(f"data to evaluate: expected images and annotations, got {images=}, {annotations=}")
         val = CocoFolder(images, annotations) if images and annotations else trained.experiment.data.val
@@ -138,7 +141,7 @@ def _refuse_to_write(scenes: Scenes) -> None:
 
 def _described(opened: tuple[Trained, Source]) -> dict[str, Any]:
     trained, source = opened
-    return {"config": to_data(trained.experiment), "step": trained.step, "images": fingerprint(source)}
+    return {"config": described(trained.experiment), "step": trained.step, "images": fingerprint(source)}
 
 
 def detect_all(

@@ -30,6 +30,7 @@ class Predictor:
         batch_size: images that are predicted at once, of those that follow each other and have one canvas; more
             than one pays on an accelerator.
         overrides: settings to change, by dotted keys, such as ``model.suppression.iou_threshold=0.4``.
+        trusted: modules whose classes the checkpoint may name, as for `jaxdet.load`.
 
     Raises:
         FileNotFoundError, ValueError: as `jaxdet.load`; the checkpoint has other categories than classes.
@@ -43,10 +44,11 @@ class Predictor:
         upright: bool = True,
         batch_size: int = 1,
         overrides: Sequence[str] = (),
+        trusted: Sequence[str] = (),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        trained = load(checkpoint, overrides=overrides)
+        trained = load(checkpoint, overrides=overrides, trusted=trusted)
         self.score_threshold, self.upright, self.batch_size = _threshold(score_threshold), upright, batch_size
         self._model, self._data = trained.experiment.model, trained.experiment.data
         # One device: a batch of a single image cannot be split.
@@ -116,6 +118,7 @@ def predict(
     score_threshold: float = 0.5,
     upright: bool = True,
     overrides: Sequence[str] = (),
+    trusted: Sequence[str] = (),
 ) -> list[Prediction]:
     """Detect objects in images (``jaxdet.predict``); `Predictor` does the same for many calls.
 
@@ -131,6 +134,7 @@ def predict(
             pixels in hand and never turned (``PIL.ImageOps.exif_transpose`` does so).
         overrides: settings to change, by dotted keys, such as ``data.short_side=600`` ``data.long_side=1000``; for
             several calls ``jaxdet.load`` takes them once.
+        trusted: modules whose classes the checkpoint may name, as for ``jaxdet.load``.
 
     Returns:
         What is found in each image, with boxes, masks, scores and names, a picture, and COCO results (`Prediction`).
@@ -140,7 +144,10 @@ def predict(
         ValueError: an image cannot be read or is of another kind, or as in ``jaxdet.load``.
     """
     chosen = each_image(images)  # what is no image is refused before anything is loaded
-    return Predictor(checkpoint, score_threshold=score_threshold, upright=upright, overrides=overrides)(chosen)
+    predictor = Predictor(
+        checkpoint, score_threshold=score_threshold, upright=upright, overrides=overrides, trusted=trusted
+    )
+    return predictor(chosen)
 
 
 def _threshold(value: float) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 from jaxdet.evaluation.tables import show_progress
 from jaxdet.report.build import report
 from jaxdet.report.tables import error_table
+from jaxdet.runtime.flags import add_trusted_flag
 from jaxdet.runtime.hosts import explained, run_main
 from jaxdet.runtime.large_pages import ask_for_large_pages
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images=options.images,
             out=options.out,
             overrides=words,
+            trusted=options.trusted,
             fast=options.fast,
             progress=show_progress,
         )
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", help="folder of its images")
     parser.add_argument("--out", default="report", help="folder to write into (default: report)")
     parser.add_argument("--fast", action="store_true", help="score by faster-coco-eval: the same numbers sooner")
+    add_trusted_flag(parser)
     return parser
 
 

@@ -42,6 +42,7 @@ def report(
     images: str | PathLike[str] | None = None,
     out: str | PathLike[str] = "report",
     overrides: Sequence[str] = (),
+    trusted: Sequence[str] = (),
     fast: bool = False,
     progress: "Progress | None" = None,
 ) -> list[dict[str, Any]]:
@@ -55,6 +56,7 @@ def report(
         images: their folder; without one, the page of ``results`` has no pictures.
         out: the folder to write into.
         overrides: settings of ``run`` to change, as for ``jaxdet.evaluate``.
+        trusted: modules whose classes the checkpoints may name, as for ``jaxdet.load``.
         fast: score by faster-coco-eval (the same numbers sooner).
         progress: called after each batch of images.
 
@@ -88,11 +90,11 @@ def report(
         assert run is not None
         refuse_in_workers()
         data = [None if path is None else fspath(path) for path in (images, truth)]
-        trained, source = open_checkpoint(run, *data, overrides=overrides)
+        trained, source = open_checkpoint(run, *data, overrides=overrides, trusted=trusted)
         ground_truth = source.ground_truth()
         found = [_detected(_name(run), trained, source, progress)]
     if other is not None:
-        found.append(_other(other, source, ground_truth, progress))
+        found.append(_other(other, source, ground_truth, progress, trusted))
     return _write(Path(out), ground_truth, _named_short(found), source, fast)
 
 
@@ -104,14 +106,16 @@ def _named_short(found: list[_Found]) -> list[_Found]:
     return [replace(each, name=name) for each, name in zip(found, names, strict=True)]
 
 
-def _other(other: "Checkpoint", source: Source | None, truth: Truth, progress: "Progress | None") -> _Found:
+def _other(
+    other: "Checkpoint", source: Source | None, truth: Truth, progress: "Progress | None", trusted: Sequence[str]
+) -> _Found:
     if isinstance(other, str | PathLike) and Path(other).suffix == ".json":
         return _Found(fspath(other), read_results(other, truth), {})
     if source is None:
         raise ValueError(f"--other {_name(other)}: expected --images for a model to look at, got none")
     from jaxdet.trained import load
 
-    return _detected(_name(other), load(other), source, progress)
+    return _detected(_name(other), load(other, trusted=trusted), source, progress)
 
 
 def _name(checkpoint: "Checkpoint") -> str:

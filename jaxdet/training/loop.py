@@ -10,28 +10,36 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 from jax.sharding import Mesh
 
 from jaxdet.checkpoints.store import CheckpointStore
-from jaxdet.runtime.agreement import broadcast_flag
+from jaxdet.runtime.agreement import broadcast_flag, from_all
 from jaxdet.runtime.compiling import Abandoned
 from jaxdet.runtime.mesh import split_batch
 from jaxdet.structures import Batch
 from jaxdet.training.best import Best, Enough
 from jaxdet.training.log import RunLog
 from jaxdet.training.metrics import Meter, progress_line
+from jaxdet.training.profile import Profile
 from jaxdet.training.signals import Stopped, StopRequest
 from jaxdet.training.state import TrainState, to_save
 from jaxdet.training.step import COUNT, Metrics, TrainStep
 from jaxdet.training.validate import report
+from jaxdet.training.workdir import note_stop
 
 METER = "meter"  #: the key under which a checkpoint's metadata has the meter
 
 StepCheck: TypeAlias = Callable[[int, Mapping[str, float], Batch], bool]
 """``(step, metrics, batch)`` -> whether the step counts; raises to stop the run (see `metrics.FiniteCheck`)."""
+
+OnStep: TypeAlias = Callable[[int, dict[str, float]], None]
+"""``(step, metrics)``, every ``run.log_every`` steps: what the log has of them, as ``{"loss": ..., "lr": ...}``."""
+
+OnEval: TypeAlias = Callable[[int, dict[str, float]], Literal["stop"] | None]
+"""``(step, scores)`` after each evaluation; ``"stop"`` ends the run, as if its schedule were over."""
 
 _log = logging.getLogger(__name__)
 
@@ -153,17 +161,24 @@ class Hooks:
     stop: StopRequest
     workdir: Path
     best: Best | None = None  #: keeps the best weights; None: only the newest stay
+    on_step: OnStep | None = None  #: the user's; called by the first process, as is the next
+    on_eval: OnEval | None = None
+    profile: Profile | None = None  #: traces some steps
     shift: int = 0  #: see `position.Position`: checkpoints and evaluations come at places of the schedule
 
     def __post_init__(self) -> None:
         self._last: tuple[int, dict[str, float]] | None = None  # step and scores of the last evaluation
+        self.stopped = False  #: ``on_eval`` has asked for the end
 
     def __call__(self, step: int, state: TrainState, pending: PendingMetrics) -> None:
+        if self.profile is not None and self.profile.ends_after(step):
+            pending.settle()
+            self.profile.end()
         stopping = self.stop.agreed(step, self.intervals.log)
         if step == self.start + 1:
-            self._after_first(step, pending)
+            self._after_first(step, state, pending)
         elif self._due(step, self.intervals.log):
-            self._show(step, pending)
+            self._show(step, state, pending)
         if stopping or self._due(step, self.intervals.checkpoint, self.shift):
             pending.settle()
             self.save(step, state)
@@ -173,10 +188,14 @@ class Hooks:
             pending.settle()
             self.evaluate(step, state)
             self.meter.start()  # the evaluation's time is no part of the training speed
-            if self.enough(step):
+            if self.stopped or self.enough(step):
                 self.save(step, state)
-                _log.info("no better score came: the run ends after step %d of %d", step, self.total)
+                why = "on_eval said stop" if self.stopped else "no better score came"
+                _log.info("%s: the run ends after step %d of %d", why, step, self.total)
                 raise Enough(state)
+        if self.profile is not None and self.profile.begins_after(step):
+            pending.settle()
+            self.profile.begin()
 
     def enough(self, step: int) -> bool:
         """Whether the run is over before its last step, since no better score came (``run.patience``)."""
@@ -226,7 +245,32 @@ class Hooks:
             self.best.see(step, state, metrics, self.metadata)
         if step != self.start or not self.log.evaluated:
             report(metrics, step, self.log, self.workdir)
+        if self.on_eval is not None:
+            self._ask(self.on_eval, step, metrics, state)
         return metrics
+
+    def _ask(self, on_eval: OnEval, step: int, metrics: dict[str, float], state: TrainState) -> None:
+        """Ask the user's function whether to go on after an evaluation."""
+        answer = self._tell(lambda: on_eval(step, dict(metrics)), step, state)
+        if answer not in (None, "stop"):
+            self.save(step, state)
+            self.store.wait()
+            raise ValueError(f"on_eval: expected it to return None or 'stop', got {answer!r}")
+        if answer == "stop" and step < self.total:
+            self.stopped = True
+            from_all(lambda: note_stop(self.workdir, step) if jax.process_index() == 0 else None)
+
+    def _tell(self, call: Callable[[], Any], step: int, state: TrainState) -> Any:
+        """Call a function of the user's in the first process, and return its answer in all of them.
+
+        What it raises ends the run; the state, whose metrics are settled, is saved before.
+        """
+        try:
+            return from_all(lambda: call() if jax.process_index() == 0 else None)[0]
+        except Exception:
+            self.save(step, state)
+            self.store.wait()
+            raise
 
     def _due(self, step: int, every: int, shift: int = 0) -> bool:
         return step == self.total or (step + shift) % every == 0
@@ -236,18 +280,25 @@ class Hooks:
         every = self.intervals.evaluate
         return every > 0 and 0 < step < self.total and (step + self.shift) % every == 0
 
-    def _after_first(self, step: int, pending: PendingMetrics) -> None:
+    def _after_first(self, step: int, state: TrainState, pending: PendingMetrics) -> None:
         pending.settle()
         if self._due(step, self.intervals.log):  # without a speed, since starting would count for it
-            self.log.scalars(step, self.meter.take(self.total - step))
+            self._log_step(step, state, self.meter.take(self.total - step))
         self.meter.start()
 
-    def _show(self, step: int, pending: PendingMetrics) -> None:
+    def _log_step(self, step: int, state: TrainState, summary: dict[str, float]) -> None:
+        self.log.scalars(step, summary)
+        if self.on_step is not None:
+            on_step = self.on_step
+            self._tell(lambda: on_step(step, dict(summary)), step, state)
+            self.meter.start()  # its time is no part of the training speed
+
+    def _show(self, step: int, state: TrainState, pending: PendingMetrics) -> None:
         pending.settle()
         self.store.check()  # otherwise a full disk would go unnoticed until the next checkpoint
         summary = self.meter.take(self.total - step)
         _log.info(progress_line(step, self.total, summary))
-        self.log.scalars(step, summary)
+        self._log_step(step, state, summary)
 
     def _leave(self, step: int) -> None:
         self.store.wait()

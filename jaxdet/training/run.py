@@ -1,6 +1,7 @@
 """A training run from beginning to end."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 import jaxdet
 from jaxdet.checkpoints.store import CheckpointStore
-from jaxdet.config import check, to_data
+from jaxdet.config import check, flat_settings, to_data, trusted_modules
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
 from jaxdet.data.pipeline.plans import train_plan
 from jaxdet.data.pipeline.ready import check_trainable
@@ -27,21 +28,33 @@ from jaxdet.runtime.main_guard import refuse_in_workers
 from jaxdet.runtime.mesh import check_batch_size, data_mesh, device_kinds, replicated_key
 from jaxdet.training.best import Best, Enough
 from jaxdet.training.log import RunLog
-from jaxdet.training.loop import METER, Hooks, Intervals, run_steps
+from jaxdet.training.loop import METER, Hooks, Intervals, OnEval, OnStep, run_steps
 from jaxdet.training.metrics import FiniteCheck, Meter
 from jaxdet.training.optimizer import check_patterns, frozen_parameters, learning_rate, update_direction
-from jaxdet.training.phases import named, start_of
+from jaxdet.training.phases import first_phase, named, start_of
 from jaxdet.training.position import CATEGORIES, DATA, POSITION, Position, check_data
+from jaxdet.training.profile import Profile
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState, start_state
 from jaxdet.training.step import StepByCanvas, make_train_step
 from jaxdet.training.validate import validate, write_metrics
-from jaxdet.training.workdir import claim, locked, read_metrics
+from jaxdet.training.workdir import claim, locked, read_metrics, stopped_at
+from jaxdet.training.writers.writer import Writer
 
 _log = logging.getLogger(__name__)
 
 
-def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool = False) -> dict[str, float]:
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    *,
+    accept_changes: bool = False,
+    trusted: Sequence[str] = (),
+    writers: Sequence[Writer] = (),
+    on_step: OnStep | None = None,
+    on_eval: OnEval | None = None,
+    profile: str | None = None,
+) -> dict[str, float]:
     """Train to the end of the schedule, from where the run in ``workdir`` stopped, on all devices.
 
     Writes into ``workdir``: ``checkpoints/``, ``config.json`` and ``.txt``, ``log.jsonl``, ``tensorboard/``,
@@ -54,6 +67,17 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
         workdir: folder of the run; an unfinished run in it goes on, a finished one is left as it is.
         accept_changes: go on although the config or the data is not the one that the run began with.  A schedule in
             epochs goes on after as many of them, however many steps they have now.
+        trusted: names or paths of modules whose classes the config may name (`jaxdet.config.trusted_modules`).
+        writers: get the config, numbers and pictures of the run beside its own files, as `jaxdet.training.writers`.
+        on_step: called as ``on_step(step, metrics)`` every ``run.log_every`` steps with what the log has of them.  In
+            other steps the device is not waited for.
+        on_eval: called as ``on_eval(step, scores)`` after each evaluation.  If it returns ``"stop"``, the run ends
+            there, saved and with these scores, and the same call does not go on with it; else it returns None.  Of
+            several processes the first one calls ``on_step``, ``on_eval`` and the writers.  What these two raise ends
+            the run; its state is saved before.
+        profile: steps to trace, such as ``"10:15"``, into the folder ``profile`` of the run (`training.profile`).
+
+        Of two phases the second one alone has writers, ``on_step``, ``on_eval`` and ``profile``.
 
     Returns:
         COCO's numbers at the end (`jaxdet.evaluation.evaluate.evaluate`); empty without a validation set.
@@ -68,8 +92,10 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     """
     refuse_in_workers()
     check_local(workdir, "--workdir")
+    trusted = trusted_modules(trusted)
     check(as_experiment(experiment))  # a config from Python code has not been checked yet
-    job = _prepare(experiment, Path(workdir), accept_changes)
+    listeners = _Listeners(tuple(writers), on_step, on_eval, profile)
+    job = _prepare(experiment, Path(workdir), accept_changes, trusted, listeners)
     run = experiment.run
     is_frozen = frozen_parameters(experiment.model, run.train_only)
     direction = update_direction(experiment.optimizer, is_frozen)
@@ -77,7 +103,8 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
         classes = [category.name for category in job.source.categories]
         # Claimed and checked before the first of two phases, which may take days.
         begun = bool(store.steps())
-        run = start_of(experiment, job.workdir, begun=begun, train=partial(train, accept_changes=accept_changes))
+        again = partial(train, accept_changes=accept_changes, trusted=trusted)
+        run = start_of(experiment, job.workdir, begun=begun, train=again)
         with named("the weights to start from (run.init_from)"):
             averaged = experiment.optimizer.ema is not None
             state = start_state(experiment.model, direction, run, store, job.mesh, classes, averaged=averaged)
@@ -91,18 +118,21 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
             # can take a minute in which it could not be answered.
             stop_on_signal() as stop,
             job.batches(start, position) as batches,
-            RunLog(job.workdir, start, writes=job.writes) as log,
+            job.log(start) as log,
             job.best(position) as best,
+            job.profile(start, position) as traced,
         ):
-            hooks = job.hooks(start, position, stored, log, store, stop, best)
+            hooks = job.hooks(start, position, stored, log, store, stop, best, traced)
             done = read_metrics(job.workdir)
             # Without scores of a run at its end, its last evaluation was cut off, and is made up for below.
-            over = start >= hooks.total or hooks.enough(start)
+            over = start >= hooks.total or hooks.enough(start) or (done is not None and stopped_at(job.workdir, start))
             if over and (done is not None or job.val is None):
                 _log.info("%s holds a finished run of %d steps", workdir, start)
                 return done or {}
             hooks.resume(state)
-            if not over:
+            if not over and not hooks.stopped:
+                if traced is not None and traced.begins_after(start):
+                    traced.begin()
                 state = job.steps(state, direction, batches, position, hooks)
             metrics = hooks.evaluate(int(state.step), state)
             log.curves()
@@ -110,6 +140,16 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
     if metrics and job.writes:
         write_metrics(metrics, job.workdir)
     return metrics
+
+
+@dataclass(frozen=True)
+class _Listeners:
+    """What the user wants to know of a run while it goes on; arguments of `train`."""
+
+    writers: tuple[Writer, ...]
+    on_step: OnStep | None
+    on_eval: OnEval | None
+    profile: str | None
 
 
 @dataclass(frozen=True)
@@ -122,6 +162,7 @@ class _Job:
     source: Source
     val: Source | None  #: the validation set
     metadata: dict[str, Any]  #: goes into every checkpoint
+    listeners: _Listeners
 
     @property
     def writes(self) -> bool:
@@ -145,6 +186,18 @@ class _Job:
             process_count=jax.process_count(),
         )
 
+    def log(self, start: int) -> RunLog:
+        """The log of a run from step ``start`` on."""
+        settings = flat_settings(self.experiment)
+        return RunLog(self.workdir, start, writes=self.writes, writers=self.listeners.writers, settings=settings)
+
+    def profile(self, start: int, position: Position) -> "Profile | nullcontext[None]":
+        """What traces some steps, if the user asks for it."""
+        if self.listeners.profile is None:
+            return nullcontext()
+        total = position.total(self.experiment.optimizer.schedule)
+        return Profile(self.listeners.profile, self.workdir, start, total, writes=self.writes)
+
     def best(self, position: Position) -> "Best | nullcontext[None]":
         """What keeps the best weights, if the run asks for it."""
         run, schedule = self.experiment.run, self.experiment.optimizer.schedule
@@ -161,6 +214,7 @@ class _Job:
         store: CheckpointStore,
         stop: StopRequest,
         best: Best | None,
+        profile: Profile | None,
     ) -> Hooks:
         """What happens between steps, for a run from step ``start``; ``stored``: the metadata of its checkpoint."""
         run, schedule = self.experiment.run, self.experiment.optimizer.schedule
@@ -182,6 +236,9 @@ class _Job:
             stop=stop,
             workdir=self.workdir,
             best=best,
+            on_step=self.listeners.on_step,
+            on_eval=self.listeners.on_eval,
+            profile=profile,
         )
 
     def validate(self, val: Source, stop: StopRequest, state: TrainState) -> dict[str, float]:
@@ -242,9 +299,11 @@ class _Job:
             return end.state
 
 
-def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Job:
+def _prepare(
+    experiment: Experiment, workdir: Path, accept_changes: bool, trusted: Sequence[str], listeners: _Listeners
+) -> _Job:
     """Open the data and claim the folder; all processes fail here if one does, or if theirs differ."""
-    mesh, config = data_mesh(), to_data(experiment)
+    mesh, config = data_mesh(), to_data(experiment, trusted)
 
     def opened() -> tuple[Source, Source | None]:
         check_batch_size(experiment.data.batch_size, mesh)
@@ -256,15 +315,20 @@ def _prepare(experiment: Experiment, workdir: Path, accept_changes: bool) -> _Jo
         return {"config": config, "data.train": prints[0], "data.val": prints[1]}
 
     source, val = alike(opened, described)
-    claim(workdir, experiment, config, accept_changes)
+    if listeners.on_eval is not None and val is None:
+        raise ValueError("on_eval: expected a validation set to evaluate on, got data.val=None; set data.val")
+    if listeners != _Listeners((), None, None, None) and first_phase(experiment) is not None:
+        _log.info("writers, on_step, on_eval and profile are for the second of two phases")
+    claim(workdir, experiment, config, accept_changes, trusted)
     categories = [{"id": category.id, "name": category.name} for category in source.categories]
     metadata = {
         "config": config,
+        "trusted": list(trusted),
         "version": jaxdet.__version__,
         CATEGORIES: categories,
         DATA: fingerprint(source),
     }
-    return _Job(experiment, workdir, mesh, source, val, metadata)
+    return _Job(experiment, workdir, mesh, source, val, metadata, listeners)
 
 
 def _open(data: Data, classes: int, run: Run) -> tuple[Source, Source | None]:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import jax
 
 from jaxdet.checkpoints.reading import has_checkpoint
-from jaxdet.config import differences, from_data, to_data, to_text
+from jaxdet.config import described, differences, from_data, to_text
 from jaxdet.runtime.agreement import from_all
 from jaxdet.runtime.files import write_json, write_text
 from jaxdet.runtime.locks import hold
 
 _CONFIG = "config.json"
+_STOPPED = "stopped.json"
 METRICS = "metrics.json"  #: scores of a finished run; that the file exists says that the run is finished
 _PATIENCE = 60.0  #: seconds to wait for the lock: a job that is restarted may overlap with its predecessor's end
 _PAUSE = 0.5  #: seconds between two attempts
@@ -65,7 +66,7 @@ def _lock(workdir: Path) -> int | None:
         time.sleep(_PAUSE)
 
 
-def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
+def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool, trusted: Sequence[str] = ()) -> None:
     """Make the folder and write the config into it, or check that the run in it has the same config.
 
     A run that never came to a checkpoint, for example because its weights were refused, leaves the folder free:
@@ -79,19 +80,20 @@ def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> 
         experiment: the config.
         config: the same as data.
         accept_changes: go on with the new config where it differs.
+        trusted: names of modules whose classes the stored config may name.
 
     Raises:
         ValueError: the config differs from the stored one; every difference is listed.
     """
     first = jax.process_index() == 0
-    from_all(lambda: _claim(workdir, experiment, config, accept_changes) if first else None)
+    from_all(lambda: _claim(workdir, experiment, config, accept_changes, trusted) if first else None)
 
 
-def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) -> None:
+def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool, trusted: Sequence[str]) -> None:
     path = workdir / _CONFIG
     if path.exists():
         # Rebuilt before it is compared: a setting that is newer than the run gets its default and is no difference.
-        stored = to_data(from_data(_read_json(path)))
+        stored = described(from_data(_read_json(path), trusted))
         changes = differences(stored, config)
         begun = has_checkpoint(workdir)
         if changes and begun and not accept_changes:
@@ -103,6 +105,17 @@ def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool) ->
             (workdir / METRICS).unlink(missing_ok=True)
     write_json(path, config)
     write_text(workdir / "config.txt", to_text(experiment) + "\n")
+
+
+def note_stop(workdir: Path, step: int) -> None:
+    """Note that the user's ``on_eval`` ended the run after ``step`` steps, so that the same command does not go on."""
+    write_json(workdir / _STOPPED, {"step": step})
+
+
+def stopped_at(workdir: Path, step: int) -> bool:
+    """Whether ``on_eval`` ended the run in this folder after ``step`` steps."""
+    path = workdir / _STOPPED
+    return path.exists() and _read_json(path) == {"step": step}
 
 
 def read_metrics(workdir: Path) -> dict[str, float] | None:

@@ -42,7 +42,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 import jax
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.training.log import RunLog
-from jaxdet.training.log import JSONL, read_log
+from jaxdet.training.writers.jsonl import JSONL, read_log
 folder = Path(sys.argv[1])
 
 def weights(size):

@@ -11,8 +11,9 @@ from PIL import Image
 
 from jaxdet.config import to_data
 from jaxdet.experiment import Run
-from jaxdet.training.log import CURVES, LogFile, RunLog, read_log
+from jaxdet.training.log import CURVES, RunLog
 from jaxdet.training.workdir import claim, read_metrics
+from jaxdet.training.writers.jsonl import LogFile, read_log
 from tests.disk import files_of_at_most
 
 

@@ -17,12 +17,15 @@ from jaxdet.checkpoints.reading import VARIABLES
 from jaxdet.runtime.compiling import breakable, is_compiling
 from jaxdet.runtime.mesh import data_mesh
 from jaxdet.structures import Batch
-from jaxdet.training.log import RunLog, read_log
+from jaxdet.training.best import Enough
+from jaxdet.training.log import RunLog
 from jaxdet.training.loop import Hooks, Intervals, PendingMetrics, run_steps
 from jaxdet.training.metrics import FiniteCheck, Meter
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState
 from jaxdet.training.step import StepByCanvas
+from jaxdet.training.workdir import stopped_at
+from jaxdet.training.writers.jsonl import read_log
 from tests.training.stub import KEY, batch_of, finite
 
 
@@ -46,7 +49,7 @@ class Store:
         pass
 
 
-def watch(tmp_path: Path, log: RunLog, stop: StopRequest, validate: Any = None) -> Hooks:
+def watch(tmp_path: Path, log: RunLog, stop: StopRequest, validate: Any = None, **more: Any) -> Hooks:
     return Hooks(
         intervals=Intervals(log=2, checkpoint=3, evaluate=4),
         start=0,
@@ -58,6 +61,7 @@ def watch(tmp_path: Path, log: RunLog, stop: StopRequest, validate: Any = None) 
         validate=validate,
         stop=stop,
         workdir=tmp_path,
+        **more,
     )
 
 
@@ -122,6 +126,65 @@ def test_scores_of_the_end_come_into_the_log_once(tmp_path: Path) -> None:
             watched.start = 10
             assert watched.evaluate(10, STATE) == {"bbox/AP": 0.5}
     assert [record["step"] for record in read_log(tmp_path)] == [10]
+
+
+def test_on_step_sees_what_the_log_has_and_on_eval_the_scores(tmp_path: Path) -> None:
+    seen = list[Any]()
+    calls = {"on_step": lambda *what: seen.append(what), "on_eval": lambda *what: seen.append(what)}
+    with RunLog(tmp_path, 0) as log:
+        step_through(watch(tmp_path, log, StopRequest(), lambda state: {"bbox/AP": 0.25}, **calls), 10)
+    assert [step for step, _ in seen] == [2, 4, 4, 6, 8, 8, 10]
+    logged = [{k: v for k, v in entry.items() if k not in ("step", "time")} for entry in read_log(tmp_path)]
+    assert [values for _, values in seen] == logged
+
+
+def test_on_step_waits_for_the_device_in_no_other_step(tmp_path: Path) -> None:
+    """The metrics of a step are read when the next one has been sent off, but for those that are logged."""
+    settled = list[tuple[int, bool]]()
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, StopRequest(), on_step=lambda step, metrics: None)
+        watched.intervals = Intervals(log=3, checkpoint=99, evaluate=0)
+        pending = PendingMetrics(watched.meter, finite)
+        for step in range(1, 8):
+            pending.push(step, METRICS, batch_of(0))
+            watched(step, STATE, pending)
+            settled.append((step, pending._pending is None))
+    assert [step for step, is_settled in settled if is_settled] == [1, 3, 6]
+
+
+def test_on_eval_ends_the_run_saved_and_for_good(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "jaxdet"), RunLog(tmp_path, 0) as log:
+        stop_at_8 = lambda step, scores: "stop" if step == 8 else None  # noqa: E731
+        watched = watch(tmp_path, log, StopRequest(), lambda state: {"bbox/AP": 0.25}, on_eval=stop_at_8)
+        with pytest.raises(Enough):
+            step_through(watched, 10)
+    assert watched.stopped
+    assert watched.store.saved == [3, 6, 8]  # type: ignore[attr-defined]
+    assert stopped_at(tmp_path, 8)
+    assert not stopped_at(tmp_path, 6)
+    assert "on_eval said stop: the run ends after step 8 of 10" in caplog.text
+
+
+@pytest.mark.parametrize("answer", [True, "halt", 0])
+def test_another_answer_of_on_eval_is_an_error_that_loses_nothing(tmp_path: Path, answer: Any) -> None:
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, StopRequest(), lambda state: {"bbox/AP": 0.25}, on_eval=lambda *_: answer)
+        with pytest.raises(ValueError, match=rf"expected it to return None or 'stop', got {answer!r}"):
+            step_through(watched, 10)
+    assert watched.store.saved == [3, 4]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("hook", "last"), [("on_step", 2), ("on_eval", 4)])
+def test_what_a_function_of_the_user_raises_ends_the_run_saved(tmp_path: Path, hook: str, last: int) -> None:
+    def fail(step: int, values: dict[str, float]) -> None:
+        raise KeyError("mine")
+
+    with RunLog(tmp_path, 0) as log:
+        watched = watch(tmp_path, log, StopRequest(), lambda state: {"bbox/AP": 0.25}, **{hook: fail})
+        with pytest.raises(KeyError, match="mine"):
+            step_through(watched, 10)
+    assert watched.store.saved[-1] == last  # type: ignore[attr-defined]
+    assert watched.store.waited  # type: ignore[attr-defined]
 
 
 def test_intervals_longer_than_the_run_leave_its_end(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from jaxdet.config import load_config, override
 from jaxdet.experiment import Experiment, Optimizer, Schedule
 from jaxdet.structures import Batch
 from jaxdet.training import run, train
-from jaxdet.training.log import read_log
 from jaxdet.training.loop import AfterStep, Meter, PendingMetrics
 from jaxdet.training.optimizer import learning_rate
 from jaxdet.training.position import Position, check_data
 from jaxdet.training.state import TrainState
+from jaxdet.training.writers.jsonl import read_log
 from tests.training.stub import finite
 
 EPOCHS = Schedule(length=4, drops=(3,), warmup_steps=0)

@@ -20,9 +20,9 @@ from jaxdet.data import CocoFolder, open_source
 from jaxdet.data.scenes.write import cached_scenes
 from jaxdet.experiment import Experiment, Run
 from jaxdet.training import train
-from jaxdet.training.log import read_log
 from jaxdet.training.state import init_variables
 from jaxdet.training.weights import with_weights
+from jaxdet.training.writers.jsonl import read_log
 from tools.endurance import differences
 
 HERE = Path(__file__).parent

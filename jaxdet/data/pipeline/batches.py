@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from jaxdet.data.pipeline.augment import distort, draw_view
 from jaxdet.data.pipeline.mix import mix
-from jaxdet.data.pipeline.plans import AUGMENT, MIX, REPLACE, Share, TrainPlan
+from jaxdet.data.pipeline.own import augmented
+from jaxdet.data.pipeline.plans import AUGMENT, MIX, OWN, REPLACE, Share, TrainPlan
 from jaxdet.data.pipeline.transforms import IGNORED, canvas_hw, image_arrays, target_arrays, view_of
 from jaxdet.data.records import Record, Source
 from jaxdet.data.settings import Data
@@ -78,6 +79,7 @@ class TrainBatches:
         # One generator for each slot of each step: the draws depend on neither workers nor processes.
         rng = np.random.default_rng([self.plan.seed, AUGMENT, step, slot])
         record = self._mixed(step, slot, index)
+        record = augmented(record, self.data, np.random.default_rng([self.plan.seed, OWN, step, slot]))
         view = draw_view(record, self.data, rng)
         targets = target_arrays(record, view, self.data)
         counts = {"dropped": targets.pop("dropped")}

@@ -18,7 +18,7 @@ from jaxdet.data.settings import Data
 from jaxdet.data.sources.stored import CHECK, StoredSource
 
 # Part of the seed of each random draw, so that draws for different purposes are independent of each other.
-_ORDER, AUGMENT, REPLACE, MIX = 0, 1, 2, 3
+_ORDER, AUGMENT, REPLACE, MIX, OWN = 0, 1, 2, 3, 4
 
 
 def buckets(sizes: NDArray[np.int32], chosen: NDArray[np.int64], data: Data) -> list[NDArray[np.int64]]:

@@ -83,7 +83,7 @@ def open_coco(images: str, annotations: str, stuff: str | None = None) -> Stored
     data = read_json(annotations)
     try:
         categories = read_categories(data["categories"])
-        table = SharedArrays(_pack(data, categories, images))
+        table = SharedArrays(pack(data, categories, images))
     except ValueError as error:  # the functions above do not know the file
         raise ValueError(f"annotations {annotations}: {error}; {CHECK}") from error
     return StoredSource(categories, table, CocoFiles(images, annotations, stuff, table))
@@ -96,7 +96,7 @@ class CocoFiles:
     images: str  #: folder of the images
     json: str  #: path of the instances json
     stuff: str | None  #: folder of the semantic maps
-    table: SharedArrays  #: the json as `_pack` packed it
+    table: SharedArrays  #: the json as `pack` packed it
 
     def read(self, index: int, image_id: int) -> Record:
         path = self.image_path(index)
@@ -143,7 +143,7 @@ def map_path(stuff: str, file_name: str) -> Path:
     return (Path(stuff) / file_name).with_suffix(".png")
 
 
-def _pack(data: dict[str, Any], categories: Sequence[Category], folder: str) -> dict[str, NDArray[Any]]:
+def pack(data: dict[str, Any], categories: Sequence[Category], folder: str) -> dict[str, NDArray[Any]]:
     """Check a whole json and pack it into arrays.
 
     Annotations are sorted by image: those of image i are rows ``first[i]`` to ``first[i + 1]`` of ``labels`` and

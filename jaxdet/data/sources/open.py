@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from jaxdet.data.records import Source
 from jaxdet.data.scenes.write import cached_scenes
-from jaxdet.data.settings import CocoFolder, Scenes, SourceSettings
+from jaxdet.data.settings import CocoFolder, OwnSource, Scenes, SourceSettings
 from jaxdet.data.sources.coco import open_coco
 from jaxdet.data.sources.tfds import open_tfds
 
@@ -20,7 +20,9 @@ def open_source(settings: SourceSettings | None) -> Source:
         ValueError: there are no settings, or what they name cannot be read or has no images.
     """
     if settings is None:
-        raise ValueError("data: expected a source (CocoFolder, Tfds or Scenes), got None; set data.train or data.val")
+        raise ValueError(
+            "data: expected a source (CocoFolder, Tfds, Scenes or your own), got None; set data.train or data.val"
+        )
     source = _open(settings)
     if not len(source):
         raise ValueError(f"data: expected images, got none in {settings}")
@@ -34,6 +36,8 @@ def _open(settings: SourceSettings) -> Source:
         folder = cached_scenes(settings)
         maps = str(folder / "semantic") if settings.semantic else None
         return open_coco(str(folder / "images"), str(folder / f"instances_{settings.split}.json"), maps)
+    if isinstance(settings, OwnSource):
+        return settings.open_source()
     return open_tfds(settings.directory, settings.split)
 
 
