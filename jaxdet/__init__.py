@@ -1,11 +1,12 @@
 """jaxdet: instance segmentation in JAX.
 
-Three verbs, what loads a checkpoint once for several of them, and the models by name::
+Four verbs, what loads a checkpoint once for several of them, and the models by name::
 
     jaxdet.train(config, workdir="runs/mine")
     jaxdet.evaluate("runs/mine")
     jaxdet.predict("runs/mine", "photo.jpg")[0].plot("found.png")
     model = jaxdet.load("runs/mine")
+    jaxdet.export("runs/mine", "exported")
     jaxdet.list_models("mask_rcnn*")
     jaxdet.build("mask_rcnn_r50_fpn", num_classes=3)
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxdet.evaluation.evaluate import evaluate_checkpoint as evaluate
+    from jaxdet.exporting import export
     from jaxdet.prediction import Prediction, Predictor, predict
     from jaxdet.trained import load
     from jaxdet.training import train
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 _HOME = {
     "build": ("jaxdet.zoo", "build"),
     "evaluate": ("jaxdet.evaluation.evaluate", "evaluate_checkpoint"),
+    "export": ("jaxdet.exporting", "export"),
     "list_models": ("jaxdet.zoo", "list_models"),
     "load": ("jaxdet.trained", "load"),
     "predict": ("jaxdet.prediction", "predict"),
@@ -35,7 +38,18 @@ _HOME = {
     "train": ("jaxdet.training", "train"),
 }
 
-__all__ = ["Prediction", "Predictor", "__version__", "build", "evaluate", "list_models", "load", "predict", "train"]
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "__version__",
+    "build",
+    "evaluate",
+    "export",
+    "list_models",
+    "load",
+    "predict",
+    "train",
+]
 
 
 def __dir__() -> list[str]:

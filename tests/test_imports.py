@@ -28,6 +28,7 @@ ALLOWED["evaluation"] = {*ALLOWED} - {"visualize", "nn"}  # a model over data, a
 ALLOWED["report"] = {"data", "evaluation", "runtime", "trained"}  # which says where a model goes wrong
 BELOW = set(ALLOWED) - {"report"}
 ALLOWED |= {"training": BELOW, "prediction": BELOW}  # neither knows the other
+ALLOWED["exporting"] = {"structures", "ops", "models", "data", "checkpoints", "runtime", "evaluation", "trained"}
 ALLOWED["zoo"] = {*BELOW, "training"}
 ALLOWED["show"] = {"config", "data", "experiment", "runtime", "visualize"}
 ALLOWED["recipe"] = {"config", "data", "experiment", "runtime", "training"}  # settings from a folder and minutes

@@ -14,7 +14,7 @@ import jaxdet.data
 
 ROOT = Path(__file__).parents[1]
 CODE = (".py", ".pyc")
-VERBS = ("train", "evaluate", "predict", "load", "build", "list_models")
+VERBS = ("train", "evaluate", "predict", "export", "load", "build", "list_models")
 
 
 def python(script: str, folder: Path, **environment: str) -> str:

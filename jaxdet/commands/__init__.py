@@ -3,6 +3,7 @@
     jaxdet train --config mask_rcnn_r18_fpn_small --workdir runs/mine data.batch_size=2
     jaxdet eval --checkpoint runs/mine
     jaxdet predict --checkpoint runs/mine photo.jpg
+    jaxdet export runs/mine exported
     jaxdet data check FOLDER
     jaxdet zoo
 
@@ -21,6 +22,7 @@ VERBS = {
     ("train",): ("jaxdet.commands.train", "train a model, or go on with a run"),
     ("eval",): ("jaxdet.commands.eval", "score a checkpoint, or a results file, by COCO's rules"),
     ("predict",): ("jaxdet.commands.predict", "detect what is in images"),
+    ("export",): ("jaxdet.commands.export", "write a model as programs that run without jaxdet"),
     ("report",): ("jaxdet.report.__main__", "say where a model goes wrong, with a page to look at"),
     ("data", "check"): ("jaxdet.data.check", "look for what is wrong with a data set"),
     ("data", "convert"): (

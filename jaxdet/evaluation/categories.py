@@ -36,6 +36,11 @@ def match_categories(
     return tuple(ids[category.name] for category in of_model)
 
 
+def numbered(count: int) -> tuple[Category, ...]:
+    """Categories for weights that do not say what their labels stand for."""
+    return tuple(Category(i + 1, f"class {i + 1}") for i in range(count))
+
+
 def _listed(categories: Sequence[Category]) -> str:
     names = [category.name for category in categories[:5]]
     return f"{len(categories)}: {', '.join(names)}{', ...' if len(categories) > 5 else ''}"

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdet.ops.devices import backend
+
 _LARGEST = np.finfo(np.float32).max
 # Keeps the upper 12 of the 24 bits of a float32's fraction: a product of two such halves has 24, and is exact.
 _UPPER_HALF = np.uint32(0xFFFFF000)
@@ -30,7 +32,7 @@ def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
     ``b`` may not be a broadcast of fewer numbers: XLA would multiply with their reciprocals.
     """
     q = a / b
-    return q if jax.default_backend() == "cpu" else refined(a, b, q)
+    return q if backend() == "cpu" else refined(a, b, q)
 
 
 def refined(a: jax.Array, b: jax.Array, q: jax.Array) -> jax.Array:

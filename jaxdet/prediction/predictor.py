@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.data import Category, image_batch, single_batch
+from jaxdet.data import image_batch, single_batch
 from jaxdet.data.given import ImageLike, each_image
 from jaxdet.data.pipeline.transforms import canvas_hw
+from jaxdet.evaluation.categories import numbered
 from jaxdet.evaluation.inference import image_of, predict_batch, results_of
 from jaxdet.prediction.found import Prediction
 from jaxdet.prediction.images import each_of, read
@@ -55,7 +56,7 @@ class Predictor:
         self._mesh = data_mesh(jax.local_devices()[:1])
         self._variables = trained.copies.of(trained.variables, self._mesh)
         self._ask = jax.jit(lambda variables, batch: self._model.apply(variables, batch, method="intermediates"))
-        self.categories = trained.categories or _numbered(self._model.num_classes)
+        self.categories = trained.categories or numbered(self._model.num_classes)
         if len(self.categories) != self._model.num_classes:
             given = f"{len(self.categories)} in the checkpoint, num_classes={self._model.num_classes}"
             raise ValueError(f"categories: expected one for each class of the model, got {given}")
@@ -154,8 +155,3 @@ def _threshold(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 <= value <= 1:
         raise ValueError(f"score threshold: expected 0 to 1, got {value!r}")
     return float(value)
-
-
-def _numbered(count: int) -> tuple[Category, ...]:
-    """Categories for weights that do not say what their labels stand for."""
-    return tuple(Category(i + 1, f"class {i + 1}") for i in range(count))

@@ -12,8 +12,8 @@ _Result = TypeVar("_Result")
 _PAUSE = 0.1  #: seconds between two looks at whether to stop
 _abandoned: list[threading.Thread] = []
 
-#: Orders a program so that arrays are freed as early as possible.
-_FREE_EARLY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+#: Options of XLA:CPU that order a program so that arrays are freed as early as possible.
+FREE_EARLY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 @cache
@@ -25,14 +25,14 @@ def compiler_options() -> dict[str, str] | None:
     it takes 0.9 GB, and a tenth less time.  Training would save a tenth of its memory and take a tenth longer, so it
     keeps the default.
     """
-    return _FREE_EARLY if jax.default_backend() == "cpu" and _known() else None
+    return FREE_EARLY if jax.default_backend() == "cpu" and _known() else None
 
 
 def _known() -> bool:
     """Whether this version of XLA has the option, found by compiling an empty program with it."""
     # XLA refuses options that it does not know, and lists none.
     try:
-        jax.jit(lambda: 0, compiler_options=_FREE_EARLY).lower().compile()
+        jax.jit(lambda: 0, compiler_options=FREE_EARLY).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

@@ -31,6 +31,7 @@ from jaxdet.models.roi.masks import (
     mean_probabilities,
 )
 from jaxdet.models.roi.schedule import Stage, heads_of_passes
+from jaxdet.ops.devices import backend
 from jaxdet.structures import Detections, Features, Proposals, Samples, Targets
 
 _Branch = TypeVar("_Branch", bound=nn.Module)
@@ -51,7 +52,7 @@ def choose(heads: Sequence[nn.Module], stages: Sequence[Stage], unroll: bool | N
 
     reason = why_not_rolled(heads, stages)
     if unroll is None:
-        unroll = len(stages) == 1 or jax.default_backend() in ("cpu", "gpu") or reason is not None
+        unroll = len(stages) == 1 or backend() in ("cpu", "gpu") or reason is not None
     if not unroll and reason is not None:
         raise ValueError(f"{reason} and cannot be rolled into a scan; set model.unroll=true")
     return loop if unroll else sys.modules[__name__]

@@ -16,6 +16,7 @@ from jax.nn.initializers import Initializer
 from jaxdet.ops.conv.direct import direct_conv
 from jaxdet.ops.conv.grouped import grouped_conv
 from jaxdet.ops.conv.overlap_save import fourier_conv, predicted_gain
+from jaxdet.ops.devices import backend
 
 NormKind: TypeAlias = Literal["batch", "sync_batch", "frozen_batch", "group"]
 StillNorm: TypeAlias = Literal["batch", "group"]
@@ -53,7 +54,7 @@ def convolve(
     ``method`` None is :func:`fastest_method`.
     """
     # XLA:GPU aborts where it fuses a slice with a stride into a matrix product (jax 0.10.2, triton_tiling_propagation).
-    if kernel.shape[:2] == (1, 1) and pads == (0, 0) and (stride == 1 or jax.default_backend() == "cpu"):
+    if kernel.shape[:2] == (1, 1) and pads == (0, 0) and (stride == 1 or backend() == "cpu"):
         return x[:, ::stride, ::stride] @ kernel[0, 0]
     # On a torus every output is computed; a stride of 2 would throw three of four away.
     if (method or fastest_method(x, kernel, stride, pads)) == "spectral":
@@ -69,7 +70,7 @@ def fastest_method(x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int
     Predictions and measurements: ``benchmarks/ops/small_convs.py``.
     """
     # Accelerators have hardware for direct convolutions, and in bfloat16 the transforms would round digits away.
-    if jax.default_backend() != "cpu" or x.dtype != jnp.float32 or stride != 1:
+    if backend() != "cpu" or x.dtype != jnp.float32 or stride != 1:
         return "direct"
     (b, h, w, c), (kh, kw, _, features) = x.shape, kernel.shape
     gain = predicted_gain((b, h, w, c), (kh, kw, c, features), pads)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdet.ops.devices import backend
+
 Pads = tuple[int, int]
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
@@ -28,7 +30,7 @@ _COPIES = 2**23
 def direct_conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """Correlation of ``x [B, H, W, C]`` with ``kernel [kh, kw, C, F]``, ``pads`` zeros around (rows, columns)."""
     # What is slow was measured on CPUs in float32; elsewhere XLA's own gradient stays.
-    by_products = jax.default_backend() == "cpu" and x.dtype == jnp.float32 and _is_large(x, kernel, stride)
+    by_products = backend() == "cpu" and x.dtype == jnp.float32 and _is_large(x, kernel, stride)
     return (conv_with_products if by_products else _conv)(x, kernel, stride, pads)
 
 

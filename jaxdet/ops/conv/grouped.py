@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdet.ops.conv.direct import CHANNELS_LAST, Pads, direct_conv
+from jaxdet.ops.devices import backend
 
 # Fewer channels in a block leave the vector units of a CPU empty, more are products with zeros.
 _BLOCK_CHANNELS = 32
@@ -28,7 +29,7 @@ def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> ja
     shapes.  On CPUs in dense blocks, elsewhere as XLA does it.  Errors as `count_groups`.
     """
     groups = count_groups(x, kernel)
-    if jax.default_backend() != "cpu":
+    if backend() != "cpu":
         padding = tuple((pad, pad) for pad in pads)
         return jax.lax.conv_general_dilated(
             x,
