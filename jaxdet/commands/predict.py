@@ -34,17 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config) if options.config else None
         trained = load(options.checkpoint, config=config, overrides=overrides)
-        threshold, upright = options.score_threshold, not options.as_stored
         videos = [path for path in images if is_video(path)]
         images = [path for path in images if path not in videos]
-        predictor = Predictor(trained, score_threshold=threshold)
+        predictor = Predictor(
+            trained,
+            score_threshold=options.score_threshold,
+            nms_threshold=options.nms_threshold,
+            max_detections=options.max_detections,
+            upright=not options.as_stored,
+        )
         for path in videos:
             out = Path(options.out) / f"{Path(path).stem}.mp4"
             count = predict_video(predictor, path, out, progress=partial(show_progress, what="frames"))
             print(f"{count} frames of {path}: {out}")
         if not images:
             return 0
-        report = predict_files(trained, images, options.out, score_threshold=threshold, upright=upright)
+        report = predict_files(predictor, images, options.out)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
@@ -69,6 +74,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", default="predictions", help="folder to write to")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score of a detection to show")
+    parser.add_argument(
+        "--nms-threshold",
+        type=float,
+        metavar="IOU",
+        help="IoU above which the better box of a class suppresses the other (if not given that of the model)",
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="the N best detections of an image, at most as many as the model has room for",
+    )
     parser.add_argument(
         "--as-stored", action="store_true", help="turn nothing by EXIF: for a COCO data set, which counts stored pixels"
     )

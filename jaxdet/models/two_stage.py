@@ -63,6 +63,7 @@ class TwoStage(nn.Module):
     dtype: Dtype = "float32"
 
     preserve_adopted_names: ClassVar[bool] = True
+    suppression_key: ClassVar[str] = "suppression"
 
     def __post_init__(self) -> None:
         check_ranges(self, num_classes=CLASSES, test_heads=HEADS)
