@@ -1,11 +1,11 @@
 """Score a checkpoint, or a results file, by COCO's rules.
 
-    python eval.py --checkpoint runs/demo
-    python eval.py --checkpoint runs/demo --images DIR --annotations instances.json --per-class --out results.json
-    python eval.py --checkpoint mask_rcnn_r50_fpn_1x
-    python eval.py --checkpoint weights.pth --config configs/mask_rcnn_r50_fpn.py data.short_side=600
-    python eval.py --checkpoint runs/demo --images DIR --annotations image_info_test.json --out results.json
-    python eval.py --results results.json --annotations instances.json
+    jaxdet eval --checkpoint runs/demo
+    jaxdet eval --checkpoint runs/demo --images DIR --annotations instances.json --per-class --out results.json
+    jaxdet eval --checkpoint mask_rcnn_r50_fpn_1x
+    jaxdet eval --checkpoint weights.pth --config mask_rcnn_r50_fpn data.short_side=600
+    jaxdet eval --checkpoint runs/demo --images DIR --annotations image_info_test.json --out results.json
+    jaxdet eval --results results.json --annotations instances.json
 
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.
 """

@@ -1,8 +1,8 @@
 """Detect what is in images and videos: pictures with boxes, masks, names and scores, and a COCO results json.
 
-    python predict.py --checkpoint runs/demo photo.jpg folder/ --out predictions
-    python predict.py --checkpoint runs/demo folder/ data.short_side=600 data.long_side=1000
-    python predict.py --checkpoint runs/demo clip.mp4
+    jaxdet predict --checkpoint runs/demo photo.jpg folder/ --out predictions
+    jaxdet predict --checkpoint runs/demo folder/ data.short_side=600 data.long_side=1000
+    jaxdet predict --checkpoint runs/demo clip.mp4
 
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.  A file of such a name is an image.  Pictures
 are turned upright as their EXIF orientation says, and results count the pixels of the upright picture.  A video becomes

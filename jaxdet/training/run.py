@@ -39,6 +39,7 @@ from jaxdet.training.validate import validate, write_metrics
 from jaxdet.training.workdir import claim, locked, read_metrics
 
 _log = logging.getLogger(__name__)
+_LONGER = "a longer optimizer.schedule.length with --accept-changes trains it on"
 
 
 def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool = False) -> dict[str, float]:
@@ -99,7 +100,7 @@ def train(experiment: Experiment, workdir: str | Path, *, accept_changes: bool =
             # Without scores of a run at its end, its last evaluation was cut off, and is made up for below.
             over = start >= hooks.total or hooks.enough(start)
             if over and (done is not None or job.val is None):
-                _log.info("%s holds a finished run of %d steps", workdir, start)
+                _log.info("%s holds a finished run of %d steps; %s", workdir, start, _LONGER)
                 return done or {}
             hooks.resume(state)
             if not over:
