@@ -3,6 +3,7 @@
     jaxdet predict --checkpoint runs/demo photo.jpg folder/ --out predictions
     jaxdet predict --checkpoint runs/demo folder/ data.short_side=600 data.long_side=1000
     jaxdet predict --checkpoint runs/demo clip.mp4
+    jaxdet predict --checkpoint runs/demo aerial.tif --tiles 640 --overlap 0.2
 
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.  A file of such a name is an image.  Pictures
 are turned upright as their EXIF orientation says, and results count the pixels of the upright picture.  A video becomes
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config) if options.config else None
         trained = load(options.checkpoint, config=config, overrides=overrides)
+        if options.tiles is not None and any(map(is_video, images)):
+            raise ValueError("--tiles: expected images, got a video, whose frames are predicted as a whole")
         videos = [path for path in images if is_video(path)]
         images = [path for path in images if path not in videos]
         predictor = Predictor(
@@ -49,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{count} frames of {path}: {out}")
         if not images:
             return 0
-        report = predict_files(predictor, images, options.out)
+        by_tiles = {"tile": options.tiles, "overlap": options.overlap, "progress": partial(show_progress, what="tiles")}
+        report = predict_files(predictor, images, options.out, **by_tiles)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
@@ -85,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="the N best detections of an image, at most as many as the model has room for",
+    )
+    parser.add_argument(
+        "--tiles", type=int, metavar="SIDE", help="predict large images by tiles of so many pixels, and as a whole"
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, metavar="SHARE", help="with --tiles: what neighbours share of a side (.2)"
     )
     parser.add_argument(
         "--as-stored", action="store_true", help="turn nothing by EXIF: for a COCO data set, which counts stored pixels"

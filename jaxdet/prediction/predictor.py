@@ -1,6 +1,6 @@
 """A model that lies on a device and predicts whatever images it is given."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ from jaxdet.data import Category, image_batch, single_batch
 from jaxdet.data.given import ImageLike, each_image
 from jaxdet.data.pipeline.transforms import canvas_hw
 from jaxdet.evaluation.inference import image_of, predict_batch, results_of
+from jaxdet.evaluation.results import Result
 from jaxdet.models.limits import Limits, limits_of
 from jaxdet.prediction.found import Prediction
 from jaxdet.prediction.images import each_of, read
+from jaxdet.prediction.merging import merge_windows
+from jaxdet.prediction.tiles import Window, in_image, tiles_of
 from jaxdet.runtime.mesh import data_mesh, split_batch
 from jaxdet.trained import Checkpoint, load
 
@@ -118,6 +121,59 @@ class Predictor:
                 waiting = []
         if waiting:
             yield from self._predict(waiting, asked)
+
+    def tiled(
+        self,
+        image: ImageLike,
+        *,
+        tile: int = 640,
+        overlap: float = 0.2,
+        whole: bool = True,
+        agreement: float = 0.5,
+        score_threshold: float | None = None,
+        nms_threshold: float | None = None,
+        max_detections: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """What is found in a large image, tile by tile: objects keep more pixels than in the image as a whole.
+
+        Each tile is predicted as an image of its own; an object that several of them show, or that a border cuts,
+        becomes one (`jaxdet.prediction.merging`).
+
+        Args:
+            image: as in a call, but one.
+            tile: side of a tile, in pixels of the image; ``data.short_side`` says how large the model sees it.
+            overlap: share of a side that neighbours have in common; objects smaller than that are whole in one.
+            whole: predict the image as a whole too, for objects larger than a tile.
+            agreement: from which share on two detections are of one object; see `merging`.
+            score_threshold, nms_threshold, max_detections: as in a call, of each tile.
+            progress: called with the number of tiles that are done, and of all, the whole image being one of them.
+
+        Returns:
+            As a call for an image that is no larger than a tile.
+
+        Raises:
+            ValueError: as in a call; the image is none or several, or tile or overlap are out of range.
+        """
+        chosen = list(each_of(image))
+        if len(chosen) != 1:
+            raise ValueError(f"tiled: expected one image, got {len(chosen)}")
+        source, pixels = chosen[0][0], read(chosen[0][1], upright=self.upright)
+        asked = self._asked(score_threshold, nms_threshold, max_detections)
+        hw = pixels.shape[0], pixels.shape[1]
+        windows = tiles_of(hw, tile, overlap) if pixels.ndim == 3 else []
+        if len(windows) < 2:
+            (found,) = self._predict([(source, pixels)], asked)  # which refuses what is no image
+            return found
+        whole_image = [Window(0, 0, hw[1], hw[0])] * whole
+        parts: list[tuple[Window, list[Result]]] = []
+        groups = [windows[at : at + self.batch_size] for at in range(0, len(windows), self.batch_size)]
+        for some in [*groups, *([whole_image] if whole else [])]:
+            for window, found in zip(some, self._predict([("", each.of(pixels)) for each in some], asked), strict=True):
+                parts.append((window, [in_image(result, window, hw) for result in found.results]))
+            if progress is not None:
+                progress(len(parts), len(windows) + whole)
+        return Prediction(merge_windows(parts, hw, agreement), self.categories, pixels, source)
 
     def intermediates(self, image: ImageLike) -> dict[str, Any]:
         """What the model computes of an image on the way, by name, for a batch of one, on the device.
