@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         help="with --results: count N detections of a class in an image too, above COCO's 100 (of a checkpoint "
         "run.eval_detections=N)",
     )
+    parser.add_argument(
+        "--tta",
+        metavar="flip,SIDES",
+        help="see each image mirrored too, at these short sides, or both, as in flip,600,800, and merge what is found",
+    )
     parser.add_argument("--out", help="write the detections here, as COCO results json")
     parser.add_argument("--metrics", help="write the numbers here, as json")
     add_host_flags(parser)
@@ -70,7 +75,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _score_results(options: argparse.Namespace) -> Scores:
-    of_models = ("config", "images", "out", "distributed", "coordinator", "num_processes", "process_id", "overrides")
+    of_models = (
+        "config",
+        "images",
+        "tta",
+        "out",
+        "distributed",
+        "coordinator",
+        "num_processes",
+        "process_id",
+        "overrides",
+    )
     values = {name: getattr(options, name) for name in of_models}
     given = [name for name, value in values.items() if value not in (None, []) and value is not False]
     if given or not options.annotations:
@@ -85,16 +100,18 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
     import jax  # here, because scoring a file must not need it
 
     from jaxdet.config import load_config
+    from jaxdet.evaluation.augmented import TestTimeAugmentation
     from jaxdet.evaluation.evaluate import detect_all, open_checkpoint, score_all
 
     if options.max_detections is not None:
         raise ValueError(f"--max-detections is for --results: set run.eval_detections={options.max_detections}")
+    augment = TestTimeAugmentation.from_text(options.tta) if options.tta else None
     config = load_config(options.config) if options.config else None
     join_hosts(options)
     trained, source = open_checkpoint(
         options.checkpoint, options.images, options.annotations, config=config, overrides=options.overrides
     )
-    results = detect_all(trained, source, progress=show_progress)
+    results = detect_all(trained, source, progress=show_progress, augment=augment)
     if jax.process_index() != 0:
         return None
     if options.out:

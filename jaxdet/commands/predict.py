@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
     from jaxdet.config import load_config
+    from jaxdet.evaluation.augmented import TestTimeAugmentation
     from jaxdet.evaluation.tables import show_progress
     from jaxdet.prediction import RESULTS, Predictor, is_video, predict_files, predict_video
     from jaxdet.trained import load
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             score_threshold=options.score_threshold,
             nms_threshold=options.nms_threshold,
             max_detections=options.max_detections,
+            augment=TestTimeAugmentation.from_text(options.tta) if options.tta else None,
             upright=not options.as_stored,
         )
         for path in videos:
@@ -89,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="the N best detections of an image, at most as many as the model has room for",
+    )
+    parser.add_argument(
+        "--tta",
+        metavar="flip,SIDES",
+        help="see each image mirrored too, at these short sides, or both, as in flip,600,800, and merge what is found",
     )
     parser.add_argument(
         "--tiles", type=int, metavar="SIDE", help="predict large images by tiles of so many pixels, and as a whole"

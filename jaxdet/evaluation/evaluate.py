@@ -13,6 +13,7 @@ from jaxdet.data.settings import COCO_DETECTIONS, Scenes
 from jaxdet.data.sources.open import fingerprint
 from jaxdet.data.sources.stored import CHECK
 from jaxdet.evaluation import Scores, check_truth, score
+from jaxdet.evaluation.augmented import TestTimeAugmentation, detect_augmented
 from jaxdet.evaluation.inference import Progress, detect
 from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
@@ -55,6 +56,7 @@ def evaluate_checkpoint(
     images: str | None = None,
     annotations: str | None = None,
     overrides: Sequence[str] = (),
+    augment: TestTimeAugmentation | None = None,
     fast: bool = False,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
@@ -66,6 +68,7 @@ def evaluate_checkpoint(
         images: folder of the images to use instead, together with ``annotations``.
         annotations: instances json.
         overrides: dotted settings to change, as ``data.short_side=600`` ``data.long_side=1000``.
+        augment: see each image several times, on one device of each process; None: once.
         fast: score by faster-coco-eval (the same numbers sooner).
         mesh, progress: as for ``detect``.
 
@@ -74,7 +77,7 @@ def evaluate_checkpoint(
     """
     refuse_in_workers()
     trained, source = open_checkpoint(checkpoint, images, annotations, overrides=overrides)
-    results = detect_all(trained, source, mesh, progress)
+    results = detect_all(trained, source, mesh, progress, augment)
     return score_all(trained, source, results, fast=fast).metrics
 
 
@@ -142,10 +145,24 @@ def _described(opened: tuple[Trained, Source]) -> dict[str, Any]:
 
 
 def detect_all(
-    trained: Trained, source: Source, mesh: Mesh | None = None, progress: Progress | None = None
+    trained: Trained,
+    source: Source,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+    augment: TestTimeAugmentation | None = None,
 ) -> list[Result]:
-    """``detect`` with the settings and the categories of a checkpoint."""
+    """``detect``, or with views `detect_augmented`, with the settings and the categories of a checkpoint."""
     experiment = trained.experiment
+    if augment is not None:
+        return detect_augmented(
+            experiment.model,
+            trained.variables,
+            source,
+            experiment.data,
+            augment,
+            categories=trained.categories or None,
+            progress=progress,
+        )
     return detect(
         experiment.model,
         trained.variables,

@@ -98,8 +98,8 @@ def detect(
         # Each prediction gathers the variables from all processes: one that fails cannot tell the others, because they
         # wait for it inside the prediction.
         mine = own_share()
-        return _in_order(from_all(lambda: mine), len(source))
-    return _in_order(from_all(own_share), len(source))
+        return in_order(from_all(lambda: mine), len(source))
+    return in_order(from_all(own_share), len(source))
 
 
 def predict_batch(
@@ -200,7 +200,8 @@ def results_of(
     )
 
 
-def _in_order(parts: Sequence[Sequence[tuple[int, list[Result]]]], count: int) -> list[Result]:
+def in_order(parts: Sequence[Sequence[tuple[int, list[Result]]]], count: int) -> list[Result]:
+    """Results of each image by its place, from all processes, as those of all images; every one of them once."""
     found = {index: results for part in parts for index, results in part}
     if sorted(found) != list(range(count)):
         raise RuntimeError(f"evaluation: expected every one of {count} images once, got {len(found)} of them")

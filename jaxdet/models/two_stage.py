@@ -134,6 +134,24 @@ class TwoStage(nn.Module):
             proposals = self.rpn.proposals(outputs, batch.true_hw, self.rpn.test)
         return self.detect(features, proposals, batch.true_hw)
 
+    @property
+    def describes_given(self) -> bool:
+        """Whether `describe` can be asked: what the parts say follows from boxes alone (`Part`)."""
+        return all(getattr(part, "on_given", None) in ("asked", "left out") for part in self.parts)
+
+    def describe(self, batch: Batch, given: Detections) -> Detections:
+        """Given detections ``[B, D]`` with their masks and the scores of these; boxes, classes and scores stay.
+
+        ValueError where a part finds detections of its own (`describes_given`).
+        """
+        if not self.describes_given:
+            raise ValueError("describe: expected parts that can be asked about given boxes, see Part.on_given")
+        features, found = self.features(batch), Found(given)
+        for part in self.parts:
+            if part.on_given == "asked":  # type: ignore[attr-defined]
+                found = part(features, found, self._setting(self._test_stages()))
+        return found.detections
+
     def detect(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> Detections:
         """Detections from given features and proposals."""
         if self.is_initializing():

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from jaxdet.data import Category, image_batch, single_batch
 from jaxdet.data.given import ImageLike, each_image
 from jaxdet.data.pipeline.transforms import canvas_hw
+from jaxdet.evaluation.augmented import TestTimeAugmentation, augmented_results
 from jaxdet.evaluation.inference import image_of, predict_batch, results_of
 from jaxdet.evaluation.results import Result
 from jaxdet.models.limits import Limits, limits_of
@@ -46,6 +47,7 @@ class Predictor:
         upright: turn pictures from files and bytes as their EXIF orientation says; see `predict`.
         batch_size: images that are predicted at once, of those that follow each other and have one canvas; more
             than one pays on an accelerator.
+        augment: see each image several times, one image after the other, and merge what is found; None: once.
         overrides: settings to change, by dotted keys, such as ``model.suppression.iou_threshold=0.4``.
 
     Raises:
@@ -61,13 +63,14 @@ class Predictor:
         max_detections: int | None = None,
         upright: bool = True,
         batch_size: int = 1,
+        augment: TestTimeAugmentation | None = None,
         overrides: Sequence[str] = (),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         trained = load(checkpoint, overrides=overrides)
         self.score_threshold, self.upright, self.batch_size = check_threshold(score_threshold), upright, batch_size
-        self.nms_threshold, self.max_detections = nms_threshold, max_detections
+        self.nms_threshold, self.max_detections, self.augment = nms_threshold, max_detections, augment
         self._model, self._data = trained.experiment.model, trained.experiment.data
         limits_of(self._model, nms_threshold, max_detections)  # wrong ones are refused before anything is predicted
         # One device: a batch of a single image cannot be split.
@@ -198,10 +201,17 @@ class Predictor:
 
     def _predict(self, images: Sequence[tuple[str, NDArray[np.uint8]]], asked: "_Asked") -> Iterator[Prediction]:
         """Of images that have one canvas, each with where it comes from."""
+        ids = [category.id for category in self.categories]
+        if self.augment is not None:
+            of_model = self._model, self._mesh, self._variables
+            settings = {"score_threshold": asked.score_threshold, "limits": asked.limits}
+            for source, image in images:
+                results = augmented_results(*of_model, image, self._data, self.augment, ids, **settings)  # type: ignore[arg-type]
+                yield Prediction(results, self.categories, image, source)
+            return
         batch = image_batch([image for _, image in images], self._data, self.batch_size)
         found = predict_batch(self._model, self._mesh, self._variables, split_batch(batch, self._mesh), asked.limits)
         host = jax.tree.map(np.asarray, found)
-        ids = [category.id for category in self.categories]
         for row, (source, image) in enumerate(images):
             results = results_of(image_of(batch, row), image_of(host, row), 0, ids, asked.score_threshold)
             yield Prediction(results, self.categories, image, source)
