@@ -21,7 +21,8 @@ def refined(
 
     The base is trained first, or given by ``run.init_from``; the refining heads start as copies of its last ones, and
     all of it is trained for 9,000 steps of 16 images (section 4.1).  Their crops are made as those of the base, or by
-    ``extractor``; parts ``behind`` the step begin with fresh weights; ``settings`` are those of `Refine`.
+    ``extractor``; parts ``behind`` the step begin with fresh weights, unless ``run.init_from`` has some for them;
+    ``settings`` are those of `Refine`.
     """
     experiment = base()
     model: Any = experiment.model
@@ -41,7 +42,7 @@ def refined(
         optimizer=Optimizer(lr=0.002, schedule=schedule),
         run=Run(
             init_copy=(("masks/refine_box", f"heads_{last}"), ("masks/refine_mask", f"masks/heads_{last}")),
-            init_skip=tuple(f"^params/{part.place}/" for part in behind),
+            init_fresh=tuple(part.place for part in behind),
         ),
         before=Phase(model, experiment.optimizer),
     )

@@ -136,6 +136,8 @@ class Run:
     #: pairs of places, as ("masks/refine_box", "heads_0"): where the weights have nothing of the first, it starts as a
     #: copy of what they have of the second, and what that is without starts afresh
     init_copy: tuple[tuple[str, str], ...] = ()
+    #: places of parts, as "boundaries": where the weights have nothing of one, it starts afresh
+    init_fresh: tuple[str, ...] = ()
     #: regular expressions: only parameters that one of them matches are trained, and no statistics move; empty: all
     train_only: tuple[str, ...] = ()
     log_every: int = 50  #: steps

@@ -1,7 +1,7 @@
 """Look before you train: pictures of the truth, of what augmentation makes of an image, and of the batch of a step.
 
-    python -m jaxdet.show --config configs/demo.py --out look [--step 0] [KEY=VALUE ...]
-    python -m jaxdet.show --truth JSON --images FOLDER --out look
+    jaxdet data show --config configs/demo.py --out look [--step 0] [KEY=VALUE ...]
+    jaxdet data show --truth JSON --images FOLDER --out look
 
 A batch is drawn from the arrays that the loss gets: boxes after resize, flip and clipping, masks as bitmaps in their
 frames, and the canvas around the image, hatched.
@@ -224,7 +224,7 @@ def show(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line of the module; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m jaxdet.show", description=str(__doc__).partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="jaxdet data show", description=str(__doc__).partition("\n")[0])
     add_arguments(parser)
     return show(parser.parse_intermixed_args(arguments))
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -53,9 +54,13 @@ def overlay(
     pixels = _enlarged(image, zoom)
     for item, color in zip(shown, colors, strict=True):
         if has_mask(item.get("segmentation")):
+            mask = decode_mask(item["segmentation"], (image.shape[0], image.shape[1]))
+            # Of a large image only what the instance covers; transposed, as decoded masks lie column by column.
+            top, left, height, width = cv2.boundingRect(mask.T)
+            near = mask[top : top + height, left : left + width].astype(bool)
+            place = slice(zoom * top, zoom * (top + height)), slice(zoom * left, zoom * (left + width))
             # Enlarged by repetition, so that the pixels of the mask stay visible as such.
-            mask = decode_mask(item["segmentation"], (image.shape[0], image.shape[1])).astype(bool)
-            _paint(pixels, mask.repeat(zoom, axis=0).repeat(zoom, axis=1), color)
+            _paint(pixels[place], near.repeat(zoom, axis=0).repeat(zoom, axis=1), color)
     canvas = Image.fromarray(pixels)
     draw = ImageDraw.Draw(canvas)
     unit = min(pixels.shape[:2]) / 400  # line widths and letters grow with the picture

@@ -173,9 +173,9 @@ class TestWeights:
         """The variables of each prediction."""
         seen: list[Any] = []
 
-        def predict_batch(model: Any, mesh: Any, variables: Any, batch: Batch) -> Detections:
+        def predict_batch(model: Any, mesh: Any, variables: Any, batch: Batch, limits: None) -> Detections:
             seen.append(variables)
-            return real(model, mesh, variables, batch)
+            return real(model, mesh, variables, batch, limits)
 
         real = predictor.predict_batch
         monkeypatch.setattr(predictor, "predict_batch", predict_batch)

@@ -167,6 +167,31 @@ def test_other_sizes_compile_nothing(run: Path) -> None:
     assert compiled._cache_size() == before
 
 
+def test_limits_of_a_call(run: Path) -> None:
+    """The first call with one compiles a program for any; the one without stays what it is."""
+    predictor, compiled = jaxdet.Predictor(run, score_threshold=0), inference._compiled()
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    (plain,) = predictor(image)
+    before = compiled._cache_size()
+    found = [
+        predictor(image, nms_threshold=threshold, max_detections=number)[0]
+        for threshold, number in ((0.5, None), (None, 7), (0.0, None), (1.0, 5))
+    ]
+    assert compiled._cache_size() == before + 1
+    assert predictor(image)[0].results == plain.results == found[0].results
+    assert found[1].results == plain.results[:7]
+    assert len(found[3]) == 5
+    own = jaxdet.Predictor(run, score_threshold=0, max_detections=7)
+    assert own(image)[0].results == found[1].results
+    assert len(own(image, max_detections=3)[0]) == 3
+    assert compiled._cache_size() == before + 1
+    for wrong in ({"nms_threshold": 2}, {"max_detections": 101}):
+        with pytest.raises(ValueError, match=r"0 to 1|set model\.suppression\.max_detections=101"):
+            predictor(image, **wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"0 to 1|set model\.suppression\.max_detections=101"):
+            jaxdet.Predictor(run, **wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_batches(run: Path, batch_size: int) -> None:
     """Images in any order of sizes come back in theirs, as each alone; slots that fill a batch leave nothing."""
@@ -233,6 +258,10 @@ def test_the_command_takes_videos_and_images(
 ) -> None:
     image = write(tmp_path / "a.png")
     arguments = ["--checkpoint", str(run), "--out", str(tmp_path / "out")]
-    assert predict_script.main([*arguments, str(clip), str(image)]) == 0
-    assert "3 frames of" in capsys.readouterr().out
+    limits = ["--score-threshold", "0", "--nms-threshold", "0.9", "--max-detections", "2"]
+    assert predict_script.main([*arguments, *limits, str(clip), str(image)]) == 0
+    assert "3 frames of" in (said := capsys.readouterr().out)
+    assert "2 detections in 1 images" in said
+    assert predict_script.main([*arguments, str(image), "--max-detections", "101"]) == 1
+    assert "set model.suppression.max_detections=101" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"clip.mp4", "a.png", "results.json"}

@@ -1,11 +1,11 @@
 """Score a checkpoint, or a results file, by COCO's rules.
 
-    python eval.py --checkpoint runs/demo
-    python eval.py --checkpoint runs/demo --images DIR --annotations instances.json --per-class --out results.json
-    python eval.py --checkpoint mask_rcnn_r50_fpn_1x
-    python eval.py --checkpoint weights.pth --config configs/mask_rcnn_r50_fpn.py data.short_side=600
-    python eval.py --checkpoint runs/demo --images DIR --annotations image_info_test.json --out results.json
-    python eval.py --results results.json --annotations instances.json
+    jaxdet eval --checkpoint runs/demo
+    jaxdet eval --checkpoint runs/demo --images DIR --annotations instances.json --per-class --out results.json
+    jaxdet eval --checkpoint mask_rcnn_r50_fpn_1x
+    jaxdet eval --checkpoint weights.pth --config mask_rcnn_r50_fpn data.short_side=600
+    jaxdet eval --checkpoint runs/demo --images DIR --annotations image_info_test.json --out results.json
+    jaxdet eval --results results.json --annotations instances.json
 
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.
 """
@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         help="with --results: count N detections of a class in an image too, above COCO's 100 (of a checkpoint "
         "run.eval_detections=N)",
     )
+    parser.add_argument(
+        "--tta",
+        metavar="flip,SIDES",
+        help="see each image mirrored too, at these short sides, or both, as in flip,600,800, and merge what is found",
+    )
     parser.add_argument("--out", help="write the detections here, as COCO results json")
     parser.add_argument("--metrics", help="write the numbers here, as json")
     add_trusted_flag(parser)
@@ -73,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _score_results(options: argparse.Namespace) -> Scores:
     of_models = (
-        *("config", "images", "out", "distributed", "coordinator", "num_processes", "process_id"),
+        *("config", "images", "tta", "out", "distributed", "coordinator", "num_processes", "process_id"),
         *("trusted", "overrides"),
     )
     values = {name: getattr(options, name) for name in of_models}
@@ -90,11 +95,13 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
     import jax  # here, because scoring a file must not need it
 
     from jaxdet.config import load_config, trusted_modules
+    from jaxdet.evaluation.augmented import TestTimeAugmentation
     from jaxdet.evaluation.evaluate import detect_all, open_checkpoint, score_all
 
     if options.max_detections is not None:
         raise ValueError(f"--max-detections is for --results: set run.eval_detections={options.max_detections}")
     trusted = trusted_modules(options.trusted, options.config)
+    augment = TestTimeAugmentation.from_text(options.tta) if options.tta else None
     config = load_config(options.config) if options.config else None
     join_hosts(options)
     trained, source = open_checkpoint(
@@ -105,7 +112,7 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
         overrides=options.overrides,
         trusted=trusted,
     )
-    results = detect_all(trained, source, progress=show_progress)
+    results = detect_all(trained, source, progress=show_progress, augment=augment)
     if jax.process_index() != 0:
         return None
     if options.out:

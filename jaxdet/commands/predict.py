@@ -1,8 +1,9 @@
 """Detect what is in images and videos: pictures with boxes, masks, names and scores, and a COCO results json.
 
-    python predict.py --checkpoint runs/demo photo.jpg folder/ --out predictions
-    python predict.py --checkpoint runs/demo folder/ data.short_side=600 data.long_side=1000
-    python predict.py --checkpoint runs/demo clip.mp4
+    jaxdet predict --checkpoint runs/demo photo.jpg folder/ --out predictions
+    jaxdet predict --checkpoint runs/demo folder/ data.short_side=600 data.long_side=1000
+    jaxdet predict --checkpoint runs/demo clip.mp4
+    jaxdet predict --checkpoint runs/demo aerial.tif --tiles 640 --overlap 0.2
 
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.  A file of such a name is an image.  Pictures
 are turned upright as their EXIF orientation says, and results count the pixels of the upright picture.  A video becomes
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
     from jaxdet.config import load_config, trusted_modules
+    from jaxdet.evaluation.augmented import TestTimeAugmentation
     from jaxdet.evaluation.tables import show_progress
     from jaxdet.prediction import RESULTS, Predictor, is_video, predict_files, predict_video
     from jaxdet.trained import load
@@ -37,17 +39,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trusted = trusted_modules(options.trusted, options.config)
         config = load_config(options.config) if options.config else None
         trained = load(options.checkpoint, config=config, overrides=overrides, trusted=trusted)
-        threshold, upright = options.score_threshold, not options.as_stored
+        if options.tiles is not None and any(map(is_video, images)):
+            raise ValueError("--tiles: expected images, got a video, whose frames are predicted as a whole")
         videos = [path for path in images if is_video(path)]
         images = [path for path in images if path not in videos]
-        predictor = Predictor(trained, score_threshold=threshold)
+        predictor = Predictor(
+            trained,
+            score_threshold=options.score_threshold,
+            nms_threshold=options.nms_threshold,
+            max_detections=options.max_detections,
+            augment=TestTimeAugmentation.from_text(options.tta) if options.tta else None,
+            upright=not options.as_stored,
+        )
         for path in videos:
             out = Path(options.out) / f"{Path(path).stem}.mp4"
             count = predict_video(predictor, path, out, progress=partial(show_progress, what="frames"))
             print(f"{count} frames of {path}: {out}")
         if not images:
             return 0
-        report = predict_files(trained, images, options.out, score_threshold=threshold, upright=upright)
+        by_tiles = {"tile": options.tiles, "overlap": options.overlap, "progress": partial(show_progress, what="tiles")}
+        report = predict_files(predictor, images, options.out, **by_tiles)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
@@ -72,6 +83,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", default="predictions", help="folder to write to")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score of a detection to show")
+    parser.add_argument(
+        "--nms-threshold",
+        type=float,
+        metavar="IOU",
+        help="IoU above which the better box of a class suppresses the other (if not given that of the model)",
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="the N best detections of an image, at most as many as the model has room for",
+    )
+    parser.add_argument(
+        "--tta",
+        metavar="flip,SIDES",
+        help="see each image mirrored too, at these short sides, or both, as in flip,600,800, and merge what is found",
+    )
+    parser.add_argument(
+        "--tiles", type=int, metavar="SIDE", help="predict large images by tiles of so many pixels, and as a whole"
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, metavar="SHARE", help="with --tiles: what neighbours share of a side (.2)"
+    )
     parser.add_argument(
         "--as-stored", action="store_true", help="turn nothing by EXIF: for a COCO data set, which counts stored pixels"
     )

@@ -1,4 +1,4 @@
-"""Train a model: python train.py --config configs/mask_rcnn_r50_fpn.py --workdir runs/mask_rcnn [KEY=VALUE ...]
+"""Train a model: jaxdet train --config mask_rcnn_r50_fpn --workdir runs/mask_rcnn [KEY=VALUE ...]
 
 A run that was stopped goes on when the same command is given again.  KEY=VALUE changes a setting of the config by its
 dotted name, as in optimizer.lr=0.01 data.batch_size=8; --print-config shows all of them.
@@ -7,12 +7,17 @@ dotted name, as in optimizer.lr=0.01 data.batch_size=8; --print-config shows all
 import argparse
 import errno
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxdet.runtime.flags import add_trusted_flag
 from jaxdet.runtime.hosts import add_host_flags, explained, join_hosts
+
+if TYPE_CHECKING:
+    from jaxdet.experiment import Experiment
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -27,7 +32,6 @@ def main(words: Sequence[str] | None = None) -> int:
     import jax
 
     from jaxdet.config import config_name, load_config, override, print_config, trusted_modules
-    from jaxdet.recipe import small_data
     from jaxdet.training import train
     from jaxdet.training.writers import TRACKERS
 
@@ -43,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
             logging.getLogger("jaxdet").setLevel(logging.WARNING)
         workdir = arguments.workdir or Path("runs") / config_name(arguments.config)
         if arguments.data is not None:
-            experiment = small_data(base, arguments.data, arguments.minutes, workdir, arguments.overrides, trusted)
+            experiment = _small_data(base, workdir, arguments, trusted)
         metrics = train(
             experiment,
             workdir,
@@ -57,9 +61,29 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {explained(error)}{_hint(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the first step, or the second Ctrl-C
+        print("stopped by Ctrl-C; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        return 128 + signal.SIGINT
     if jax.process_index() == 0:
         _print_outcome(metrics, workdir)
     return 0
+
+
+def _small_data(
+    base: "Experiment", workdir: Path, arguments: argparse.Namespace, trusted: Sequence[str]
+) -> "Experiment":
+    """The experiment for a folder of data; a signal ends the process also while a step is compiled to be timed."""
+    from jaxdet.recipe import small_data
+    from jaxdet.runtime.compiling import Abandoned, breakable
+    from jaxdet.training.signals import stop_on_signal
+
+    settings = base, arguments.data, arguments.minutes, workdir, arguments.overrides, trusted
+    with stop_on_signal() as stop:
+        try:
+            return breakable(lambda: small_data(*settings), stop.at_once)
+        except Abandoned:
+            print("stopped before the first step; the same command begins anew", file=sys.stderr)
+            raise SystemExit(128 + stop.signal) from None
 
 
 def _hint(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """Say what is in a COCO data set, and everything that is wrong with it.
 
-    python -m jaxdet.data.check FOLDER               # every annotation json found in it
-    python -m jaxdet.data.check JSON --images FOLDER [--stuff FOLDER]
+    jaxdet data check FOLDER               # every annotation json found in it
+    jaxdet data check JSON --images FOLDER [--stuff FOLDER]
 
 The exit status is 1 if there are errors: defects that stop training or falsify evaluation.  Warnings are defects
 that jaxdet works around, and notes are harmless.
@@ -133,7 +133,7 @@ def find_sets(path: Path, images: str | None = None) -> Iterator[tuple[Path, Pat
     jsons = [path] if path.is_file() else [found for found in sorted(path.rglob("*.json")) if _is_annotations(found)]
     if not jsons:
         layout = foreign(path)
-        hint = f"; it looks like {layout}: run `python -m jaxdet.data.convert {path} OUT`" if layout else ""
+        hint = f"; it looks like {layout}: run `jaxdet data convert {path} OUT`" if layout else ""
         raise ValueError(f"{path}: expected a json with images and annotations in it, got none{hint}")
     for found in jsons:
         yield found, Path(images) if images else _image_folder(found)
@@ -228,7 +228,7 @@ def _examine(console: Console, options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line of the module; returns the exit status, 1 if there are errors."""
-    parser = argparse.ArgumentParser(prog="python -m jaxdet.data.check", description=_SUMMARY)
+    parser = argparse.ArgumentParser(prog="jaxdet data check", description=_SUMMARY)
     parser.add_argument("path", metavar="PATH", help="a data set's folder, or an annotation json")
     parser.add_argument("--images", help="folder of the images; guessed where not given")
     parser.add_argument("--stuff", help="folder of semantic maps, to examine these too")
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         errors = _examine(console, options)
     except ValueError as error:
-        console.print(f"[bold red]{_shown(str(error))}[/bold red]")
+        console.print(f"[bold red]{_shown(str(error))}[/bold red]", soft_wrap=True)
         return 1
     console.print(f"[bold]{errors} errors[/bold]" if errors else "no errors")
     return 1 if errors else 0

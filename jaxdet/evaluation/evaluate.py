@@ -13,6 +13,7 @@ from jaxdet.data.settings import COCO_DETECTIONS, Scenes
 from jaxdet.data.sources.open import fingerprint
 from jaxdet.data.sources.stored import CHECK
 from jaxdet.evaluation import Scores, check_truth, score
+from jaxdet.evaluation.augmented import TestTimeAugmentation, detect_augmented
 from jaxdet.evaluation.inference import Progress, detect
 from jaxdet.evaluation.results import Result
 from jaxdet.experiment import Experiment
@@ -56,6 +57,7 @@ def evaluate_checkpoint(
     annotations: str | None = None,
     overrides: Sequence[str] = (),
     trusted: Sequence[str] = (),
+    augment: TestTimeAugmentation | None = None,
     fast: bool = False,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
@@ -68,6 +70,7 @@ def evaluate_checkpoint(
         annotations: instances json.
         overrides: dotted settings to change, as ``data.short_side=600`` ``data.long_side=1000``.
         trusted: modules whose classes the checkpoint may name, as for ``jaxdet.load``.
+        augment: see each image several times, on one device of each process; None: once.
         fast: score by faster-coco-eval (the same numbers sooner).
         mesh, progress: as for ``detect``.
 
@@ -76,7 +79,7 @@ def evaluate_checkpoint(
     """
     refuse_in_workers()
     trained, source = open_checkpoint(checkpoint, images, annotations, overrides=overrides, trusted=trusted)
-    results = detect_all(trained, source, mesh, progress)
+    results = detect_all(trained, source, mesh, progress, augment)
     return score_all(trained, source, results, fast=fast).metrics
 
 
@@ -145,10 +148,24 @@ def _described(opened: tuple[Trained, Source]) -> dict[str, Any]:
 
 
 def detect_all(
-    trained: Trained, source: Source, mesh: Mesh | None = None, progress: Progress | None = None
+    trained: Trained,
+    source: Source,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+    augment: TestTimeAugmentation | None = None,
 ) -> list[Result]:
-    """``detect`` with the settings and the categories of a checkpoint."""
+    """``detect``, or with views `detect_augmented`, with the settings and the categories of a checkpoint."""
     experiment = trained.experiment
+    if augment is not None:
+        return detect_augmented(
+            experiment.model,
+            trained.variables,
+            source,
+            experiment.data,
+            augment,
+            categories=trained.categories or None,
+            progress=progress,
+        )
     return detect(
         experiment.model,
         trained.variables,

@@ -24,6 +24,7 @@ from jaxdet.evaluation import image_results, match_categories
 from jaxdet.evaluation.paste import LOGIT_RANGE
 from jaxdet.evaluation.results import Result
 from jaxdet.models.detector import Detector
+from jaxdet.models.limits import Limits, with_limits
 from jaxdet.runtime.agreement import from_all
 from jaxdet.runtime.compiling import compiler_options
 from jaxdet.runtime.mesh import data_mesh, layout_of, split_batch
@@ -100,13 +101,18 @@ def detect(
         # Each prediction gathers the variables from all processes: one that fails cannot tell the others, because they
         # wait for it inside the prediction.
         mine = own_share()
-        return _in_order(from_all(lambda: mine), len(source))
-    return _in_order(from_all(own_share), len(source))
+        return in_order(from_all(lambda: mine), len(source))
+    return in_order(from_all(own_share), len(source))
 
 
-def predict_batch(model: Detector, mesh: Mesh, variables: Any, batch: Batch) -> Detections:
-    """Detections of a batch that is split over the mesh; does not wait for them."""
-    found: Detections = _compiled()(model, mesh, variables, batch)
+def predict_batch(
+    model: Detector, mesh: Mesh, variables: Any, batch: Batch, limits: Limits | None = None
+) -> Detections:
+    """Detections of a batch that is split over the mesh; does not wait for them.
+
+    ``limits`` are those of this call, which compile nothing anew; None: the settings of the model.
+    """
+    found: Detections = _compiled()(model, mesh, variables, batch, limits)
     return found
 
 
@@ -116,13 +122,15 @@ def _compiled() -> Any:
     return jax.jit(_predict_batch, static_argnums=(0, 1), compiler_options=compiler_options())
 
 
-def _predict_batch(model: Detector, mesh: Mesh, variables: Any, batch: Batch) -> Detections:
+def _predict_batch(model: Detector, mesh: Mesh, variables: Any, batch: Batch, limits: Limits | None) -> Detections:
     # Every device runs its own images, so that no loop of one (NMS, say) waits for another's.
-    def one_device(variables: Any, batch: Batch) -> Detections:
-        return for_host(model.apply(variables, batch, method="predict"))
+    def one_device(variables: Any, batch: Batch, limits: Limits | None) -> Detections:
+        limited = model if limits is None else with_limits(model, limits)
+        return for_host(limited.apply(variables, batch, method="predict"))
 
-    mapped = jax.shard_map(one_device, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=False)
-    found: Detections = mapped(variables, batch)
+    specs = (P(), P("data"), P())
+    mapped = jax.shard_map(one_device, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
+    found: Detections = mapped(variables, batch, limits)
     return found
 
 
@@ -195,7 +203,8 @@ def results_of(
     )
 
 
-def _in_order(parts: Sequence[Sequence[tuple[int, list[Result]]]], count: int) -> list[Result]:
+def in_order(parts: Sequence[Sequence[tuple[int, list[Result]]]], count: int) -> list[Result]:
+    """Results of each image by its place, from all processes, as those of all images; every one of them once."""
     found = {index: results for part in parts for index, results in part}
     if sorted(found) != list(range(count)):
         raise RuntimeError(f"evaluation: expected every one of {count} images once, got {len(found)} of them")

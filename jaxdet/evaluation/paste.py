@@ -73,7 +73,7 @@ def paste_rle(
 ) -> Rle:
     """``paste_mask`` as run lengths, at a cost (time and memory) that goes with the mask and not with the image."""
     top, left, inside = _window(values, frame, hw, threshold, crop, logits)
-    return _encode(inside, top, left, hw)
+    return encode_window(inside, top, left, hw)
 
 
 def paste_masks(masks: "Masks", hw: tuple[int, int]) -> list[Rle]:
@@ -115,6 +115,39 @@ def _window(
     logits: bool,
 ) -> tuple[int, int, NDArray[np.bool_]]:
     """The part of the image that the mask can reach: its top, its left, and which of its pixels are inside."""
+    if logits and not 0 < threshold < 1:
+        raise ValueError(f"paste: threshold of logits: expected more than 0 and less than 1, got {threshold}")
+    top, left, sampled = _sampled(values, frame, hw, crop, logits)
+    if logits:
+        # The sigmoid is monotone: the logit of the threshold says the same.
+        threshold = float(np.log(threshold / (1 - threshold)))
+    return top, left, sampled >= threshold
+
+
+def soft_mask(
+    values: NDArray[Any],
+    frame: NDArray[np.floating],
+    hw: tuple[int, int],
+    crop: NDArray[np.floating] | None = None,
+    logits: bool = False,
+) -> tuple[int, int, _Floats]:
+    """What ``paste_mask`` compares with its threshold: probabilities of the part of the image that a mask can reach.
+
+    Returns:
+        Its top and left, and ``[p, q]`` float32; beyond it the probability is 0.
+    """
+    top, left, sampled = _sampled(values, frame, hw, crop, logits)
+    return top, left, (1 / (1 + np.exp(-sampled))).astype(np.float32) if logits else sampled
+
+
+def _sampled(
+    values: NDArray[Any],
+    frame: NDArray[np.floating],
+    hw: tuple[int, int],
+    crop: NDArray[np.floating] | None,
+    logits: bool,
+) -> tuple[int, int, _Floats]:
+    """The part of the image that the mask can reach: its top, its left, and the values at its pixels."""
     if values.ndim != 2 or min(values.shape) < 1:
         raise ValueError(f"paste: expected a map [m, n] for one instance, got shape {values.shape}")
     if frame.shape != (4,) or (crop is not None and crop.shape != (4,)):
@@ -122,10 +155,8 @@ def _window(
         raise ValueError(f"paste: expected a box [4] for one instance, got shape {given}")
     if min(hw) < 1:
         raise ValueError(f"paste: expected an image of at least 1 x 1 pixels, got height, width = {hw}")
-    if logits and not 0 < threshold < 1:
-        raise ValueError(f"paste: threshold of logits: expected more than 0 and less than 1, got {threshold}")
     if not _has_extent(frame) or (crop is not None and not _has_extent(crop)):
-        return 0, 0, np.zeros((0, 0), bool)
+        return 0, 0, np.zeros((0, 0), np.float32)
     low, high = frame.astype(np.float32).reshape(2, 2)
     cut = [None, None] if crop is None else [(crop[axis], crop[axis + 2]) for axis in (0, 1)]
     left, column_taps, column_weights = _taps(values.shape[1], low[0], high[0], hw[1], cut[0])
@@ -133,15 +164,12 @@ def _window(
     if values.dtype == np.uint8:
         values = values / np.float32(255)
         values = (values * 2 - 1) * np.float32(LOGIT_RANGE) if logits else values
-    if logits:
-        # The sigmoid is monotone: the logit of the threshold says the same.
-        threshold = float(np.log(threshold / (1 - threshold)))
     # The ring of one cell is what lies outside the frame: zeros, or with a crop the nearest value.
     framed = np.pad(values.astype(np.float32), 1, mode="constant" if crop is None else "edge")
     # Rows first: [p, n + 2], then its transpose for columns, so that both blends copy whole rows.
     lines = _blend(framed, row_taps, row_weights)
     values = _blend(lines.T.copy(), column_taps, column_weights)  # columns first, as run lengths want them
-    return top, left, (values >= threshold).T
+    return top, left, values.T
 
 
 def _blend(rows: _Floats, taps: NDArray[np.intp], weights: _Floats) -> _Floats:
@@ -185,7 +213,7 @@ def _taps(
     return start, taps, np.stack([1 - share, share])
 
 
-def _encode(inside: NDArray[np.bool_], top: int, left: int, hw: tuple[int, int]) -> Rle:
+def encode_window(inside: NDArray[np.bool_], top: int, left: int, hw: tuple[int, int]) -> Rle:
     """Run lengths of a window's pixels in an image that is False elsewhere."""
     height, width = hw
     # COCO counts down the columns.  A False above and below ends every run.

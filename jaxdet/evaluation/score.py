@@ -121,7 +121,7 @@ def _warn_of_limits(annotations: Sequence[Mapping[str, Any]], limit: int) -> Non
     if most > limit:
         _log.warning(
             "%d times an image has more than %d instances of a class (up to %d), and %d detections count: set "
-            "run.eval_detections=%d, or eval.py --results --max-detections %d, for numbers that count more",
+            "run.eval_detections=%d, or jaxdet eval --results --max-detections %d, for numbers that count more",
             *(sum(count > limit for count in pairs.values()), limit, most, limit, most, most),
         )
 

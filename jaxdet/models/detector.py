@@ -12,7 +12,8 @@ class Detector(Protocol):
     """A model with one or two stages.  A linen module that has the last four members satisfies it.
 
     ``losses`` and ``predict`` are called through ``init`` and ``apply``, by name.  The models of jaxdet also have
-    ``intermediates(batch)``, what is computed on the way to the detections, by name: for tests and comparisons.
+    ``intermediates(batch)``, what is computed on the way to the detections, by name: for tests and comparisons; and
+    ``suppression_key``, where their suppression is, for limits of a single prediction (`jaxdet.models.limits`).
     """
 
     def init(self, rngs: jax.Array, *args: Any, method: str) -> Any: ...

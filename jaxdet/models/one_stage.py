@@ -41,6 +41,7 @@ class OneStage(nn.Module):
     normalization: Normalization = Normalization()
     dtype: Dtype = "float32"
     preserve_adopted_names: ClassVar[bool] = True
+    suppression_key: ClassVar[str] = "dense.test.suppression"
 
     def __post_init__(self) -> None:
         check_ranges(self, num_classes=CLASSES)

@@ -63,6 +63,7 @@ class TwoStage(nn.Module):
     dtype: Dtype = "float32"
 
     preserve_adopted_names: ClassVar[bool] = True
+    suppression_key: ClassVar[str] = "suppression"
 
     def __post_init__(self) -> None:
         check_ranges(self, num_classes=CLASSES, test_heads=HEADS)
@@ -132,6 +133,24 @@ class TwoStage(nn.Module):
             outputs = self.rpn(features, batch.true_hw)
             proposals = self.rpn.proposals(outputs, batch.true_hw, self.rpn.test)
         return self.detect(features, proposals, batch.true_hw)
+
+    @property
+    def describes_given(self) -> bool:
+        """Whether `describe` can be asked: what the parts say follows from boxes alone (`Part`)."""
+        return all(getattr(part, "on_given", None) in ("asked", "left out") for part in self.parts)
+
+    def describe(self, batch: Batch, given: Detections) -> Detections:
+        """Given detections ``[B, D]`` with their masks and the scores of these; boxes, classes and scores stay.
+
+        ValueError where a part finds detections of its own (`describes_given`).
+        """
+        if not self.describes_given:
+            raise ValueError("describe: expected parts that can be asked about given boxes, see Part.on_given")
+        features, found = self.features(batch), Found(given)
+        for part in self.parts:
+            if part.on_given == "asked":  # type: ignore[attr-defined]
+                found = part(features, found, self._setting(self._test_stages()))
+        return found.detections
 
     def detect(self, features: Features, proposals: Proposals, true_hw: jax.Array) -> Detections:
         """Detections from given features and proposals."""

@@ -1,5 +1,6 @@
 """Prediction: a checkpoint applied to images from files, folders, addresses or memory, and to videos."""
 
+from jaxdet.evaluation.augmented import TestTimeAugmentation
 from jaxdet.prediction.files import RESULTS, Report, predict_files
 from jaxdet.prediction.found import Prediction
 from jaxdet.prediction.images import find_images
@@ -11,6 +12,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Report",
+    "TestTimeAugmentation",
     "find_images",
     "frames",
     "is_video",

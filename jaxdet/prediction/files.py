@@ -1,6 +1,6 @@
 """Prediction of files: pictures and results beside each other in a folder."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -8,7 +8,8 @@ from pathlib import Path
 from jaxdet.evaluation import write_results
 from jaxdet.evaluation.results import Result
 from jaxdet.prediction.images import find_images
-from jaxdet.prediction.predictor import Predictor
+from jaxdet.prediction.predictor import Predictor, check_threshold
+from jaxdet.prediction.tiles import tiles_of
 from jaxdet.trained import Trained
 
 RESULTS = "results.json"
@@ -25,12 +26,15 @@ class Report:
 
 
 def predict_files(
-    trained: Trained,
+    model: Predictor | Trained,
     paths: Iterable[str | PathLike[str]] | str | PathLike[str],
     out: str | PathLike[str],
     *,
-    score_threshold: float = 0.5,
+    score_threshold: float | None = None,
     upright: bool = True,
+    tile: int | None = None,
+    overlap: float = 0.2,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Predict image files, and write pictures and results.
 
@@ -38,24 +42,36 @@ def predict_files(
     cannot be read is named in the report, and the others go on.
 
     Args:
-        trained: what `jaxdet.load` returned.
+        model: a predictor, whose settings count, or what `jaxdet.load` returned.
         paths: files, and folders with images, or one of them.
         out: folder for an overlay of each image and ``results.json`` with all detections; it is made if it is missing.
-        score_threshold: detections below it are left out.
-        upright: turn images as their EXIF orientation says, and draw and count pixels there; see `predict`.
+        score_threshold: detections below it are left out; None: the predictor's, or 0.5.
+        upright: without a predictor: turn images as their EXIF orientation says, and draw and count pixels there; see
+            `predict`.
+        tile, overlap: predict images by tiles (`Predictor.tiled`); None: as a whole.
+        progress: called with the number of tiles that are done, and of all, of each image.
 
     Raises:
         ValueError: a path does not exist, or a folder has no images.
     """
     files, folder = find_images(paths), Path(out)
-    predictor = Predictor(trained, score_threshold=score_threshold, upright=upright)
+    predictor = model if isinstance(model, Predictor) else Predictor(model, upright=upright)
+    # Before a folder is made.
+    if score_threshold is not None:
+        check_threshold(score_threshold)
+    if tile is not None:
+        tiles_of((1, 1), tile, overlap)
     folder.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     failed: dict[Path, str] = {}
     pictures = dict(_with_names(files, folder))
     for image_id, file in enumerate(files):
         try:
-            (found,) = predictor(file)
+            if tile is None:
+                (found,) = predictor(file, score_threshold=score_threshold)
+            else:
+                limits = {"score_threshold": score_threshold, "progress": progress}
+                found = predictor.tiled(file, tile=tile, overlap=overlap, **limits)  # type: ignore[arg-type]
         except ValueError as error:
             failed[file] = str(error)  # a folder of photographs often has a broken one
             del pictures[file]

@@ -1,9 +1,9 @@
 """Write where a model goes wrong: numbers as report.json, and a page to look at, index.html.
 
-    python -m jaxdet.report runs/demo --out report
-    python -m jaxdet.report runs/demo --other runs/mine
-    python -m jaxdet.report runs/demo --truth instances.json --images DIR data.short_side=600 data.long_side=1000
-    python -m jaxdet.report --results results.json --truth instances.json --images DIR
+    jaxdet report runs/demo --out report
+    jaxdet report runs/demo --other runs/mine
+    jaxdet report runs/demo --truth instances.json --images DIR data.short_side=600 data.long_side=1000
+    jaxdet report --results results.json --truth instances.json --images DIR
 
 KEY=VALUE changes a setting of the run's config by its dotted name.
 """
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=show_progress,
         )
     except (ValueError, OSError) as error:
-        print(f"jaxdet.report: {explained(error)}", file=sys.stderr)
+        print(f"jaxdet report: {explained(error)}", file=sys.stderr)
         return 1
     error_table(reports)
     print(f"{Path(options.out) / 'index.html'}")
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m jaxdet.report",
+        prog="jaxdet report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

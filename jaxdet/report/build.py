@@ -7,6 +7,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxdet.data.pipeline.ready import check_files
 from jaxdet.data.records import Source
 from jaxdet.data.settings import COCO_DETECTIONS
 from jaxdet.data.sources.coco import open_coco, read_json
@@ -15,7 +16,7 @@ from jaxdet.evaluation.score import Kind, kinds_of, prepare, score
 from jaxdet.report.judge import Judged, judge
 from jaxdet.report.page import Run, write_page
 from jaxdet.report.summary import check_scores, counts_of, summary
-from jaxdet.runtime.files import write_json
+from jaxdet.runtime.files import replacing_files, write_json
 
 if TYPE_CHECKING:  # a report of a file of results does without jax
     from jaxdet.evaluation.inference import Progress
@@ -81,6 +82,8 @@ def report(
         if overrides:
             raise ValueError(f"report: settings are those of a model, and --results has none; got {list(overrides)}")
         source = open_coco(fspath(images), fspath(truth)) if images is not None else None
+        if source is not None:
+            check_files(source, f"--images {fspath(images)}")  # type: ignore[arg-type]
         ground_truth = source.ground_truth() if source else read_json(fspath(truth))
         found = [_Found(fspath(results), read_results(results, ground_truth), {})]
     else:
@@ -165,6 +168,8 @@ def _write(out: Path, truth: Truth, found: Sequence[_Found], source: Source | No
         numbers["model"] = each.model
         reports.append(numbers | {kind: summary(one, scores, kind) for kind, one in judged.items()})  # type: ignore[arg-type]
         runs.append(Run(each.name, each.results, judged))
-    write_json(out / "report.json", reports, indent=None)
-    write_page(out, truth, prepared, runs, reports, source)
+    # A picture that is missing shows when others are written already: then nothing is to stay.
+    with replacing_files(out, last="index.html") as folder:
+        write_json(folder / "report.json", reports, indent=None)
+        write_page(folder, truth, prepared, runs, reports, source)
     return reports

@@ -61,6 +61,35 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_files(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
+    """Yield an empty folder to write to inside the ``with``; at its end its files go to the same places in ``folder``.
+
+    If anything is raised, or the process is killed before that, nothing in ``folder`` changes, and it is not made where
+    it is missing.  Other files in it stay.
+
+    Args:
+        folder: where the files are to be.
+        last: the file that is moved last, by its path in the folder: whoever finds it finds the others.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: ``folder`` is an address.
+    """
+    check_local(folder, "the folder to write to")
+    folder = Path(os.path.realpath(folder))
+    there = next(path for path in folder.parents if path.is_dir())  # on the same file system, to move and not to copy
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=there))
+    try:
+        yield scratch
+        files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
+        for file in sorted(files, key=lambda file: file == Path(last)):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(scratch / file, folder / file)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def check_local(path: str | os.PathLike[str], what: str) -> None:
     """Refuse an address in the place of a path, before a folder with the name of its scheme is made.
 

@@ -18,7 +18,7 @@ from jaxdet.structures import Batch
 _KEPT_BATCHES = 3  #: batches that a run keeps for inspection; many would fill the disk
 _ADVICE = (
     "The last checkpoint is untouched. A lower optimizer.lr, a longer optimizer.schedule.warmup_steps or "
-    "optimizer.clip_norm=35 usually helps; python -m jaxdet.data.check finds broken annotations; "
+    "optimizer.clip_norm=35 usually helps; jaxdet data check finds broken annotations; "
     "run.skip_nonfinite=10 skips such steps"
 )
 

@@ -43,6 +43,7 @@ def first_phase(experiment: Experiment) -> Experiment | None:
         init_from=before.init_from,
         init_skip=before.init_skip,
         init_copy=(),
+        init_fresh=(),
         train_only=(),
     )
     return Experiment(before.model, experiment.data, before.optimizer, own)

@@ -42,6 +42,7 @@ from jaxdet.training.workdir import claim, locked, read_metrics, stopped_at
 from jaxdet.training.writers.writer import Writer
 
 _log = logging.getLogger(__name__)
+_LONGER = "a longer optimizer.schedule.length with --accept-changes trains it on"
 
 
 def train(
@@ -127,7 +128,7 @@ def train(
             # Without scores of a run at its end, its last evaluation was cut off, and is made up for below.
             over = start >= hooks.total or hooks.enough(start) or (done is not None and stopped_at(job.workdir, start))
             if over and (done is not None or job.val is None):
-                _log.info("%s holds a finished run of %d steps", workdir, start)
+                _log.info("%s holds a finished run of %d steps; %s", workdir, start, _LONGER)
                 return done or {}
             hooks.resume(state)
             if not over and not hooks.stopped:

@@ -74,7 +74,7 @@ def with_weights(
         merged, report = merge(
             fresh,
             imported.variables,
-            (*run.init_skip, *(f"^{re.escape(name)}$" for name in afresh)),
+            (*run.init_skip, *(f"^{re.escape(name)}$" for name in (*afresh, *_missing(fresh, imported, run)))),
             new_classes=run.init_new_classes,
             matched=matched,
             within=imported.within,
@@ -85,6 +85,26 @@ def with_weights(
         raise ValueError(f"run.init_from={run.init_from}: {error}\n{hint}") from None
     _log.info("weights from %s: %s", run.init_from, report)
     return merged, report.loaded
+
+
+def _missing(fresh: Mapping[str, Any], imported: Imported, run: Run) -> list[str]:
+    """Names of the variables in parts of which the weights may have nothing (``run.init_fresh``), and have nothing.
+
+    Raises:
+        ValueError: the model has no such part.
+    """
+    names = []
+    for place in run.init_fresh:
+        part = tuple(place.split("/"))
+        own, given = (
+            # The first word of a path is the collection.
+            ["/".join(path) for path in flatten(variables) if path[1 : 1 + len(part)] == part]
+            for variables in (fresh, imported.variables)
+        )
+        if not own:
+            raise ValueError(f"run.init_fresh: expected places of parts of the model, it has no {place!r}")
+        names += [] if given else own
+    return names
 
 
 def _by_name(

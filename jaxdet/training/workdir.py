@@ -19,6 +19,7 @@ from jaxdet.runtime.locks import hold
 
 _CONFIG = "config.json"
 _STOPPED = "stopped.json"
+_SCHEDULE = "optimizer.schedule."  #: how the settings begin that say how long a run is
 METRICS = "metrics.json"  #: scores of a finished run; that the file exists says that the run is finished
 _PATIENCE = 60.0  #: seconds to wait for the lock: a job that is restarted may overlap with its predecessor's end
 _PAUSE = 0.5  #: seconds between two attempts
@@ -135,8 +136,13 @@ def _read_json(path: Path) -> Any:
 
 def _refusal(workdir: Path, changes: list[str]) -> str:
     lines = "\n  ".join(changes)
-    return (
-        f"{workdir} holds a run with another config (stored -> now):\n  {lines}\n"
+    begin = f"{workdir} holds a run with another config (stored -> now):\n  {lines}\n"
+    if all(change.startswith(_SCHEDULE) for change in changes):
+        return begin + (
+            "The schedule alone differs: with --accept-changes the run goes on from its last checkpoint to the new "
+            "end, at the rates of the new schedule; or take another --workdir for a new run"
+        )
+    return begin + (
         "Take another --workdir for a new run, drop the changes to continue this one, "
         "or pass --accept-changes to continue it with them"
     )

@@ -184,3 +184,21 @@ def test_a_frozen_part_without_weights_is_named(trained: str, caplog: pytest.Log
         start_variables(MODEL, variables(3), run, THEIRS)
         assert "(backbone/conv1/kernel, ...) are not trained and keep random values" in caplog.text
         assert "model.backbone.frozen_stages=-1" in caplog.text
+
+
+def test_a_part_that_the_weights_may_lack_is_theirs_where_they_have_it(trained: str) -> None:
+    """Half of it is an error as ever."""
+    run = Run(init_from=trained, init_fresh=("heads_0", "boundaries"))
+    ours = variables(3)
+    ours["params"]["boundaries"] = {"bias": np.float32([7]), "weights": np.float32([8])}
+    started, loaded = with_weights(MODEL, ours, run)
+    assert bias(started) == [10, 11, 12, 13]
+    assert started["params"]["boundaries"] == {"bias": [7], "weights": [8]}
+    assert not [name for name in loaded if "boundaries" in name]
+    with pytest.raises(ValueError, match=r"only here .*: 2"):
+        with_weights(MODEL, ours, Run(init_from=trained))
+    ours["params"]["heads_0"]["head"]["deltas"] = {"bias": np.float32([9])}
+    with pytest.raises(ValueError, match=r"(?s)only here .*: 1\n    params/heads_0/head/deltas/bias"):
+        with_weights(MODEL, ours, run)
+    with pytest.raises(ValueError, match=r"run\.init_fresh: .* it has no 'boundary'"):
+        with_weights(MODEL, ours, Run(init_from=trained, init_fresh=("boundary",)))

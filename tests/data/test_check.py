@@ -229,7 +229,7 @@ def test_a_json_without_annotations_is_one_to_predict(coco, one_box, capsys):
     settings = coco.write(one_box)
     assert main([settings.annotations, "--images", settings.images]) == 0
     kinds = _kinds(settings)
-    assert [kind for kind in kinds if kind.startswith("json without annotations (to be predicted: eval.py --out")]
+    assert [kind for kind in kinds if kind.startswith("json without annotations (to be predicted: jaxdet eval --out")]
     assert "image without annotations" not in kinds
 
 

@@ -179,7 +179,7 @@ def test_check_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert check_main([str(tmp_path)]) == 1
     said = capsys.readouterr().out.replace("\n", "")
     assert f"it looks like {layout}" in said
-    assert "jaxdet.data.convert" in said
+    assert "jaxdet data convert" in said
 
 
 @pytest.mark.parametrize("each", ["value", "file", "folder"])
@@ -364,6 +364,16 @@ def test_links_keep_folders_apart(tmp_path: Path) -> None:
         assert (outcome.images / f"images/{split}/a.png").is_symlink()
 
 
+def test_one_folder_for_training_and_validation_is_for_training_and_said(tmp_path: Path) -> None:
+    yolo(tmp_path / "set")
+    write(tmp_path / "set/data.yaml", "train: images/train\nval: ./images/train/\nnames: [square, cut]\n")
+    outcome = to_coco(tmp_path / "set", tmp_path / "out")
+    assert list(outcome.annotations) == ["train"]
+    (note,) = outcome.tally.notes
+    assert note == "named for train and val: for train alone; --val-share .2 holds images out"
+    assert outcome.tally.notes[note] == ["images/train/"]
+
+
 def test_outlines_of_a_mask_give_its_pixels_again() -> None:
     rng = np.random.default_rng(1)
     for share in (0.2, 0.5, 0.8):  # with pieces, holes, and pixels that touch at corners
@@ -407,7 +417,13 @@ def test_the_command_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFix
     labelme(tmp_path / "set")
     assert main([str(tmp_path / "set"), str(tmp_path / "out"), "--val-share", "0"]) == 0
     said = capsys.readouterr().out
-    for text in ("taken for labelme", "not yolo: no data.yaml", "shape of the kind linestrip", "SHA-256", "data.check"):
+    for text in (
+        "taken for labelme",
+        "not yolo: no data.yaml",
+        "shape of the kind linestrip",
+        "SHA-256",
+        "jaxdet data check",
+    ):
         assert text in said
     json_path = str(tmp_path / "out/instances_train.json")
     back = [json_path, str(tmp_path / "yolo"), "--to", "yolo", "--from-images", str(tmp_path / "set")]

@@ -104,7 +104,7 @@ def test_a_mixture_is_made_and_its_heads_are_copies(name: str) -> None:
 def test_a_loop_with_scores_behind_it_and_boundaries_behind_these() -> None:
     both = refined(lambda: experiment((0, 0), (True,), score=True), behind=(BoundaryRefinement(),))
     model = both.model
-    assert both.run.init_skip == ("^params/boundaries/",)
+    assert both.run.init_fresh == ("boundaries",)
     variables = initialize(model, BATCH)
 
     def total(params: Any) -> Any:

@@ -74,3 +74,16 @@ def test_mask_scores_below_0_count_as_0(tmp_path: Path) -> None:
     results.write_text(json.dumps([found(7, 3, 0, 0, 40) | {"score": 1.5}]))
     with pytest.raises(ValueError, match=r"every score from 0 to 1, got 1\.5"):
         report(results=results, truth=truth, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("wrong", ["missing", "broken"])
+def test_wrong_images_leave_nothing(wrong: str, tmp_path: Path) -> None:
+    truth, results = tmp_path / "truth.json", tmp_path / "results.json"
+    truth.write_text(json.dumps(truth_of((7, 3, 0, 0, 40))))
+    results.write_text(json.dumps([found(7, 3, 0, 0, 40)]))
+    (tmp_path / "pictures").mkdir()
+    if wrong == "broken":
+        (tmp_path / "pictures" / "7.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"--images .*pictures: expected a file for every|7\.png"):
+        report(results=results, truth=truth, images=tmp_path / "pictures", out=tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"truth.json", "results.json", "pictures"}

@@ -12,7 +12,7 @@ import pytest
 from jaxdet.checkpoints.importing import import_weights
 from jaxdet.checkpoints.reading import load
 from jaxdet.experiment import Experiment
-from jaxdet.runtime.files import check_local, replacing, write_json, write_text
+from jaxdet.runtime.files import check_local, replacing, replacing_files, write_json, write_text
 from jaxdet.training import train
 
 
@@ -92,3 +92,20 @@ def test_an_address_is_refused_and_makes_no_folder(
 @pytest.mark.parametrize("path", ["C:/runs/x", "runs/a:b", "/tmp/x", "a:", Path("x:y/z")])
 def test_other_names_with_colons_are_paths(path: str | Path) -> None:
     check_local(path, "--workdir")
+
+
+def test_files_of_a_folder_come_together(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "report"
+    with pytest.raises(UnicodeEncodeError), replacing_files(out, last="index.html") as scratch:
+        (scratch / "index.html").write_text("a half and what no file can hold: \ud800")
+    assert os.listdir(tmp_path) == []
+    write_text(out / "images" / "mine.png", "mine")
+    write_text(out / "index.html", "old")
+    with replacing_files(out, last="index.html") as scratch:
+        write_text(scratch / "images" / "0.js", "0")
+        write_text(scratch / "index.html", "new")
+        assert (out / "index.html").read_text() == "old"
+    assert (out / "index.html").read_text() == "new"
+    assert sorted(os.listdir(out / "images")) == ["0.js", "mine.png"]
+    assert sorted(os.listdir(tmp_path / "new")) == ["report"]
+    assert sorted(os.listdir(out)) == ["images", "index.html"]

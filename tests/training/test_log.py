@@ -12,7 +12,7 @@ from PIL import Image
 from jaxdet.config import to_data
 from jaxdet.experiment import Run
 from jaxdet.training.log import CURVES, RunLog
-from jaxdet.training.workdir import claim, read_metrics
+from jaxdet.training.workdir import _refusal, claim, read_metrics
 from jaxdet.training.writers.jsonl import LogFile, read_log
 from tests.disk import files_of_at_most
 
@@ -89,6 +89,9 @@ def test_a_folder_belongs_to_one_config(tmp_path: Path, caplog: pytest.LogCaptur
     with pytest.raises(ValueError, match=r"seed: 1 -> 2\n.*--workdir.*\n?.*--accept-changes"):
         claim(tmp_path / "run", Run(seed=2), other, accept_changes=False)
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
+    longer = "optimizer.schedule.length: 12 -> 24"
+    assert "The schedule alone differs: with --accept-changes" in _refusal(tmp_path, [longer])
+    assert "The schedule alone" not in _refusal(tmp_path, [longer, "seed: 1 -> 2"])
     with caplog.at_level(logging.WARNING):
         claim(tmp_path / "run", Run(seed=2), other, accept_changes=True)
     assert "seed: 1 -> 2" in caplog.text

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,36 @@ def test_the_entry_point_says_what_is_wrong_in_a_line(
     shown = capsys.readouterr()
     assert output in (shown.out if code == 0 else shown.err)
     assert "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_step_is_timed_ends_in_a_line(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiling = threading.Event()
+
+    def small_data(*_: Any) -> Any:
+        os.kill(os.getpid(), number)
+        compiling.wait(20)
+        return None
+
+    monkeypatch.setattr("jaxdet.recipe.small_data", small_data)
+    arguments = ["--config", str(HERE / "tiny.py"), "--data", str(tmp_path), "--workdir", str(tmp_path / "run")]
+    try:
+        with pytest.raises(SystemExit) as left:
+            entry_point()(arguments)
+    finally:
+        compiling.set()
+    assert left.value.code == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped before the first step; the same command begins anew"
+
+
+def test_ctrl_c_before_the_first_step_ends_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxdet.training.train", interrupted)
+    assert entry_point()(["--config", str(HERE / "tiny.py"), "--workdir", str(tmp_path)]) == 130
+    assert "stopped by Ctrl-C" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """The command line of `jaxdet.data.convert`.
 
-python -m jaxdet.data.convert FOLDER OUT [--format yolo] [--val-share .2]
-python -m jaxdet.data.convert JSON OUT --to yolo --from-images FOLDER
+jaxdet data convert FOLDER OUT [--format yolo] [--val-share .2]
+jaxdet data convert JSON OUT --to yolo --from-images FOLDER
 """
 
 import argparse
@@ -88,7 +88,7 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     for split, path in outcome.annotations.items():
         images, objects = outcome.counts[split]
         console.print(f"{_shown(str(path))}: {images} images, {objects} objects", soft_wrap=True)
-        command = f"python -m jaxdet.data.check {path} --images {outcome.images}"
+        command = f"jaxdet data check {path} --images {outcome.images}"
         console.print(f"  now run {_shown(command)}", soft_wrap=True)
 
 
@@ -114,6 +114,6 @@ def _shown(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line of the module; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m jaxdet.data.convert", description=_SUMMARY)
+    parser = argparse.ArgumentParser(prog="jaxdet data convert", description=_SUMMARY)
     add_arguments(parser)
     return convert(parser.parse_args(arguments))

@@ -50,7 +50,7 @@ def recognise(folder: Folder) -> Recognised:
         reasons = "; ".join(f"{name}: {why}" for name, (_, why) in signs.items())
         raise ValueError(
             f"{folder.root}: expected a data set as {', '.join(NAMES)}, got none of them ({reasons}); name the folder "
-            "that holds images and annotations, or prepare COCO's json and run `python -m jaxdet.data.check`"
+            "that holds images and annotations, or prepare COCO's json and run `jaxdet data check`"
         )
     if len(found) > 1:
         seen = "; ".join(f"{layout.name}: {signs[layout.name][1]}" for layout in found)

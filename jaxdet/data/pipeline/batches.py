@@ -63,7 +63,7 @@ class TrainBatches:
                 continue
             return example | {"counts": example["counts"] | {"skipped_images": np.int32(skipped)}}
         raise ValueError(
-            f"step {step}: an image and the {_TRIES} drawn in its place are broken; `python -m jaxdet.data.check` "
+            f"step {step}: an image and the {_TRIES} drawn in its place are broken; `jaxdet data check` "
             "lists what is wrong with a data set"
         )
 

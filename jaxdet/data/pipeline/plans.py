@@ -55,7 +55,7 @@ def trainable(source: Source, data: Data) -> NDArray[np.int64]:
     if not len(chosen):
         raise ValueError(
             f"training data: expected images with usable annotations and sides of at least {data.min_side} pixels, "
-            f"got none among {len(source)}; see data.filter_empty, data.min_side and `python -m jaxdet.data.check`"
+            f"got none among {len(source)}; see data.filter_empty, data.min_side and `jaxdet data check`"
         )
     return chosen
 

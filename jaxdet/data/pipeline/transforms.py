@@ -327,7 +327,7 @@ def _mask(
         mask = decode_mask(annotation.segmentation, view.original_hw)
     except ValueError as error:
         raise ValueError(
-            f"annotation {annotation.id} of image {record.name}: {error}; run `python -m jaxdet.data.check`, "
+            f"annotation {annotation.id} of image {record.name}: {error}; run `jaxdet data check`, "
             "or set data.masks=False for a model without masks"
         ) from error
     if data.whole_masks:

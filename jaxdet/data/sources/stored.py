@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from jaxdet.data.records import Category, Record
 from jaxdet.runtime.files import ScratchFolder
 
-CHECK = "`python -m jaxdet.data.check` lists everything that is wrong with a data set"
+CHECK = "`jaxdet data check` lists everything that is wrong with a data set"
 
 
 class SharedArrays(Mapping[str, NDArray[Any]]):

@@ -301,7 +301,8 @@ def usage_findings(
             kind = f"image with a side under {data.min_side} pixels (not trained on; data.min_side)"
             yield Finding("note", kind, f"{entry['file_name']}: height, width {sizes[entry['id']]}")
     if not annotations:
-        kind = "json without annotations (to be predicted: eval.py --out; there is nothing to train on or to score by)"
+        use = "to be predicted: jaxdet eval --out; there is nothing to train on or to score by"
+        kind = f"json without annotations ({use})"
         yield Finding("note", kind, f"{len(images)} images")
         return
     if not has_masks(annotations):

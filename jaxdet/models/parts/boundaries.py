@@ -51,6 +51,7 @@ class BoundaryRefinement(nn.Module):
     """
 
     place: ClassVar[str] = "boundaries"
+    on_given: ClassVar[str] = "left out"
 
     boxes_from: BoxesFrom = "mbrm"
     start: Start = "published"

@@ -46,6 +46,7 @@ class GridBoxes(nn.Module):
     """
 
     place: ClassVar[str] = "grid"
+    on_given: ClassVar[str] = "left out"
 
     extractor: nn.Module
     head: GridHead

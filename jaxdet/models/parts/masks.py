@@ -32,6 +32,7 @@ class MaskPrediction(nn.Module):
     """
 
     place: ClassVar[str] = "masks"
+    on_given: ClassVar[str] = "asked"
 
     heads: tuple[MaskBranch, ...]
     snapped: bool = False
@@ -122,6 +123,7 @@ class MaskScoring(nn.Module):
     """
 
     place: ClassVar[str] = "mask_scores"
+    on_given: ClassVar[str] = "asked"
 
     head: nn.Module
 

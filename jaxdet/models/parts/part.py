@@ -91,6 +91,10 @@ class Part(Protocol):
 
     A linen module.  Its parameters lie below ``place`` in those of the model.  It makes all of them when it is called
     on detections, whichever of them that call needs.
+
+    A part may have ``on_given``, what becomes of it where boxes are given and are to stay (`TwoStage.describe`):
+    ``"asked"``, of one that reads boxes, classes and scores alone and leaves them as they are, or ``"left out"``, of
+    one that moves boxes.  With a part that has none, detections of a model can only be its own.
     """
 
     place: ClassVar[str]

@@ -98,7 +98,23 @@ def _lists(folder: Folder, settings: dict[str, Any]) -> list[tuple[str, str]]:
                 if any(name.startswith(f"{start}/") for name in folder.images):
                     found.append((f"{start}/", split))
                     break
-    return found
+    return _without_repeats(folder, found)
+
+
+def _without_repeats(folder: Folder, lists: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What is named for two splits counts for the first.
+
+    Ultralytics' own small sets name the same images for training and for validation, so that it is no error; but
+    scores on images that were trained on say nothing, and so the account says what became of it.
+    """
+    first: dict[str, str] = {}
+    for start, split in lists:
+        if first.setdefault(start, split) != split:
+            folder.tally.note(
+                f"named for {first[start]} and {split}: for {first[start]} alone; --val-share .2 holds images out",
+                start,
+            )
+    return list(first.items())
 
 
 def _label_of(image: str) -> str:
