@@ -67,7 +67,8 @@ def evaluate_checkpoint(
         annotations: instances json.
         overrides: dotted settings to change, as ``data.short_side=600`` ``data.long_side=1000``.
         fast: score by faster-coco-eval (the same numbers sooner).
-        mesh, progress: as for ``detect``.
+        mesh: as for ``detect``.
+        progress: as for ``detect``.
 
     Returns:
         As ``evaluate``.
