@@ -23,7 +23,7 @@ from jaxdet.config.tree import walk
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "ADD_A_MODEL.md"
 #: What is checked.  Notes in docs/lab/ are dated and name files and settings of their day: only their links count.
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "lab")]
 LINKING = [*DOCUMENTS, *sorted((ROOT / "docs" / "lab").glob("*.md")), ROOT / "CHANGELOG.md"]
 
 BLOCK = re.compile(r"(?:^`(?P<file>[^`\n]+)`:\n\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
