@@ -60,6 +60,8 @@ def _relinked(text: str, source: str, page: str, known: dict[str, str], linked: 
     """The pieces of a document with its links as the site needs them; files that are no pages go into ``linked``."""
 
     def moved(link: re.Match[str]) -> str:
+        if link["path"].startswith(_pictures(page)):  # they lie beside the page already
+            return link[0]
         path = os.path.normpath(PurePosixPath(source).parent / link["path"])
         if not (ROOT / path).exists() or path.startswith(".."):
             raise ValueError(f"{source}: expected a link to a file of the repository, got {link['path']}")
@@ -92,14 +94,18 @@ def _as_page(source: str) -> str:
     return f"# {source}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text().rstrip()}\n````\n"
 
 
+def _pictures(page: str) -> str:
+    """The folder beside the page of a notebook that holds its pictures."""
+    return f"{PurePosixPath(page).stem}_files/"
+
+
 def _notebook(source: Path, page: Path) -> str:
     """A notebook as Markdown, with the outputs that are stored in it; its pictures go beside the page."""
     try:
         from nbconvert.exporters.markdown import MarkdownExporter
     except ImportError as error:
         raise ImportError("notebooks become pages by nbconvert: pip install 'jaxdet[docs]'") from error
-    folder = f"{page.stem}_files"
-    text, resources = MarkdownExporter().from_filename(str(source), {"output_files_dir": folder})
+    text, resources = MarkdownExporter().from_filename(str(source), {"output_files_dir": _pictures(page.name)[:-1]})
     for name, content in resources["outputs"].items():
         (page.parent / name).parent.mkdir(parents=True, exist_ok=True)
         (page.parent / name).write_bytes(content)
