@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Compiled programs are kept, so that a second run starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 
-.PHONY: help venv demo test lint types unit parity page newer fuzz lock clean
+.PHONY: help venv demo test lint types unit parity page newer site notebooks outputs fuzz lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -55,6 +55,27 @@ page: venv ## the page of a report in a browser without a window
 
 newer: venv ## a few tests under a newer Python and its jax, where there is one
 	.ci/newer
+
+# Tools of the extra docs, beside what the lock file names.
+DOCS := $(VENV)/.installed-docs
+
+$(DOCS): $(INSTALLED)
+	$(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+	  | $(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --requirement /dev/stdin
+	@touch $@
+
+# zensical counts what griffe says of docstrings as no warning.
+site: $(DOCS) ## the documentation as a site, in build/site/html/; a warning fails
+	$(RUN) -m tools.site
+	$(RUN) -m zensical build --strict --clean --config-file zensical.toml > build/site/log 2>&1; \
+	  status=$$?; cat build/site/log; test $$status = 0 && ! grep -q '^griffe:' build/site/log
+
+notebooks: $(DOCS) ## the notebooks from the first cell to the last, on small settings
+	$(RUN) -m pytest tests/test_notebooks.py tests/tools/test_site.py
+
+# The first leaves a run for the others.
+outputs: $(DOCS) ## the notebooks at full size, some minutes; stores what they show
+	$(RUN) -m jupyter nbconvert --to notebook --execute --inplace notebooks/predict.ipynb notebooks/own_data.ipynb notebooks/inside.ipynb
 
 fuzz: venv ## many spoilt data sets and checkpoints, about half an hour
 	$(RUN) -m tests.fuzz

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "ADD_A_MODEL.md"
 OWN = ROOT / "docs" / "YOUR_CODE.md"  #: whose files are run by tests/test_your_code.py
 #: What is checked.  Notes in docs/lab/ are dated and name files and settings of their day: only their links count.
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "lab")]
 LINKING = [*DOCUMENTS, *sorted((ROOT / "docs" / "lab").glob("*.md")), ROOT / "CHANGELOG.md"]
 
 BLOCK = re.compile(r"(?:^`(?P<file>[^`\n]+)`:\n\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)

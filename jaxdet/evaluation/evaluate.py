@@ -72,7 +72,8 @@ def evaluate_checkpoint(
         trusted: modules whose classes the checkpoint may name, as for ``jaxdet.load``.
         augment: see each image several times, on one device of each process; None: once.
         fast: score by faster-coco-eval (the same numbers sooner).
-        mesh, progress: as for ``detect``.
+        mesh: as for ``detect``.
+        progress: as for ``detect``.
 
     Returns:
         As ``evaluate``.
