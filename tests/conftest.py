@@ -12,6 +12,7 @@ LONGEST = (
     "models/test_two_stage.py",
     "nn/test_groie.py",
     "training/test_run.py",
+    "test_your_code.py",
     "training/test_endurance.py",
     "models/parts/test_instances.py",
     "models/parts/test_masks.py",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxdet.config import load_config, override
 from jaxdet.data import Data
@@ -57,9 +58,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[Path]:
     """A folder in which programs stay that are compiled meanwhile, for the other process."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "compiled"))
-    yield tmp_path / "compiled"
-    jax.config.update("jax_compilation_cache_dir", None)
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # jax looks at the settings once
+        if values is settings:
+            yield tmp_path / "compiled"
 
 
 class Left(Exception):
@@ -86,8 +95,13 @@ def test_the_page_trains_is_stored_and_goes_on_in_another_process(folder: Path, 
     (folder / "fresh.py").write_text(FRESH)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    kept = sorted(path.name for path in cache.iterdir() if "jit_step" in path.name and path.name.endswith("-cache"))
+    assert kept
     done = subprocess.run([sys.executable, "fresh.py"], env=environment, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+    after = sorted(path.name for path in cache.iterdir() if "jit_step" in path.name and path.name.endswith("-cache"))
+    assert after == kept, "the step was compiled anew, which takes longer than all else"
     refusal, loaded, last = done.stdout.splitlines()
     names = ["mine.augmentation", "mine.source", "mine.loss", "mine.head", "mine.backbone"]
     assert all(f"--trusted {name}" in refusal for name in names)

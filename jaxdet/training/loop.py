@@ -173,7 +173,7 @@ class Hooks:
     def __call__(self, step: int, state: TrainState, pending: PendingMetrics) -> None:
         if self.profile is not None and self.profile.ends_after(step):
             pending.settle()
-            self.profile.end()
+            self._apart(self.profile.end)
         stopping = self.stop.agreed(step, self.intervals.log)
         if step == self.start + 1:
             self._after_first(step, state, pending)
@@ -195,7 +195,13 @@ class Hooks:
                 raise Enough(state)
         if self.profile is not None and self.profile.begins_after(step):
             pending.settle()
-            self.profile.begin()
+            self._apart(self.profile.begin)
+
+    def _apart(self, work: Callable[[], None]) -> None:
+        """Do something whose time is no part of the training speed."""
+        begin = time.perf_counter()
+        work()
+        self.meter.leave_out(time.perf_counter() - begin)
 
     def enough(self, step: int) -> bool:
         """Whether the run is over before its last step, since no better score came (``run.patience``)."""

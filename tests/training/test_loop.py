@@ -21,6 +21,7 @@ from jaxdet.training.best import Enough
 from jaxdet.training.log import RunLog
 from jaxdet.training.loop import Hooks, Intervals, PendingMetrics, run_steps
 from jaxdet.training.metrics import FiniteCheck, Meter
+from jaxdet.training.profile import Profile
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState
 from jaxdet.training.step import StepByCanvas
@@ -185,6 +186,27 @@ def test_what_a_function_of_the_user_raises_ends_the_run_saved(tmp_path: Path, h
             step_through(watched, 10)
     assert watched.store.saved[-1] == last  # type: ignore[attr-defined]
     assert watched.store.waited  # type: ignore[attr-defined]
+
+
+def test_the_steps_of_a_profile_are_finished_at_both_of_its_ends(tmp_path: Path) -> None:
+    class Traced(Profile):
+        def begin(self) -> None:
+            ends.append(("begin", pending._pending))
+
+        def end(self) -> None:
+            super().end()
+            ends.append(("end", pending._pending))
+
+    ends = list[tuple[str, Any]]()
+    with RunLog(tmp_path, 0) as log, Traced("4:5", tmp_path, 0, 10) as profile:
+        watched = watch(tmp_path, log, StopRequest(), profile=profile)
+        pending = PendingMetrics(watched.meter, finite)
+        for step in range(1, 8):
+            pending.push(step, METRICS, batch_of(0))
+            watched(step, STATE, pending)
+            if step in (3, 5):
+                assert ends[-1] == ("begin" if step == 3 else "end", None)
+        assert len(ends) == 2
 
 
 def test_intervals_longer_than_the_run_leave_its_end(tmp_path: Path) -> None:
