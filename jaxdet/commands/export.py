@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from jaxdet.runtime.flags import add_trusted_flag
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, export, say what was written; 1 with a message where the input is at fault."""
@@ -21,17 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
-    from jaxdet.config import load_config
+    from jaxdet.config import load_config, trusted_modules
     from jaxdet.evaluation.tables import show_progress
     from jaxdet.exporting import export
     from jaxdet.trained import load
 
     try:
-        checkpoint = options.checkpoint
-        if options.config:
-            checkpoint = load(checkpoint, config=load_config(options.config))
+        trusted = trusted_modules(options.trusted, options.config)
+        config = load_config(options.config) if options.config else None
         folder = export(
-            checkpoint,
+            load(options.checkpoint, config=config, trusted=trusted),
             options.out,
             platforms=options.platforms,
             batch_sizes=options.batch,
@@ -74,4 +75,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, help="least score of a detection, unless the loader is told it"
     )
+    add_trusted_flag(parser)
     return parser
