@@ -16,6 +16,7 @@ from jaxdet.models.dense import rpn
 from jaxdet.models.detector import Detector
 from jaxdet.models.parts.masks import MaskPrediction, MaskScoring
 from jaxdet.models.parts.part import Part
+from jaxdet.models.roi.heads import BoxBranch, MaskBranch
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.nn.heads.dense import RPNHead
@@ -44,20 +45,27 @@ CATEGORIES = tuple(Category(3 * i + 2, name) for i, name in enumerate(("cat", "d
 LIMIT = 0.05
 CELLS = {"backbone": Pooled(), "neck": Same()}
 READS = {"levels": (3,), "finest": 14.0}  # a level of the pyramid: what is compiled is a third of that of three
-BOX = make_box_branch(extractor=SingleLevel(size=3, **READS))
-MASK = make_mask_branch(extractor=SingleLevel(size=6, **READS))
-LINKED = make_mask_branch(extractor=SingleLevel(size=6, **READS), head=FCN(channels=8, convs=1, linked=True))
 SCORING = MaskScoring(MaskIoUHead(FC2(channels=8), channels=8))
 RPN = rpn(RPNHead(channels=8), anchors=Anchors(levels=(3,), scales=(4.0,)), train=(40, 30), test=(40, 20))
 
 
+def box() -> BoxBranch:
+    """A new one each time: who lists the same twice shares its weights, which is refused."""
+    return make_box_branch(extractor=SingleLevel(size=3, **READS))
+
+
+def mask(linked: bool = False) -> MaskBranch:
+    head = FCN(channels=8, convs=1, linked=linked)
+    return make_mask_branch(extractor=SingleLevel(size=6, **READS), head=head)
+
+
 def two_stage(masks: Part) -> TwoStage:
-    return make_model(**CELLS, rpn=RPN, heads=(BOX,), parts=(masks, SCORING))
+    return make_model(**CELLS, rpn=RPN, heads=(box(),), parts=(masks, SCORING))
 
 
 MODELS: dict[str, Detector] = {
-    "scored": two_stage(MaskPrediction((MASK,))),
-    "refined": two_stage(make_refine(heads=(MASK,), refine_box=BOX, refine_mask=LINKED)),
+    "scored": two_stage(MaskPrediction((mask(),))),
+    "refined": two_stage(make_refine(heads=(mask(),), refine_box=box(), refine_mask=mask(linked=True))),
     "rdsnet": make_rdsnet(),
 }
 #: Without the packages that jaxdet is made of, each image of a file by each exported model.

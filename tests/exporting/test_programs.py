@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxdet
 from jaxdet.exporting.programs import PLATFORMS, Program, trace
 from jaxdet.nn.blocks.layers import convolve
 from jaxdet.ops.conv.grouped import grouped_conv
@@ -60,6 +62,13 @@ def test_each_kind_has_its_own_branch(order: tuple[str, ...]) -> None:
         }
     assert set(found["cpu"].values()) == {False}
     assert set(found["gpu"].values()) == set(found["tpu"].values()) == {True}
+
+
+def test_models_ask_for_the_device_of_the_program() -> None:
+    """And not for that of this process, which an exported program need not have."""
+    package = Path(jaxdet.__file__).parent
+    files = [file for part in ("ops", "nn", "models") for file in (package / part).rglob("*.py")]
+    assert [file.name for file in files if "default_backend()" in file.read_text()] == ["devices.py"]
 
 
 def test_compiled_here_is_for_here() -> None:
