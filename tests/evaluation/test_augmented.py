@@ -1,5 +1,7 @@
 """Test-time augmentation: equal views change nothing, mirrored ones are turned back, masks are means."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,15 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 import jaxdet
-from jaxdet.data import Category, Data
+from jaxdet.commands import eval as eval_script
+from jaxdet.data import Category, CocoFolder, Data, open_source
 from jaxdet.evaluation.augmented import TestTimeAugmentation, augmented_results, merge
+from jaxdet.experiment import Run
 from jaxdet.models.parts.boundaries import BoundaryRefinement
 from jaxdet.runtime.mesh import data_mesh, replicate
 from jaxdet.structures import Batch, Detections, Masks
 from jaxdet.trained import Trained
+from tests.evaluation.test_coco_eval import truth_of
 from tests.models.small import (
     CLASSES,
     Pooled,
@@ -163,3 +169,31 @@ def test_words_of_the_command() -> None:
         TestTimeAugmentation.from_text("600,600")
     sizes = [(data.short_side, data.long_side, flip) for data, flip in TestTimeAugmentation(True, (16,)).views(DATA)]
     assert sizes == [(16, 32, False), (16, 32, True)]
+
+
+def test_evaluation_sees_each_image_several_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every image once, in the data's own numbers; a mean of both halves is the rectangle that the truth is."""
+    for name, left in ((7, 6), (9, 30)):
+        image = np.zeros((100, 120, 3), np.uint8)
+        image[10:30, left : left + 20] = 255
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    truth = truth_of((7, 3, 6, 10, 20), (9, 3, 30, 10, 20))
+    truth |= {"categories": truth["categories"][1:]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    source = open_source(CocoFolder(str(tmp_path), str(tmp_path / "truth.json")))
+    data = Data(short_side=100, long_side=120, workers=0)
+    experiment: Any = SimpleNamespace(model=Bright(), data=data, run=Run(eval_batch=1))
+    trained = Trained(experiment, {"none": np.zeros(1)}, source.categories, 1)
+    monkeypatch.setattr("jaxdet.evaluation.evaluate.open_checkpoint", lambda *_, **__: (trained, source))
+    scores = {}
+    for tta in ([], ["--tta", "flip"]):
+        numbers = tmp_path / "metrics.json"
+        assert eval_script.main(["--checkpoint", "run", "--metrics", str(numbers), *tta]) == 0
+        scores[len(tta)] = json.loads(numbers.read_text())
+    assert scores[0]["bbox/AP50"] == scores[2]["bbox/AP50"] == pytest.approx(1)
+    assert scores[0]["segm/AP75"] == pytest.approx(0)
+    assert scores[2]["segm/AP75"] == pytest.approx(1)
+    assert eval_script.main(["--checkpoint", "run", "--tta", "flop"]) == 1
+    assert "--tta: expected flip" in capsys.readouterr().err

@@ -1,15 +1,19 @@
 """Large images by tiles: each object once, as it lies in the image, whatever borders run through it."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 import jaxdet
+from jaxdet.commands import predict as predict_script
 from jaxdet.data import Category, Data
 from jaxdet.prediction.merging import merge_windows
 from jaxdet.prediction.tiles import Window, in_image, tiles_of
@@ -44,9 +48,13 @@ class Colours:
         return Detections(boxes, scores, index, valid, index, masks)
 
 
-def predictor(masks: bool = True, **settings: Any) -> jaxdet.Predictor:
+def trained(masks: bool = True) -> Trained:
     experiment: Any = SimpleNamespace(model=Colours(masks), data=Data(short_side=64, long_side=64, workers=0))
-    return jaxdet.Predictor(Trained(experiment, {"none": np.zeros(1)}, (Category(7, "thing"),), 1), **settings)
+    return Trained(experiment, {"none": np.zeros(1)}, (Category(7, "thing"),), 1)
+
+
+def predictor(masks: bool = True, **settings: Any) -> jaxdet.Predictor:
+    return jaxdet.Predictor(trained(masks), **settings)
 
 
 def picture(*boxes: tuple[int, int, int, int], hw: tuple[int, int] = HW) -> np.ndarray:
@@ -171,3 +179,21 @@ def test_two_in_one_window_stay_two() -> None:
 def test_a_small_one_within_a_large_one_stays() -> None:
     large, small = result(20, 0, 56, 100, 0.9), result(45, 40, 50, 50, 0.8)
     assert merged([large], [small]) == [large, small]
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("jaxdet.trained.load", lambda *_, **__: trained())
+    image = picture(*OBJECTS)
+    Image.fromarray(image).save(tmp_path / "large.png")
+    arguments = ["--checkpoint", "run", "--out", str(tmp_path / "out"), str(tmp_path / "large.png")]
+    assert predict_script.main([*arguments, "--tiles", "64", "--overlap", "0.3"]) == 0
+    assert capsys.readouterr().out.startswith(f"{len(OBJECTS)} detections in 1 images")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {result["segmentation"]["size"] == list(HW) for result in results} == {True}
+    assert predict_script.main([*arguments, "--tta", "flip,64", "--tiles", "64", "--overlap", "0.3"]) == 0
+    assert capsys.readouterr().out.startswith(f"{len(OBJECTS)} detections in 1 images")
+    for wrong, message in ((["--tiles", "3"], "at least 32 pixels"), (["--tta", "flop"], "--tta: expected flip")):
+        assert predict_script.main([*arguments, *wrong]) == 1
+        assert message in capsys.readouterr().err
+    assert predict_script.main([*arguments, "--tiles", "64", "clip.mp4"]) == 1
+    assert "--tiles: expected images, got a video" in capsys.readouterr().err
