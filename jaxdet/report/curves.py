@@ -72,5 +72,5 @@ def reliability(scores: _Floats, right: _Bools) -> Reliability:
     each = np.maximum(count, 1)
     mean = np.bincount(bins, scores, minlength=BINS) / each
     precision = np.bincount(bins, right, minlength=BINS) / each
-    error = float((count * np.abs(mean - precision)).sum() / max(count.sum(), 1))
+    error = float((count * np.abs(mean - precision)).sum() / max(int(count.sum()), 1))
     return Reliability(count.tolist(), mean.tolist(), precision.tolist(), error)

@@ -58,11 +58,11 @@ def _mean_ap(
     """Mean over the classes that have objects; one that has none left counts 0 if it is still detected, as in TIDE."""
     order = np.argsort(label, kind="stable")
     ends = np.searchsorted(label[order], np.arange(judged.classes + 1))
-    values = []
+    values: list[float] = []
     for k in np.flatnonzero(judged.objects):
         rows = order[ends[k] : ends[k + 1]]
         if objects[k]:
-            values.append(precision_at_recalls(score[rows], right[rows], int(objects[k])).mean())
+            values.append(precision_at_recalls(score[rows], right[rows], int(objects[k])).mean().item())
         elif len(rows):
             values.append(0.0)
     return float(np.mean(values)) if values else -1.0
