@@ -196,7 +196,7 @@ class Model:
     def _found(self, outputs: dict[str, NDArray[Any]], hw: tuple[int, ...], limit: float) -> Found:
         rows, columns = self._resized_hw(hw)
         factors = np.array([columns / hw[1], rows / hw[0]] * 2, np.float32)
-        boxes, scores, labels = np.float32(outputs["boxes"] / factors), outputs["scores"], outputs["labels"]
+        boxes, scores, labels = np.asarray(outputs["boxes"] / factors, np.float32), outputs["scores"], outputs["labels"]
         mask_scores = outputs.get("mask_scores")
         numbers = np.isfinite(boxes).all(axis=1) & np.isfinite(scores if mask_scores is None else mask_scores)
         keep = outputs["valid"] & (scores >= limit) & numbers  # a score that is no number is not above the limit
