@@ -47,7 +47,7 @@ unit: venv
 # PARITY_SHARE=3: a model of each family, and a third of the others, chosen by the commit; PARITY_LONG=1: also what is
 # left out otherwise (tests/parity/conftest.py).
 parity: venv ## full-size models against their golden files
-	$(RUN) -m pytest tests/parity -m parity --numprocesses 2
+	$(RUN) -m pytest tests/parity tests/exporting -m parity --numprocesses 2
 
 page: venv ## the page of a report in a browser without a window
 	command -v chromium || { echo "make page needs chromium on the path: apt-get install chromium"; exit 1; }

@@ -16,12 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdet.config import from_data, override
+from jaxdet.checkpoints.public.table import find_public
+from jaxdet.config import from_data, load_config, override
 from jaxdet.data import CocoFolder, Data, LargeScaleJitter, Source, open_source, train_batches
 from jaxdet.experiment import Experiment, Schedule, as_experiment
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.runtime.files import write_json
-from jaxdet.runtime.mesh import data_mesh, layout_of, replicated_key, split_batch
+from jaxdet.runtime.mesh import all_devices, data_mesh, layout_of, replicated_key, split_batch
 from jaxdet.training.optimizer import frozen_parameters, learning_rate, update_direction
 from jaxdet.training.state import init_state, init_variables
 from jaxdet.training.step import make_train_step
@@ -40,6 +41,16 @@ _FEW = 5  #: objects in a photo
 _log = logging.getLogger(__name__)
 
 
+def default_base() -> Experiment:
+    """The model for a small data set on the devices that there are, with the public weights from which it starts."""
+    if all_devices()[0].platform == "cpu":
+        return as_experiment(override(load_config("mask_rcnn_r18_fpn_small"), ["run.init_from=resnet18"]))
+    weights = find_public("maskrcnn_resnet50_fpn_v2")
+    assert weights is not None  # a test looks it up
+    settings = [f"run.init_from={weights.name}", "run.init_new_classes=true", "data.batch_size=4"]
+    return as_experiment(override(load_config(weights.config), [*weights.settings, *settings]))
+
+
 def small_data(
     base: Experiment,
     folder: Path,
@@ -51,7 +62,7 @@ def small_data(
     """Make the experiment of a run of some minutes on a folder of annotated photos.
 
     Args:
-        base: the model, and what of the settings does not follow from data and time; rates as for AdamW.
+        base: the model, and what of the settings does not follow from data and time.
         folder: see `find_data`.
         minutes: how long the run may take on this machine, with its evaluations.
         workdir: folder of the run; if it holds one already, that one's experiment is returned, which must be one on

@@ -31,7 +31,8 @@ ALLOWED |= {"training": BELOW, "prediction": BELOW}  # neither knows the other
 ALLOWED["exporting"] = {"structures", "ops", "models", "data", "checkpoints", "runtime", "evaluation", "trained"}
 ALLOWED["zoo"] = {*BELOW, "training"}
 ALLOWED["show"] = {"config", "data", "experiment", "runtime", "visualize"}
-ALLOWED["recipe"] = {"config", "data", "experiment", "runtime", "training"}  # settings from a folder and minutes
+# Settings from a folder and minutes.
+ALLOWED["recipe"] = {"checkpoints", "config", "data", "experiment", "models", "runtime", "training"}
 ALLOWED["commands"] = {*ALLOWED}
 ALLOWED["__main__"] = {"commands"}
 

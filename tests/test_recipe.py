@@ -3,17 +3,19 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 import jaxdet.recipe as recipe
+from jaxdet.commands.train import main as train_command
 from jaxdet.config import load_config, to_data
 from jaxdet.data import CocoFolder, Data, LargeScaleJitter, open_source
 from jaxdet.data.scenes.write import write_scenes
 from jaxdet.experiment import Experiment
-from jaxdet.recipe import Photos, describe, find_data, seen_side, small_data, training_side
+from jaxdet.recipe import Photos, default_base, describe, find_data, seen_side, small_data, training_side
 from jaxdet.runtime.files import write_json
 
 
@@ -167,3 +169,19 @@ def test_a_long_time_is_not_used_up_on_few_photos(
     """Eleven photos in batches of 2, half a second a step: 3000 steps are enough, a day or not."""
     made = small_data(base, folder, 24 * 60, tmp_path / "run")
     assert made.optimizer.schedule.length == 3000
+
+
+def test_a_model_and_its_weights_for_the_devices_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = default_base()
+    assert (small.run.init_from, small.data.short_side) == ("resnet18", 256)
+    monkeypatch.setattr(recipe, "all_devices", lambda: [SimpleNamespace(platform="gpu")])
+    large = default_base()
+    assert (large.run.init_from, large.run.init_new_classes) == ("maskrcnn_resnet50_fpn_v2", True)
+    model: Any = large.model
+    assert model.heads[0].extractor.aligned is False  # what these weights were trained with
+
+
+def test_either_a_config_or_data_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train_command(["run.seed=1"])
+    assert "expected --config NAME, or --data DIR" in capsys.readouterr().err

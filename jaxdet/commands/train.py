@@ -32,12 +32,13 @@ def main(words: Sequence[str] | None = None) -> int:
     import jax
 
     from jaxdet.config import config_name, load_config, override, print_config, trusted_modules
+    from jaxdet.recipe import default_base
     from jaxdet.training import train
     from jaxdet.training.writers import TRACKERS
 
     try:
         trusted = trusted_modules(arguments.trusted, arguments.config)
-        base = load_config(arguments.config)
+        base = load_config(arguments.config) if arguments.config else default_base()
         experiment = override(base, arguments.overrides)
         if arguments.print_config:
             print_config(experiment)
@@ -45,7 +46,8 @@ def main(words: Sequence[str] | None = None) -> int:
         join_hosts(arguments)
         if jax.process_index() != 0:  # one process reports, all complain
             logging.getLogger("jaxdet").setLevel(logging.WARNING)
-        workdir = arguments.workdir or Path("runs") / config_name(arguments.config)
+        name = config_name(arguments.config) if arguments.config else arguments.data.resolve().name
+        workdir = arguments.workdir or Path("runs") / name
         if arguments.data is not None:
             experiment = _small_data(base, workdir, arguments, trusted)
         metrics = train(
@@ -105,11 +107,11 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     title, _, more = str(__doc__).partition("\n\n")
     parser = argparse.ArgumentParser(description=title, epilog=more)
     parser.add_argument(
-        "--config",
-        required=True,
-        help="name of a model (jaxdet zoo), FILE.py with get_config(), or FILE.py:ROW",
+        "--config", help="name of a model (jaxdet zoo), FILE.py with get_config(), or FILE.py:ROW; --data has its own"
     )
-    parser.add_argument("--workdir", type=Path, help="folder of the run; runs/NAME OF THE CONFIG if not given")
+    parser.add_argument(
+        "--workdir", type=Path, help="folder of the run; runs/NAME OF THE CONFIG, or of the data, if not given"
+    )
     parser.add_argument("--data", type=Path, help="a folder of annotated photos: the recipe for small data")
     parser.add_argument("--minutes", type=float, default=60.0, help="with --data: how long the run may take (60)")
     parser.add_argument("--print-config", action="store_true", help="show the config with all changes, and stop")
@@ -128,4 +130,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     add_host_flags(parser)
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")
-    return parser.parse_intermixed_args(words)
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.config is None and arguments.data is None:
+        parser.error("expected --config NAME, or --data DIR for a small data set of your own")
+    return arguments
