@@ -178,6 +178,8 @@ def find_data(folder: Path, workdir: Path) -> tuple[CocoFolder, CocoFolder]:
 
 def _named(folder: Path) -> tuple[Path, Path, Path | None]:
     """The folder of the images, and the jsons for training and, if there is one, for validation."""
+    if not folder.is_dir():
+        raise ValueError(f"--data {folder}: expected a folder with annotated photos, there is none")
     found = sorted(path for place in (folder, folder / "annotations") for path in place.glob("*.json"))
     val = [path for path in found if "val" in path.stem]
     train = [path for path in found if path not in val]
@@ -185,7 +187,8 @@ def _named(folder: Path) -> tuple[Path, Path, Path | None]:
         names = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
         raise ValueError(
             f"--data {folder}: expected one COCO json for training, and perhaps one with 'val' in its name, got "
-            f"{names}; without --data, data.train.annotations=FILE and data.val.annotations=FILE name them"
+            f"{names}; without --data, data.train.annotations=FILE and data.val.annotations=FILE name them, and "
+            f"`jaxdet data convert {folder} OUT --images link` makes such a folder of another tool's data"
         )
     return folder / "images" if (folder / "images").is_dir() else folder, train[0], val[0] if val else None
 

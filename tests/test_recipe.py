@@ -185,3 +185,6 @@ def test_either_a_config_or_data_must_be_given(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         train_command(["run.seed=1"])
     assert "expected --config NAME, or --data DIR" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_command(["--config", "demo", "--minutes", "5"])
+    assert "--minutes: expected --data DIR with it" in capsys.readouterr().err

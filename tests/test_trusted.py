@@ -94,8 +94,7 @@ def test_all_that_is_not_trusted_is_named_before_anything_runs() -> None:
     data = {"class": "my_package.heads.Head", "loss": losses}
     with pytest.raises(ValueError, match="classes outside of jaxdet") as error:
         from_data(data, trusted_modules(["my_parts"]))
-    assert "trusted=['my_package.heads', 'my_package.losses']" in str(error.value)
-    assert "--trusted my_package.heads --trusted my_package.losses" in str(error.value)
+    assert "trusted=['my_package'], or on the command line --trusted my_package" in str(error.value)
     assert "the code of my_package.heads, my_package.losses has to run on this machine" in str(error.value)
     assert not imported()
 

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trusted = trusted_modules(options.trusted, options.config)
         config = load_config(options.config) if options.config else None
         trained = load(options.checkpoint, config=config, overrides=overrides, trusted=trusted)
+        if options.tiles is None and options.overlap is not None:
+            raise ValueError("--overlap: expected --tiles SIDE with it, whose neighbours overlap by that")
         if options.tiles is not None and any(map(is_video, images)):
             raise ValueError("--tiles: expected images, got a video, whose frames are predicted as a whole")
         videos = [path for path in images if is_video(path)]
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{count} frames of {path}: {out}")
         if not images:
             return 0
-        by_tiles = {"tile": options.tiles, "overlap": options.overlap, "progress": partial(show_progress, what="tiles")}
+        overlap = 0.2 if options.overlap is None else options.overlap
+        by_tiles = {"tile": options.tiles, "overlap": overlap, "progress": partial(show_progress, what="tiles")}
         report = predict_files(predictor, images, options.out, **by_tiles)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -104,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tiles", type=int, metavar="SIDE", help="predict large images by tiles of so many pixels, and as a whole"
     )
     parser.add_argument(
-        "--overlap", type=float, default=0.2, metavar="SHARE", help="with --tiles: what neighbours share of a side (.2)"
+        "--overlap", type=float, metavar="SHARE", help="with --tiles: what neighbours share of a side (.2)"
     )
     parser.add_argument(
         "--as-stored", action="store_true", help="turn nothing by EXIF: for a COCO data set, which counts stored pixels"

@@ -113,7 +113,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         "--workdir", type=Path, help="folder of the run; runs/NAME OF THE CONFIG, or of the data, if not given"
     )
     parser.add_argument("--data", type=Path, help="a folder of annotated photos: the recipe for small data")
-    parser.add_argument("--minutes", type=float, default=60.0, help="with --data: how long the run may take (60)")
+    parser.add_argument("--minutes", type=float, help="with --data: how long the run may take (60)")
     parser.add_argument("--print-config", action="store_true", help="show the config with all changes, and stop")
     parser.add_argument(
         "--accept-changes", action="store_true", help="continue a run although its config was another one"
@@ -133,4 +133,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(words)
     if arguments.config is None and arguments.data is None:
         parser.error("expected --config NAME, or --data DIR for a small data set of your own")
+    if arguments.data is None and arguments.minutes is not None:
+        parser.error("--minutes: expected --data DIR with it; of other runs optimizer.schedule.length says how long")
+    arguments.minutes = 60.0 if arguments.minutes is None else arguments.minutes
     return arguments

@@ -65,7 +65,7 @@ def _found(name: str, folders: Sequence[Path]) -> str:
         looked = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
         raise ValueError(
             f"trusted: expected a module that Python finds, got {name!r}, which is not on its path nor in {looked}; "
-            f"name its file, as in --trusted FOLDER/{top}.py"
+            f"name its file, as in --trusted FOLDER/{top}.py, or the folder of a package, --trusted FOLDER/{top}"
         )
     return name
 
@@ -142,7 +142,10 @@ def _remedy(cls: type) -> str:
 
 def _advice(modules: Iterable[str]) -> str:
     modules = list(modules)
-    return f"pass trusted={modules}, or on the command line {' '.join(f'--trusted {module}' for module in modules)}"
+    tops = [module.partition(".")[0] for module in modules]
+    # Of several modules of a package the package: a list of its parts is long, and to import one runs the package.
+    names = list(dict.fromkeys(t if tops.count(t) > 1 else m for t, m in zip(tops, modules, strict=True)))
+    return f"pass trusted={names}, or on the command line {' '.join(f'--trusted {name}' for name in names)}"
 
 
 def refuse_foreign(names: Iterable[str], trusted: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxdet.data.records import Record, Source
 from jaxdet.ranges import SHARE, Range, check_ranges
 
-_SIDE = 2**14  #: pixels; a batch of canvases with such sides takes all memory of most machines
+MAX_SIDE = 2**14  #: pixels; a batch of canvases with such sides takes all memory of most machines
 #: Detections of a class in an image, the best ones, that COCO's numbers count.
 COCO_DETECTIONS = 100
 
@@ -51,7 +51,7 @@ class Scenes:
     def __post_init__(self) -> None:
         if self.split not in ("train", "val"):
             raise ValueError(f"Scenes.split: expected 'train' or 'val', got {self.split!r}")
-        check_ranges(self, count=Range(1, 10**7), size=Range(32, _SIDE), seed=Range(0, 2**32 - 1))
+        check_ranges(self, count=Range(1, 10**7), size=Range(32, MAX_SIDE), seed=Range(0, 2**32 - 1))
         check_ranges(self, aspects=Range(0.25, 4), huddled=SHARE)
 
 
@@ -79,7 +79,7 @@ class ShortSide:
     step: int = 1  #: pixels from one to the next
 
     def __post_init__(self) -> None:
-        check_ranges(self, least=Range(1, _SIDE), step=Range(1, _SIDE))
+        check_ranges(self, least=Range(1, MAX_SIDE), step=Range(1, MAX_SIDE))
 
 
 @dataclass(frozen=True)
@@ -244,9 +244,9 @@ class Data:
         check_ranges(self, pad_multiple=Range(1, 4096), batch_size=Range(1, 10**6), max_boxes=Range(1, 10**5))
         check_ranges(self, workers=Range(0, 10**4), prefetch=Range(1, 10**4), flip_probability=SHARE)
         check_ranges(self, mask_size=Range(4, 4096))  # at least 4: there is a ring of 1 around a mask
-        check_ranges(self, short_side=Range(1, _SIDE), long_side=Range(1, _SIDE), min_side=Range(0, 10**6))
-        check_ranges(self, min_box=Range(0, _SIDE))
-        check_ranges(self, train_sides=Range(1, _SIDE))
+        check_ranges(self, short_side=Range(1, MAX_SIDE), long_side=Range(1, MAX_SIDE), min_side=Range(0, 10**6))
+        check_ranges(self, min_box=Range(0, MAX_SIDE))
+        check_ranges(self, train_sides=Range(1, MAX_SIDE))
         if self.train_sides is not None and self.train_sides[0] > self.train_sides[1]:
             raise ValueError(f"data.train_sides: expected the shorter side first, got {self.train_sides}")
         if self.long_side < self.short_side:

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxdet.data import Category, Data, Source, single_batch
+from jaxdet.data.settings import MAX_SIDE
 from jaxdet.evaluation import match_categories
 from jaxdet.evaluation.inference import Progress, image_of, in_order, predict_batch, results_of
 from jaxdet.evaluation.paste import encode_window, snapped, soft_mask
@@ -67,8 +68,11 @@ class TestTimeAugmentation:
         """
         words = [word.strip() for word in text.split(",") if word.strip()]
         sizes = [word for word in words if word != "flip"]
-        if not words or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-            raise ValueError(f"--tta: expected flip, short sides in pixels, or both, as in flip,600,800, got {text!r}")
+        if not words or not all(size.isdecimal() and 0 < int(size) <= MAX_SIDE for size in sizes):
+            raise ValueError(
+                f"--tta: expected flip, short sides of 1 to {MAX_SIDE:,} pixels, or both, as in flip,600,800, "
+                f"got {text!r}"
+            )
         return cls("flip" in words, tuple(map(int, sizes)))
 
     def views(self, data: Data) -> Iterator[tuple[Data, bool]]:

@@ -6,6 +6,7 @@ jax is imported inside functions: the worker processes of the data pipeline impo
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -108,8 +109,11 @@ def run_main(main: Callable[[], int]) -> NoReturn:
             _flush()
             os._exit(left.code if isinstance(left.code, int) else 1)
         raise
-    except BaseException:
+    except BaseException as error:
         if not _joined():
+            if isinstance(error, KeyboardInterrupt):
+                print("\nstopped by Ctrl-C", file=sys.stderr)
+                sys.exit(128 + signal.SIGINT)
             raise
         traceback.print_exc()
         code = 1

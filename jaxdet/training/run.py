@@ -308,6 +308,7 @@ def _prepare(
 
     def opened() -> tuple[Source, Source | None]:
         check_batch_size(experiment.data.batch_size, mesh)
+        _check_class_weights(experiment.model)
         return _open(experiment.data, experiment.model.num_classes, experiment.run)
 
     def described(sources: tuple[Source, Source | None]) -> dict[str, Any]:
@@ -330,6 +331,19 @@ def _prepare(
         DATA: fingerprint(source),
     }
     return _Job(experiment, workdir, mesh, source, val, metadata, listeners)
+
+
+def _check_class_weights(model: Any) -> None:
+    """Make sure that there is a weight for each class, which would show only when the step is compiled."""
+    owners = {"dense": getattr(model, "dense", None)}
+    owners |= {f"heads.{n}": head for n, head in enumerate(getattr(model, "heads", ()))}
+    for key, owner in owners.items():
+        weights, classes = getattr(getattr(owner, "class_loss", None), "weights", None), model.num_classes
+        if weights is not None and (len(weights) not in (classes, classes + 1) or not any(weights)):
+            raise ValueError(
+                f"model.{key}.class_loss.weights: expected {classes} numbers that are not all 0, one for each class, "
+                f"or one more for background, got {weights}"
+            )
 
 
 def _open(data: Data, classes: int, run: Run) -> tuple[Source, Source | None]:

@@ -261,3 +261,13 @@ def test_ctrl_c_before_the_first_step_ends_in_a_line(
     monkeypatch.setattr("jaxdet.training.train", interrupted)
     assert entry_point()(["--config", str(HERE / "tiny.py"), "--workdir", str(tmp_path)]) == 130
     assert "stopped by Ctrl-C" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("weights", ["1,4,1", "0,0,0,0,0,0,0,0"])
+def test_class_weights_that_do_not_fit_are_refused_before_anything_is_made(tmp_path: Path, weights: str) -> None:
+    config = override(load_config(HERE / "tiny.py"), [f"model.heads.0.class_loss.weights={weights}"])
+    with pytest.raises(
+        ValueError, match=r"model\.heads\.0\.class_loss\.weights: expected 8 numbers that are not all 0"
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
