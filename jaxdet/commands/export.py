@@ -30,15 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         trusted = trusted_modules(options.trusted, options.config)
-        config = load_config(options.config) if options.config else None
+        checkpoint = options.checkpoint
+        if options.config:
+            checkpoint = load(checkpoint, config=load_config(options.config), trusted=trusted)
         folder = export(
-            load(options.checkpoint, config=config, trusted=trusted),
+            checkpoint,
             options.out,
             platforms=options.platforms,
             batch_sizes=options.batch,
             image=tuple(options.image) if options.image else None,
             score_threshold=options.score_threshold,
             overrides=options.overrides,
+            trusted=trusted,
             progress=partial(show_progress, what="programs"),
         )
     except (ValueError, OSError, ImportError) as error:

@@ -37,6 +37,7 @@ def export(
     image: tuple[int, int] | None = None,
     score_threshold: float = 0.5,
     overrides: Sequence[str] = (),
+    trusted: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a model as StableHLO programs with weights, description and loader (``jaxdet.export``).
@@ -52,6 +53,7 @@ def export(
         image: height and width of all images that will come: then there are programs for their canvas alone.
         score_threshold: below which the loader leaves detections out, unless it is told otherwise.
         overrides: settings to change, by dotted keys, such as ``data.short_side=600``.
+        trusted: modules whose classes the checkpoint may name, as for `jaxdet.load`.
         progress: called with the number of programs that are done, and of all.
 
     Returns:
@@ -67,7 +69,7 @@ def export(
         raise ImportError("export needs flatbuffers, by which jax writes programs: pip install 'jaxdet[export]'")
     target = Path(target)
     _check(target, platforms, batch_sizes, image, score_threshold)
-    trained = load(checkpoint, overrides=overrides)
+    trained = load(checkpoint, overrides=overrides, trusted=trusted)
     weights = {"/".join(path): np.asarray(value) for path, value in flatten(trained.variables).items()}
     programs = [
         Program(platform, canvas, batch)
