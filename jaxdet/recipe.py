@@ -143,7 +143,7 @@ def seen_side(photos: Photos, training: int) -> int:
     seen then.
     """
     wanted = min(max(_SMALL / photos.small, training), 2 * training, max(photos.short_side, training))
-    return round(wanted / 32) * 32
+    return _rounded(wanted)
 
 
 def training_side(photos: Photos, data: Data, seconds_a_step: float, seconds: float) -> int:

@@ -12,6 +12,7 @@ from jaxdet.data.pipeline.transforms import canvas_hw
 from jaxdet.evaluation.paste import LOGIT_RANGE
 from jaxdet.exporting.loader import FORMAT
 from jaxdet.exporting.programs import Program, named_outputs
+from jaxdet.models.limits import suppression_of
 from jaxdet.runtime.compiling import FREE_EARLY
 from jaxdet.structures import Detections
 from jaxdet.trained import Trained
@@ -131,7 +132,5 @@ def _preprocessing(trained: Trained) -> dict[str, Any]:
 
 def _suppression(model: Any) -> dict[str, Any] | None:
     """The thresholds of a model's last suppression, which are inside the program."""
-    suppression = getattr(model, "suppression", None)
-    if suppression is None:
-        suppression = getattr(getattr(getattr(model, "dense", None), "test", None), "suppression", None)
-    return None if suppression is None else dataclasses.asdict(suppression)
+    known: Any = suppression_of(model) if hasattr(type(model), "suppression_key") else None
+    return known and dataclasses.asdict(known)

@@ -102,8 +102,10 @@ class Predictor:
             ValueError: an image cannot be read or is of another kind, a threshold is not from 0 to 1, or there are to
                 be more detections than the model has room for.
         """
-        asked = {"score_threshold": score_threshold, "nms_threshold": nms_threshold, "max_detections": max_detections}
-        return list(self.stream(images, **asked))  # type: ignore[arg-type]
+        found = self.stream(
+            images, score_threshold=score_threshold, nms_threshold=nms_threshold, max_detections=max_detections
+        )
+        return list(found)
 
     def stream(
         self,
@@ -193,23 +195,29 @@ class Predictor:
     def _canvas(self, image: NDArray[np.uint8]) -> tuple[int, int]:
         return canvas_hw((image.shape[0], image.shape[1]), self._data) if image.ndim == 3 else (0, 0)
 
-    def _asked(
-        self, score_threshold: float | None, nms_threshold: float | None, max_detections: int | None
-    ) -> "_Asked":
+    def _asked(self, score_threshold: float | None, nms_threshold: float | None, max_detections: int | None) -> _Asked:
         """What a call asks for, where it says nothing what the predictor does."""
         least = self.score_threshold if score_threshold is None else check_threshold(score_threshold)
         overlap = self.nms_threshold if nms_threshold is None else nms_threshold
         number = self.max_detections if max_detections is None else max_detections
         return _Asked(least, limits_of(self._model, overlap, number))
 
-    def _predict(self, images: Sequence[tuple[str, NDArray[np.uint8]]], asked: "_Asked") -> Iterator[Prediction]:
+    def _predict(self, images: Sequence[tuple[str, NDArray[np.uint8]]], asked: _Asked) -> Iterator[Prediction]:
         """Of images that have one canvas, each with where it comes from."""
         ids = [category.id for category in self.categories]
         if self.augment is not None:
-            of_model = self._model, self._mesh, self._variables
-            settings = {"score_threshold": asked.score_threshold, "limits": asked.limits}
             for source, image in images:
-                results = augmented_results(*of_model, image, self._data, self.augment, ids, **settings)  # type: ignore[arg-type]
+                results = augmented_results(
+                    self._model,
+                    self._mesh,
+                    self._variables,
+                    image,
+                    self._data,
+                    self.augment,
+                    ids,
+                    score_threshold=asked.score_threshold,
+                    limits=asked.limits,
+                )
                 yield Prediction(results, self.categories, image, source)
             return
         batch = image_batch([image for _, image in images], self._data, self.batch_size)
