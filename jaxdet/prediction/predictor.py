@@ -154,7 +154,9 @@ class Predictor:
             overlap: share of a side that neighbours have in common; objects smaller than that are whole in one.
             whole: predict the image as a whole too, for objects larger than a tile.
             agreement: from which share on two detections are of one object; see `merging`.
-            score_threshold, nms_threshold, max_detections: as in a call, of each tile.
+            score_threshold: as in a call, of each tile; so are the next two.
+            nms_threshold: as in a call.
+            max_detections: as in a call.
             progress: called with the number of tiles that are done, and of all, the whole image being one of them.
 
         Returns:
@@ -248,7 +250,8 @@ def predict(
             patterns (``photos/*.jpg``), bytes of a file, open files, PIL images, ``[H, W, 3]`` uint8 RGB arrays of
             NumPy, jax, torch and the like.
         score_threshold: detections below it are left out.
-        nms_threshold, max_detections: of suppression, as for `Predictor`; None: those of the model.
+        nms_threshold: of suppression, as for `Predictor`; None: that of the model.
+        max_detections: of an image, as for `Predictor`; None: that of the model.
         upright: turn pictures from files and bytes as their EXIF orientation says, which is how viewers show them;
             False: take the pixels as stored, which is how COCO's annotations count them.  PIL images and arrays are
             pixels in hand and never turned (``PIL.ImageOps.exif_transpose`` does so).

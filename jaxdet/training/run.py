@@ -61,7 +61,7 @@ def train(
     Writes into ``workdir``: ``checkpoints/``, ``config.json`` and ``.txt``, ``log.jsonl``, ``tensorboard/``,
     ``curves.png`` and, where there is a validation set, ``metrics.json`` and ``.txt`` and ``predictions.png``, and the
     folder ``best`` with ``run.keep_best``.  The first of two phases (``experiment.before``) writes the same into the
-    folder ``before`` of it.
+    folder ``before`` of it, and has none of writers, ``on_step``, ``on_eval`` and ``profile``.
 
     Args:
         experiment: what to train, on what, how.
@@ -77,8 +77,6 @@ def train(
             several processes the first one calls ``on_step``, ``on_eval`` and the writers.  What these two raise ends
             the run; its state is saved before.
         profile: steps to trace, such as ``"10:15"``, into the folder ``profile`` of the run (`training.profile`).
-
-        Of two phases the second one alone has writers, ``on_step``, ``on_eval`` and ``profile``.
 
     Returns:
         COCO's numbers at the end (`jaxdet.evaluation.evaluate.evaluate`); empty without a validation set.
