@@ -174,6 +174,8 @@ def test_a_long_time_is_not_used_up_on_few_photos(
 def test_a_model_and_its_weights_for_the_devices_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     small = default_base()
     assert (small.run.init_from, small.data.short_side) == ("resnet18", 256)
+    part: Any = small.model.parts[0]
+    assert part.heads[0].head.convs == 2  # which a step's time is better spent without
     monkeypatch.setattr(recipe, "all_devices", lambda: [SimpleNamespace(platform="gpu")])
     large = default_base()
     assert (large.run.init_from, large.run.init_new_classes) == ("maskrcnn_resnet50_fpn_v2", True)

@@ -79,12 +79,32 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the finished runs ``one``, ``eight`` and ``two_by_four``."""
+    """A folder with the finished run ``one``, on a single device."""
     folder = tmp_path_factory.mktemp("devices")
     learns = {"optimizer.lr": 0.02, "run.init_from": "none", "data.train.aspects": "0.75,"}
     outputs([start(arguments(folder, "start", **learns), 1)])
-    outputs([start(arguments(folder, name), devices) for name, devices in (("one", 1), ("eight", 8))])
-    outputs([start(arguments(folder, "two_by_four") + flags, 4) for flags in host_flags(2)])
+    outputs([start(arguments(folder, "one"), 1)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def eight(runs: Path) -> Path:
+    """The folder of the finished run ``eight``, on as many devices of one process."""
+    outputs([start(arguments(runs, "eight"), 8)])
+    return runs / "eight"
+
+
+@pytest.fixture(scope="module")
+def two_by_four(runs: Path) -> Path:
+    """The folder of the finished run ``two_by_four``, on four devices of each of two processes."""
+    outputs([start(arguments(runs, "two_by_four") + flags, 4) for flags in host_flags(2)])
+    return runs / "two_by_four"
+
+
+@pytest.fixture(params=["eight", "two_by_four"])
+def run(request: pytest.FixtureRequest) -> Path:
+    """The folder of a run on several devices."""
+    folder: Path = request.getfixturevalue(request.param)
     return folder
 
 
@@ -97,9 +117,8 @@ def assert_same_losses(run: Path, expected: Path, first: int = 1) -> None:
         assert norms[0] == pytest.approx(norms[1], rel=GRADIENT), f"step {step}"
 
 
-@pytest.mark.parametrize("name", ["eight", "two_by_four"])
-def test_losses_agree_step_by_step(runs: Path, name: str) -> None:
-    assert_same_losses(runs / name, runs / "one")
+def test_losses_agree_step_by_step(run: Path, runs: Path) -> None:
+    assert_same_losses(run, runs / "one")
 
 
 def last_state(run: Path) -> TrainState:
@@ -120,9 +139,8 @@ def assert_same_updates(run: Path, expected: Path) -> None:
         assert np.linalg.norm(np.subtract(a, b)) <= bound * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("name", ["eight", "two_by_four"])
-def test_parameters_move_alike(runs: Path, name: str) -> None:
-    assert_same_updates(runs / name, runs / "one")
+def test_parameters_move_alike(run: Path, runs: Path) -> None:
+    assert_same_updates(run, runs / "one")
 
 
 def assert_same_scores(run: Path, expected: Path) -> None:
@@ -131,13 +149,12 @@ def assert_same_scores(run: Path, expected: Path) -> None:
     assert found == pytest.approx(wanted, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["eight", "two_by_four"])
-def test_evaluations_agree(runs: Path, name: str) -> None:
-    assert_same_scores(runs / name, runs / "one")
+def test_evaluations_agree(run: Path, runs: Path) -> None:
+    assert_same_scores(run, runs / "one")
 
 
-def test_a_run_of_eight_devices_goes_on_in_two_processes_that_share_its_parameters(runs: Path) -> None:
-    shutil.copytree(runs / "eight", runs / "moved")
+def test_a_run_of_eight_devices_goes_on_in_two_processes_that_share_its_parameters(runs: Path, eight: Path) -> None:
+    shutil.copytree(eight, runs / "moved")
     shutil.rmtree(runs / "moved" / "checkpoints" / str(STEPS))
     (runs / "moved" / "metrics.json").unlink()
     _, *rest = arguments(runs, "moved")
