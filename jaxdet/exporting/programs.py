@@ -15,7 +15,7 @@ import numpy as np
 from jaxdet.checkpoints.tree import unflatten
 from jaxdet.evaluation.inference import for_host
 from jaxdet.models.detector import Detector
-from jaxdet.ops.devices import traced_for
+from jaxdet.ops.devices import portable, traced_for
 from jaxdet.structures import Batch, Detections
 
 #: Platforms as ``jax.export`` names them, and what ``jax.default_backend()`` is there.
@@ -61,7 +61,7 @@ def trace(model: Detector, weights: Mapping[str, Any], program: Program) -> Any:
     shapes = {name: jax.ShapeDtypeStruct(np.shape(value), value.dtype) for name, value in weights.items()}
     image = jax.ShapeDtypeStruct((program.batch, *program.canvas, 3), np.uint8)
     true_hw = jax.ShapeDtypeStruct((program.batch, 2), np.float32)
-    with traced_for(PLATFORMS[program.platform]):
+    with traced_for(PLATFORMS[program.platform]), portable():
         try:
             return jax.export.export(jax.jit(predict), platforms=[program.platform])(shapes, image, true_hw)
         except (TypeError, ValueError) as error:

@@ -15,6 +15,10 @@ import jax.numpy as jnp
 _target = jax.make_user_context(None)
 
 
+#: Whether the program that is traced will be read by other versions of jax and XLA.
+_portable = jax.make_user_context(False)
+
+
 def backend() -> str:
     """What ``jax.default_backend()`` is where the program that is traced will run: ``cpu``, ``gpu`` or ``tpu``."""
     return _target.value or jax.default_backend()
@@ -27,6 +31,13 @@ def traced_for(kind: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def portable() -> Iterator[None]:
+    """What is traced inside will be kept, and run by other versions of jax and XLA than these."""
+    with _portable(True):
+        yield
+
+
 def devices_of_arrays() -> int:
     """Over how many devices an array may be split where this is traced.
 
@@ -35,6 +46,15 @@ def devices_of_arrays() -> int:
     """
     # Manual axes are those that a surrounding shard_map has taken over.
     return 1 if _target.value or jax.sharding.get_abstract_mesh().manual_axes else jax.device_count()
+
+
+def runs_kernels() -> bool:
+    """Whether what is traced here may call kernels that are written for GPUs (Pallas, Triton).
+
+    A program for other versions may not: kernels are in it in a form that no version promises to read.  Arrays that are
+    split over devices may not be given to one, since the compiler cannot split it and would copy them to every device.
+    """
+    return backend() == "gpu" and not _portable.value and devices_of_arrays() == 1
 
 
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

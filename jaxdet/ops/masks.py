@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.ops.bilinear import as_matrix
-from jaxdet.ops.roi_align import make_lattice, sample_average
+from jaxdet.ops.lattice import make_lattice
+from jaxdet.ops.roi_align import Method, sample_average
 from jaxdet.ops.rounding import snapped
 from jaxdet.structures import Masks
 
@@ -19,13 +20,20 @@ _HALF = 0.5 - 2.0**-14
 straight sides often have."""
 
 
-def mask_targets(masks: Masks, boxes: jax.Array, gt_index: jax.Array, valid: jax.Array, size: int = 28) -> jax.Array:
+def mask_targets(
+    masks: Masks,
+    boxes: jax.Array,
+    gt_index: jax.Array,
+    valid: jax.Array,
+    size: int = 28,
+    method: Method | None = None,
+) -> jax.Array:
     """What a mask head should predict inside each box: ``[B, S, size, size]`` float32, 0 or 1.
 
     ``boxes [B, S, 4]`` are cut out of the masks ``gt_index [B, S]`` among ``masks [B, G, h, w]``.  The bitmap is
     sampled by aligned, adaptive RoIAlign and cut at one half, as in the reference.  With a frame that is the whole
     canvas at its resolution the result equals the reference's; with a crop it differs by the resolution of the bitmap.
-    Invalid boxes give 0.
+    Invalid boxes give 0.  ``method`` is that of `roi_align.sample_average`.
     """
     batch, _, height, width = masks.values.shape
     extent = jnp.asarray([height, width], jnp.int32)
@@ -35,11 +43,12 @@ def mask_targets(masks: Masks, boxes: jax.Array, gt_index: jax.Array, valid: jax
     # A box that is its own frame is as large as the bitmap, whatever its sides are: no sample more for a rounding.
     roi_size = snapped((boxes[..., :1:-1] - boxes[..., 1::-1]) * pixels)
     lattice = make_lattice(start, roi_size, valid, (size, size), 0)
-    # All bitmaps of an image lie in one table, a pixel a row; a box's own begins at gt_index * h * w.
+    # All bitmaps of an image are one array, one under the other; a box's own begins at gt_index * h * w.
     lattice = dataclasses.replace(
         lattice, base=gt_index * height * width, extent=jnp.broadcast_to(extent, (*gt_index.shape, 2))
     )
-    share = sample_average(masks.values.reshape(batch, -1, 1).astype(jnp.float32), lattice, (size, size))[..., 0]
+    bitmaps = masks.values.reshape(batch, -1, width, 1).astype(jnp.float32)
+    share = sample_average([bitmaps], lattice, (size, size), method=method)[..., 0]
     return (share >= _HALF).astype(jnp.float32)
 
 

@@ -12,6 +12,8 @@ demanding member costs, so the total follows the sum over boxes, not the largest
 
 Unlike other ops these see the whole batch, because the number of rounds of a group is shared by all images.
 
+`jaxdet.ops.roi_kernels` computes the same on a GPU without a table, a sort and groups; ``method`` chooses.
+
 Letters in shapes: B images, N boxes, g boxes of a group, T rows of the table, C channels, R pixels of the boxes' own
 maps; ``size`` is rows x columns.
 """
@@ -20,41 +22,21 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import struct
 
 from jaxdet.ops.bilinear import Taps, corners, taps
-from jaxdet.ops.rounding import whole_parts
+from jaxdet.ops.devices import runs_kernels
+from jaxdet.ops.lattice import Lattice, make_lattice, on_own_maps, sample_position
 
 GROUP = 64
 """Boxes worked on together.  Small keeps the accumulator in cache and members alike; large feeds an accelerator."""
 
+Method: TypeAlias = Literal["gather", "kernel"]
+
 _Carry = TypeVar("_Carry")
-
-MAX_COUNT = 128
-"""At most so many adaptive samples along an axis of a bin: exact for crops of 7 bins from 896 pixels of a map.
-Without a bound one wild box, a million pixels wide, would hold up the whole batch."""
-
-
-@struct.dataclass
-class Lattice:
-    """Where boxes sample: bins of size ``bin`` from ``start``, with ``count`` samples a bin along each axis."""
-
-    base: jax.Array  #: ``[B, N]`` int32, first row of the box's map in the table
-    extent: jax.Array  #: ``[B, N, 2]`` int32, height and width of that map
-    start: jax.Array  #: ``[B, N, 2]`` float32 (y, x), in pixel indices of the map
-    bin: jax.Array  #: ``[B, N, 2]`` float32 (y, x)
-    count: jax.Array  #: ``[B, N, 2]`` int32; 0: the box is empty or invalid, its result is 0
-    own: "Lattice | None" = None  #: the same samples on the boxes' own maps, if they have any
-
-    @property
-    def rounds(self) -> jax.Array:
-        """Samples ``[B, N]`` in each bin."""
-        return self.count[..., 0] * self.count[..., 1]
 
 
 def roi_align(
@@ -67,6 +49,7 @@ def roi_align(
     size: tuple[int, int],
     sampling_ratio: int = 0,
     aligned: bool = True,
+    method: Method | None = None,
 ) -> jax.Array:
     """Features ``[B, N, *size, C]`` of ``boxes [B, N, 4]`` (image coordinates).
 
@@ -74,10 +57,10 @@ def roi_align(
     cut from.  ``sampling_ratio`` samples are taken along each axis of a bin, 0 the adaptive number.  ``aligned`` puts
     pixel centres at half integers; without it (the first RoIAlign, torchvision's default) boxes are shifted by half a
     pixel and at least one pixel large.  Samples more than a pixel outside a map count as 0.  Invalid boxes, and those
-    with a NaN, give 0.  Gradients flow to the maps only, as in the reference.
+    with a NaN, give 0.  Gradients flow to the maps only, as in the reference.  ``method`` is that of `sample_average`.
     """
-    table, lattice = _table_and_lattice(maps, scales, boxes, level, valid, size, sampling_ratio, aligned)
-    return sample_average(table, lattice, size)
+    lattice = _lattice(maps, scales, boxes, level, valid, size, sampling_ratio, aligned)
+    return sample_average(maps, lattice, size, method=method)
 
 
 def sa_roi_align(
@@ -91,6 +74,7 @@ def sa_roi_align(
     size: tuple[int, int],
     sampling_ratio: int = 0,
     aligned: bool = True,
+    method: Method | None = None,
 ) -> jax.Array:
     """Features ``[B, N, *size, C]`` of what ``prob [B, N, Hp, Wp]`` shows of each box: Shape-aware RoIAlign.
 
@@ -109,12 +93,12 @@ def sa_roi_align(
     if prob.ndim != 4 or prob.shape[:2] != boxes.shape[:2] or 0 in prob.shape[2:]:
         expected = ", ".join(map(str, boxes.shape[:2]))
         raise ValueError(f"prob: expected a map for each box, [{expected}, Hp, Wp], got {list(prob.shape)}")
-    table, lattice = _table_and_lattice(maps, scales, boxes, level, valid, size, sampling_ratio, aligned)
-    lattice = dataclasses.replace(lattice, own=_on_own_maps(lattice.count, prob.shape[2:], size, aligned))
-    return sample_average(table, lattice, size, prob.astype(jnp.float32).reshape(len(prob), math.prod(prob.shape[1:])))
+    lattice = _lattice(maps, scales, boxes, level, valid, size, sampling_ratio, aligned)
+    lattice = dataclasses.replace(lattice, own=on_own_maps(lattice.count, prob.shape[2:], size, aligned))
+    return sample_average(maps, lattice, size, prob.astype(jnp.float32), method)
 
 
-def _table_and_lattice(
+def _lattice(
     maps: Sequence[jax.Array],
     scales: Sequence[float],
     boxes: jax.Array,
@@ -123,12 +107,8 @@ def _table_and_lattice(
     size: tuple[int, int],
     sampling_ratio: int,
     aligned: bool,
-) -> tuple[jax.Array, Lattice]:
-    """All maps in one table ``[B, T, C]``, and where boxes sample it."""
-    # Map after map, each row by row.
-    table = jnp.concatenate([m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps], 1)
-    extents = jnp.asarray([m.shape[1:3] for m in maps], jnp.int32)
-    bases = jnp.cumsum(jnp.prod(extents, 1)) - jnp.prod(extents, 1)
+) -> Lattice:
+    """Where boxes sample the maps."""
     valid = valid & jnp.isfinite(boxes).all(-1)
     # Positions need float32 whatever the maps are: bfloat16 has no half pixels from 128 pixels on.
     boxes = jax.lax.stop_gradient(jnp.where(valid[..., None], boxes, 0.0)).astype(jnp.float32)
@@ -136,43 +116,42 @@ def _table_and_lattice(
     # [B, N, 2] as (y, x): 1::-1 is (y1, x1), :1:-1 is (y2, x2).
     start, roi_size = scaled[..., 1::-1], scaled[..., :1:-1] - scaled[..., 1::-1]
     lattice = make_lattice(start, roi_size if aligned else jnp.maximum(roi_size, 1.0), valid, size, sampling_ratio)
-    return table, dataclasses.replace(lattice, base=bases[level], extent=extents[level])
+    extents = jnp.asarray([m.shape[1:3] for m in maps], jnp.int32)
+    return dataclasses.replace(lattice, level=level, extent=extents[level])
 
 
-def _on_own_maps(count: jax.Array, hw: tuple[int, ...], size: tuple[int, int], aligned: bool) -> Lattice:
-    """As many samples ``[B, N, 2]`` on maps of ``hw`` pixels, one a box, which lie one after the other in a table."""
-    return Lattice(
-        base=jnp.broadcast_to(jnp.arange(count.shape[1], dtype=jnp.int32) * math.prod(hw), count.shape[:2]),
-        extent=jnp.broadcast_to(jnp.asarray(hw, jnp.int32), count.shape),
-        # A map is as large as its box, wherever that lies and even if it has no size: bins are parts of the map.
-        start=jnp.full(count.shape, -0.5 if aligned else 0.0, jnp.float32),
-        bin=jnp.broadcast_to(np.asarray(hw, np.float32) / np.asarray(size, np.float32), count.shape),
-        count=count,
-    )
+def sample_average(
+    maps: Sequence[jax.Array],
+    lattice: Lattice,
+    size: tuple[int, int],
+    own: jax.Array | None = None,
+    method: Method | None = None,
+) -> jax.Array:
+    """Mean over the samples of each bin: ``[B, N, *size, C]`` from ``maps``, each ``[B, h, w, C]``.
 
+    ``own [B, N, Hp, Wp]``, float32, are the boxes' own maps, by whose samples at ``lattice.own`` those of the maps are
+    multiplied.  Differentiable in ``maps`` and ``own``.  ``method`` "kernel" is that of
+    `jaxdet.ops.roi_kernels` where it can be had (`devices.runs_kernels`); "gather", and None, is that of this module.
+    """
+    if method == "kernel" and runs_kernels() and lattice.level.size:
+        # Pallas takes a while to import, and has nothing to do on a CPU.
+        from jaxdet.ops.roi_kernels import kernel_average
 
-def make_lattice(
-    start: jax.Array, roi_size: jax.Array, valid: jax.Array, size: tuple[int, int], sampling_ratio: int
-) -> Lattice:
-    """Lattice of boxes from ``start [B, N, 2]`` on, ``roi_size [B, N, 2]`` large; the map is filled in later."""
-    if sampling_ratio < 0:
-        raise ValueError(f"sampling_ratio is a number of samples, or 0 for the adaptive number; got {sampling_ratio}")
-    parts = np.asarray(size, np.float32)
-    bins = roi_size * (1 / parts)  # XLA would do so under jit, and divide without
-    count = jnp.full_like(bins, sampling_ratio)
-    if sampling_ratio == 0:
-        count = jnp.clip(whole_parts(roi_size, jnp.asarray(parts)), 0, MAX_COUNT)
-    # No sample, no gradient and no work: an invalid box is one with a count of 0.
-    count = jnp.where(valid[..., None], count, 0).astype(jnp.int32)
-    nothing = jnp.zeros_like(count)
-    return Lattice(nothing[..., 0], nothing, start, bins, count)
+        return kernel_average(tuple(maps), lattice, size, own)
+    # Map after map, each row by row.
+    table = jnp.concatenate([m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps], 1)
+    pixels = jnp.asarray([m.shape[1] * m.shape[2] for m in maps], jnp.int32)
+    first = jnp.cumsum(pixels) - pixels
+    lattice = dataclasses.replace(lattice, base=first[lattice.level] + lattice.base)
+    own = own if own is None else own.reshape(len(own), math.prod(own.shape[1:]))
+    return _gathered_average(table, lattice, size, own)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def sample_average(
+def _gathered_average(
     table: jax.Array, lattice: Lattice, size: tuple[int, int], own: jax.Array | None = None
 ) -> jax.Array:
-    """Mean over the samples of each bin: ``[B, N, *size, C]`` from ``table [B, T, C]``.
+    """As `sample_average`, from a table ``[B, T, C]`` of all maps' pixels.
 
     ``own [B, R]``, float32, are the boxes' own maps, by whose samples at ``lattice.own`` those of the table are
     multiplied.  Differentiable in ``table`` and ``own``.
@@ -201,7 +180,7 @@ _Gradients: TypeAlias = tuple[jax.Array, jax.Array | None]
 def _forward(
     table: jax.Array, lattice: Lattice, size: tuple[int, int], own: jax.Array | None
 ) -> tuple[jax.Array, _Saved]:
-    return sample_average(table, lattice, size, own), (table, lattice, own)
+    return _gathered_average(table, lattice, size, own), (table, lattice, own)
 
 
 def _backward(size: tuple[int, int], saved: _Saved, grad: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
@@ -234,7 +213,7 @@ def _backward(size: tuple[int, int], saved: _Saved, grad: jax.Array) -> tuple[ja
     return to_table.astype(table.dtype), None, to_own
 
 
-sample_average.defvjp(_forward, _backward)
+_gathered_average.defvjp(_forward, _backward)
 
 
 def _for_each_group(
@@ -298,8 +277,6 @@ def _corners(lattice: Lattice, k: jax.Array, size: tuple[int, int]) -> list[tupl
 
 def _taps(lattice: Lattice, which: jax.Array, axis: int, bins: int) -> Taps:
     """Taps ``[B, g, bins]`` of the sample ``which`` in each bin along one axis."""
-    start, step = lattice.start[..., axis, None], lattice.bin[..., axis, None]
-    # Samples lie at the middles of equal parts of a bin.
-    part = (which[..., axis, None] + 0.5) * step / jnp.maximum(lattice.count[..., axis, None], 1)
-    position = start + jnp.arange(bins) * step + part
+    start, step, count = (a[..., axis, None] for a in (lattice.start, lattice.bin, lattice.count))
+    position = sample_position(start, step, count, jnp.arange(bins), which[..., axis, None])
     return taps(position, lattice.extent[..., axis, None])

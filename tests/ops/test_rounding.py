@@ -11,9 +11,10 @@ import pytest
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.boxes import coverage, iou
+from jaxdet.ops.lattice import make_lattice
 from jaxdet.ops.masks import mask_targets
 from jaxdet.ops.matching import Matcher
-from jaxdet.ops.roi_align import make_lattice, roi_align
+from jaxdet.ops.roi_align import roi_align
 from jaxdet.ops.rounding import product, quotient, refined, snapped, whole_parts
 from jaxdet.ops.suppression import offset_by_group, overlaps
 from jaxdet.structures import Masks

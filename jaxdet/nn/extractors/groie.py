@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv
 from jaxdet.nn.extractors.single_level import crops_as_batch
-from jaxdet.ops.roi_align import roi_align, sa_roi_align
+from jaxdet.ops.roi_align import Method, roi_align, sa_roi_align
 from jaxdet.ranges import CROP, KERNEL, LEVELS, SAMPLES, check_ranges
 from jaxdet.structures import Features
 
@@ -73,6 +73,7 @@ class GRoIE(nn.Module):
 
     ``relu`` puts a ReLU behind ``pre``, also where that is None: the first release (mmdet 1.x, which made the paper's
     tables) did so for sums and concat, the later ones do not.  Where ``pre`` ends with a ReLU it changes nothing.
+    ``method`` is that of `jaxdet.ops.roi_align.sample_average`.
     """
 
     size: int = 7
@@ -83,6 +84,7 @@ class GRoIE(nn.Module):
     aligned: bool = True
     levels: tuple[int, ...] = (2, 3, 4, 5)
     relu: bool = False
+    method: Method | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, size=CROP, sampling_ratio=SAMPLES, levels=LEVELS)
@@ -116,7 +118,9 @@ class GRoIE(nn.Module):
         scales = [2.0**-level for level in self.levels]
         size = (self.size, self.size)
         align = roi_align if guide is None else functools.partial(sa_roi_align, prob=guide)
-        align = functools.partial(align, size=size, sampling_ratio=self.sampling_ratio, aligned=self.aligned)
+        align = functools.partial(
+            align, size=size, sampling_ratio=self.sampling_ratio, aligned=self.aligned, method=self.method
+        )
         if self.combine == "random":
             return [align(maps, scales, boxes, hashed(boxes, len(maps)), valid)]
         # A call for each level: one for all would first copy the pyramid into one table (CPU: twice the time).

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.ops.boxes import area
-from jaxdet.ops.roi_align import roi_align, sa_roi_align
+from jaxdet.ops.roi_align import Method, roi_align, sa_roi_align
 from jaxdet.ranges import CROP, LEVELS, SAMPLES, check_ranges, positive
 from jaxdet.structures import Features
 
@@ -24,7 +24,8 @@ class SingleLevel(nn.Module):
     """Each box reads the level that suits its size (FPN, Lin et al. 2017, eq. 1); no parameters.
 
     A box of area below ``(2 * finest) ** 2`` reads the first level, each doubling of its side the next one.  ``finest``
-    is the reference's 56 pixels: an object of ImageNet's 224 pixels reads P4, as its features came from C4.
+    is the reference's 56 pixels: an object of ImageNet's 224 pixels reads P4, as its features came from C4.  ``method``
+    is that of `jaxdet.ops.roi_align.sample_average`.
     """
 
     size: int = 7
@@ -32,6 +33,7 @@ class SingleLevel(nn.Module):
     aligned: bool = True
     levels: tuple[int, ...] = (2, 3, 4, 5)
     finest: float = 56.0
+    method: Method | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, size=CROP, sampling_ratio=SAMPLES, levels=LEVELS, finest=positive(1e5))
@@ -52,6 +54,7 @@ class SingleLevel(nn.Module):
             size=(self.size, self.size),
             sampling_ratio=self.sampling_ratio,
             aligned=self.aligned,
+            method=self.method,
         )
 
     def level_of(self, boxes: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv
 from jaxdet.ops.bilinear import resize
-from jaxdet.ops.roi_align import roi_align, sa_roi_align
+from jaxdet.ops.roi_align import Method, roi_align, sa_roi_align
 from jaxdet.ranges import CHANNELS, LAYERS, LEVELS, WEIGHT, Range, check_ranges
 from jaxdet.structures import Features
 
@@ -63,6 +63,12 @@ class PlusSemantic(nn.Module):
 
     extractor: nn.Module
 
+    @property
+    def method(self) -> Method | None:
+        """How crops are sampled, of the embedding as of the pyramid."""
+        method: Method | None = getattr(self.extractor, "method", None)
+        return method
+
     def __call__(
         self, features: Features, boxes: jax.Array, valid: jax.Array, guide: jax.Array | None = None
     ) -> jax.Array:
@@ -71,23 +77,29 @@ class PlusSemantic(nn.Module):
             raise ValueError("PlusSemantic needs the semantic branch: set semantic=SemanticHead() in the model")
         guides = () if guide is None else (guide,)
         crops = self.extractor(features, boxes, valid, *guides)
-        return crops + semantic_crops(features.semantic, boxes, valid, crops.shape[2], *guides)
+        return crops + semantic_crops(features.semantic, boxes, valid, crops.shape[2], *guides, method=self.method)
 
 
 def semantic_crops(
-    embedding: jax.Array, boxes: jax.Array, valid: jax.Array, size: int, guide: jax.Array | None = None
+    embedding: jax.Array,
+    boxes: jax.Array,
+    valid: jax.Array,
+    size: int,
+    guide: jax.Array | None = None,
+    *,
+    method: Method | None = None,
 ) -> jax.Array:
     """Crops ``[B, N, size, size, C]`` of the embedding, to be added to those of the box (7) or mask branch (14).
 
     ``embedding [B, H/8, W/8, C]``, ``boxes [B, N, 4]``, ``valid [B, N]``; invalid ones are 0.  Crops of 14 pixels by
     aligned, adaptive RoIAlign, by a ``guide [B, N, Hp, Wp]`` if there is one; smaller ones their means, as in the
-    reference.
+    reference.  ``method`` is that of `jaxdet.ops.roi_align.sample_average`.
     """
     if size < 1 or _CROP % size:
         raise ValueError(f"semantic crops: expected a size that divides {_CROP}, got {size}; change the extractor's")
     level = jnp.zeros(valid.shape, jnp.int32)
     align = roi_align if guide is None else partial(sa_roi_align, prob=guide)
-    crops = align([embedding], [2.0**-_LEVEL], boxes, level, valid, size=(_CROP, _CROP))
+    crops = align([embedding], [2.0**-_LEVEL], boxes, level, valid, size=(_CROP, _CROP), method=method)
     block = _CROP // size
     # [B, N, size, block, size, block, C]: the mean over a block is adaptive average pooling from 14 to ``size``.
     return crops.reshape(*valid.shape, size, block, size, block, -1).mean((3, 5))
