@@ -5,7 +5,7 @@ import pytest
 
 from jaxdet.data import Annotation, Data, Record
 from jaxdet.data.masks import crop_mask, resize_mask
-from jaxdet.data.pipeline.transforms import View, canvas_hw, image_arrays, target_arrays, view_of
+from jaxdet.data.pipeline.transforms import View, Window, canvas_hw, canvas_sides, image_arrays, target_arrays, view_of
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,32 @@ def test_resized_sizes(hw, expected):
     assert view_of(hw, Data()).hw == expected
 
 
-def test_every_resized_image_fits_its_canvas():
-    data = Data()
+@pytest.mark.parametrize("ratios", [(), (1.36, 1.0), (1.2, 3.0)])
+def test_every_resized_image_fits_its_canvas(ratios):
+    data = Data(canvas_ratios=ratios)
     rng = np.random.default_rng(0)
     for hw in rng.integers(1, 3000, (500, 2)).tolist():
         size, canvas = view_of(tuple(hw), data).hw, canvas_hw(tuple(hw), data)
         assert size[0] <= canvas[0]
         assert size[1] <= canvas[1]
+        assert size == view_of(tuple(hw), Data()).hw  # a canvas adds margins and changes no size
+
+
+def test_an_image_lies_on_the_narrowest_canvas_that_has_room_for_it():
+    data = Data(canvas_ratios=(4 / 3, 1.0))
+    expected = {(480, 640): (800, 1088), (640, 480): (1088, 800), (500, 500): (800, 800), (427, 640): (800, 1344)}
+    # 1088 pixels fit, though the ratio is that of 1067; one pixel more does not.
+    expected |= {(1000, 1360): (800, 1088), (1000, 1361): (800, 1344), (1361, 1000): (1344, 800)}
+    assert {hw: canvas_hw(hw, data) for hw in expected} == expected
+    assert canvas_sides(data) == (800, (800, 1088, 1344))
+    assert canvas_sides(Data(canvas_ratios=(5.0,))) == canvas_sides(Data()) == (800, (1344,))
+
+
+def test_what_is_drawn_stays_on_the_canvas_of_the_image():
+    data = Data(short_side=64, long_side=128, canvas_ratios=(1.25,))
+    wide = view_of((40, 50), data, window=Window(0, 0, 10, 50))  # 1:5, of an image of 4:5
+    assert wide.canvas == (64, 96)
+    assert wide.hw == (19, 96)
 
 
 def test_canvases():

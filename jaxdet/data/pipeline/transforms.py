@@ -49,10 +49,34 @@ def oriented(hw: tuple[int, int], short: int, long: int) -> tuple[int, int]:
     return (short, long) if hw[1] > hw[0] else (long, short)
 
 
+def canvas_sides(data: Data) -> tuple[int, tuple[int, ...]]:
+    """The shorter side of all canvases, and their longer sides, the narrowest canvas first."""
+    short, long = (_padded(side, data) for side in (data.short_side, data.long_side))
+    further = {_padded(int(data.short_side * ratio + 0.5), data) for ratio in data.canvas_ratios}
+    return short, (*sorted(side for side in further if side < long), long)
+
+
+def _padded(side: int, data: Data) -> int:
+    return -(-side // data.pad_multiple) * data.pad_multiple
+
+
 def canvas_hw(hw: tuple[int, int], data: Data) -> tuple[int, int]:
-    """Height and width of the canvas for an image of size ``hw``: landscape if it is wider than high, else portrait."""
-    short, long = (-(-side // data.pad_multiple) * data.pad_multiple for side in (data.short_side, data.long_side))
-    return oriented(hw, short, long)
+    """Height and width of the canvas for an image of size ``hw``, the narrowest that has room for it.
+
+    It is landscape if the image is wider than high, else portrait.
+    """
+    short, longs = canvas_sides(data)
+    limits = oriented(hw, data.short_side, data.long_side)
+    longest = max(resized_hw(hw, limits)) if data.keep_ratio else data.long_side
+    return oriented(hw, short, next(long for long in longs if long >= longest))
+
+
+def limits_hw(hw: tuple[int, int], data: Data, short_side: int | None = None) -> tuple[int, int]:
+    """The largest height and width at which an image of size ``hw``, or a part of it, lies on its canvas.
+
+    ``short_side`` stands in the place of that of ``data``; None: it is that.
+    """
+    return oriented(hw, short_side or data.short_side, min(data.long_side, max(canvas_hw(hw, data))))
 
 
 def resize_image(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -218,7 +242,7 @@ def view_of(
         fill: RGB of what the window has beyond the image.
     """
     top, left, height, width = window or Window(0, 0, *hw)
-    limits = oriented(hw, short_side or data.short_side, data.long_side)
+    limits = limits_hw(hw, data, short_side)
     seen = resized_hw((height, width), limits) if data.keep_ratio else limits
     # The window's scale makes the whole image a whole number of pixels, from which the view's scale follows.
     scale_y, scale_x = seen[0] / height, seen[1] / width
