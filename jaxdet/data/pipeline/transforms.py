@@ -11,8 +11,17 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
-from jaxdet.data.masks import crop_mask, decode_mask, nearest_lines, resize_mask
+from jaxdet.data.masks import (
+    crop_mask,
+    crop_polygons,
+    decode_mask,
+    nearest_lines,
+    rasterised,
+    read_polygons,
+    resize_mask,
+)
 from jaxdet.data.records import Annotation, Record, usable_boxes
 from jaxdet.data.settings import Data
 
@@ -170,6 +179,22 @@ class View:
             bitmap, frame = crop_mask(near, size)
             frame = frame + np.array([left, top, left, top], np.float32)
         return (bitmap[:, ::-1] if self.flip else bitmap), self.mirrored(frame + begin)
+
+    def cropped_polygons(
+        self, polygons: Sequence[NDArray[np.float64]], size: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Polygons as stored -> bitmap ``[size, size]`` and frame ``[4]`` in the view (see ``masks.crop_polygons``).
+
+        A cell is a pixel of the view or, where the image is made smaller, a stored one.  Unlike `cropped_mask`, the
+        outline is drawn at that scale, and not the steps of the stored pixels that lie inside of it.
+        """
+        scale, begin = np.array(self.scale[::-1]), np.array(self.offset[::-1])
+        moved = [points * scale + begin for points in polygons]
+        found = crop_polygons(moved, self._shown(), (min(self.scale[0], 1), min(self.scale[1], 1)), size)
+        if found is None:
+            return self.cropped_mask(np.asarray(coco_mask.decode(rasterised(polygons, self.original_hw))), size)
+        bitmap, frame = found
+        return (bitmap[:, ::-1] if self.flip else bitmap), self.mirrored(frame)
 
     def semantic(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """``[H, W]`` classes as stored -> every eighth pixel of the canvas, `IGNORED` beyond the image."""
@@ -348,6 +373,8 @@ def _mask(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Bitmap and frame of an annotation's mask, as small as the settings say."""
     try:
+        if isinstance(annotation.segmentation, list) and not data.whole_masks:
+            return view.cropped_polygons(read_polygons(annotation.segmentation), data.mask_size)
         mask = decode_mask(annotation.segmentation, view.original_hw)
     except ValueError as error:
         raise ValueError(
