@@ -2,7 +2,7 @@
 
 A floor is the least time that a piece of work can take on this machine: the larger of its FLOPs over the FLOPs a second
 of a product of large matrices, and its bytes over the bytes a second of a pass over an array that no cache holds.  Both
-speeds are measured in the same run, not read from a data sheet.  The share of it that is reached is floor / time.
+speeds are measured in turn with the work, not read from a data sheet.  The share of it that is reached is floor / time.
 """
 
 import math
@@ -128,8 +128,10 @@ def machine() -> str:
     """Device and versions, for the heading of a table."""
     device = jax.devices()[0]
     name = f"{len(os.sched_getaffinity(0))} cores of {_processor()}" if device.platform == "cpu" else device.device_kind
-    torch = f", torch {sys.modules['torch'].__version__}" if "torch" in sys.modules else ""
-    return f"{name}, jax {jax.__version__}{torch}, Python {platform.python_version()}"
+    peers = "".join(
+        f", {peer} {sys.modules[peer].__version__}" for peer in ("torch", "torchvision") if peer in sys.modules
+    )
+    return f"{name}, jax {jax.__version__}{peers}, Python {platform.python_version()}"
 
 
 def _processor() -> str:
@@ -167,6 +169,7 @@ class Row:
 
     what: str
     cost: Cost
+    peak: Peak  #: measured in turn with it
     ms: float
     torch_ms: float | None = None
     note: str = ""
@@ -215,30 +218,39 @@ def _programs_in(params: Mapping[str, Any]) -> Iterator[Any]:
                 yield each
 
 
-def measured_peak(dtype: str = "float32", repeats: int = 5) -> Peak:
-    """The median of some repetitions, in this process."""
+def beside_peak(*works: Callable[[], Any], repeats: int, dtype: str = "float32") -> tuple[list[float], Peak]:
+    """Median milliseconds of each of the works, and what the machine reached in the same turns.
+
+    Measured before or after them, the machine may have been at another speed, and a share of the floor above 1.
+    """
     cpu = jax.default_backend() == "cpu"
     side, length = (2048, 2**26) if cpu else (8192, 2**30)
     square = jnp.ones((side, side), dtype)
     line = jnp.ones(length, jnp.float32)
-    product, move = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
-    ms = milliseconds(partial(product, square, square), partial(move, line), repeats=repeats)
-    return Peak(1e3 * 2 * side**3 / ms[0], 1e3 * 2 * line.nbytes / ms[1])
+    product, move = partial(jax.jit(jnp.matmul), square, square), partial(jax.jit(lambda x: x + 1), line)
+    *ms, product_ms, move_ms = milliseconds(*works, product, move, repeats=repeats)
+    return ms, Peak(1e3 * 2 * side**3 / product_ms, 1e3 * 2 * line.nbytes / move_ms)
 
 
-def floor_table(rows: Sequence[Row], peak: Peak, more: str = "") -> str:
+def floor_table(rows: Sequence[Row], more: str = "") -> str:
     """Heading with machine and peaks, and a line for each row; columns of torch and notes where there are any."""
     with_torch, with_notes = any(row.torch_ms for row in rows), any(row.note for row in rows)
     head = ["", "GFLOP", "MB", "floor ms", "ms", "share of floor"]
     head += ["torch ms", "torch / jaxdet"] * with_torch + [""] * with_notes
     lines = []
     for row in rows:
-        floor = row.cost.floor_ms(peak)
+        floor = row.cost.floor_ms(row.peak)
         line = [row.what, row.cost.flops / 1e9, row.cost.bytes / 1e6, floor, row.ms, f"{floor / row.ms:.1%}"]
         ratio = None if row.torch_ms is None else row.torch_ms / row.ms
         lines.append(line + [row.torch_ms, ratio] * with_torch + [row.note] * with_notes)
-    peaks = f"{peak.flops / 1e9:,.0f} GFLOP/s and {peak.bytes / 1e9:.1f} GB/s measured"
-    return f"{machine()}; {peaks}{more}\n\n{markdown(head, lines)}"
+    flops = _range([f"{row.peak.flops / 1e9:,.0f}" for row in sorted(rows, key=lambda row: row.peak.flops)])
+    moved = _range([f"{row.peak.bytes / 1e9:.1f}" for row in sorted(rows, key=lambda row: row.peak.bytes)])
+    return f"{machine()}; {flops} GFLOP/s and {moved} GB/s measured{more}\n\n{markdown(head, lines)}"
+
+
+def _range(ascending: Sequence[str]) -> str:
+    """The first and the last; one where they are equal."""
+    return " to ".join(dict.fromkeys((ascending[0], ascending[-1])))
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -120,8 +120,11 @@ def test_floor_is_the_slower_of_computing_and_moving() -> None:
     peak = Peak(flops=1e9, bytes=1e8)
     assert Cost(2e9, 1e7).floor_ms(peak) == 2000
     assert Cost(1e6, 1e7).floor_ms(peak) == 100
-    line = floor_table([Row("this", Cost(1e6, 1e7), 400.0, torch_ms=800.0)], peak).splitlines()[-1]
-    assert line == "| this | 0.001 | 10 | 100 | 400 | 25.0% | 800 | 2 |"
+    rows = [Row("this", Cost(1e6, 1e7), peak, 400.0, torch_ms=800.0), Row("that", Cost(1e6, 0), Peak(2e9, 1e8), 1.0)]
+    heading, *_, this, that = floor_table(rows).splitlines()
+    assert heading.endswith("1 to 2 GFLOP/s and 0.1 GB/s measured")
+    assert this == "| this | 0.001 | 10 | 100 | 400 | 25.0% | 800 | 2 |"
+    assert that == "| that | 0.001 | 0 | 0.5 | 1 | 50.0% | - | - |"
 
 
 def test_tables_align_numbers_and_show_what_is_missing() -> None:

@@ -11,7 +11,7 @@ How the models are fed: `benchmarks.programs`.  Floor: `benchmarks.measure.progr
 import argparse
 from typing import Any
 
-from benchmarks.measure import Row, floor_table, measured_peak, milliseconds, program_cost
+from benchmarks.measure import Row, beside_peak, floor_table, program_cost
 from benchmarks.programs import inference, make_inputs, make_model, make_weights, options, setting, training
 from jaxdet.runtime.large_pages import ask_for_large_pages
 
@@ -29,12 +29,12 @@ def rows(args: argparse.Namespace) -> list[Row]:
             net = net.clone(unroll=args.unroll == "yes")
         weights = make_weights(net)
         programs += [(f"{name}, {kind}", *make(net, weights, inputs)) for kind, make in kinds.items()]
-    times = milliseconds(*(call for _, _, call in programs), repeats=args.repeats)
+    times, peak = beside_peak(*(call for _, _, call in programs), repeats=args.repeats, dtype=args.dtype)
     found = []
     for place, ((name, program, _), ms) in enumerate(zip(programs, times, strict=True)):
         rate, ratio = 1e3 * args.batch / ms, ms / times[place % len(kinds)]
         note = f"{rate:.3g} images/s, {ratio:.2f} times the first, {program.seconds:.0f} s to compile"
-        found.append(Row(name, program_cost(program), ms, note=note))
+        found.append(Row(name, program_cost(program), peak, ms, note=note))
     return found
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     )
     parser.add_argument("--inference-only", action="store_true")
     args = parser.parse_args()
-    print(floor_table(rows(args), measured_peak(args.dtype), f"; {setting(args)}"))
+    print(floor_table(rows(args), f"; {setting(args)}"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.measure import Compiled, Peak, compiled, machine, markdown, measured_peak, milliseconds, program_cost
+from benchmarks.measure import Compiled, beside_peak, compiled, machine, markdown, program_cost
 from jaxdet.ops.conv.deform import deform_conv
 from jaxdet.ops.conv.direct import direct_conv
 from jaxdet.runtime.large_pages import ask_for_large_pages
@@ -52,10 +52,10 @@ def programs(rows: int, columns: int, channels: int, gradients: bool) -> list[tu
     return [(compiled(with_gradients(work) if gradients else work, *args), args) for work, args in works]
 
 
-def row(stage: str, gradients: bool, peak: Peak, repeats: int) -> list[Any]:
+def row(stage: str, gradients: bool, repeats: int) -> list[Any]:
     """One line of the table."""
     made = programs(*CASES[stage], gradients)
-    ms = milliseconds(*(lambda p=p, args=args: p.call(*args) for p, args in made), repeats=repeats)
+    ms, peak = beside_peak(*(lambda p=p, args=args: p.call(*args) for p, args in made), repeats=repeats)
     memory = [program.call.memory_analysis().temp_size_in_bytes / 1e6 for program, _ in made]
     floor = program_cost(made[1][0]).floor_ms(peak)
     work = "with gradient" if gradients else "forward"
@@ -69,9 +69,8 @@ def main() -> None:
     parser.add_argument("--only", choices=CASES)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    peak = measured_peak()
     stages = [args.only] if args.only else list(CASES)
-    rows = [row(stage, gradients, peak, args.repeats) for stage in stages for gradients in (False, True)]
+    rows = [row(stage, gradients, args.repeats) for stage in stages for gradients in (False, True)]
     print(f"{machine()}\n\n{markdown(HEAD, rows)}")
 
 

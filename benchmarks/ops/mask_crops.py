@@ -1,7 +1,8 @@
-"""What does it cost that masks travel as small crops?
+"""What does it cost that masks travel as small crops, and what is gained by drawing these from polygons at once?
 
-Mean IoU of the 28x28 training targets made from crops with those made from full-resolution masks, on boxes as
-annotated and on jittered ones, as a table over the size of the crop:
+Mean IoU of the 28x28 training targets with those of the polygons themselves, drawn with 16 cells to a pixel, on boxes
+as annotated and on jittered ones, as a table over the size of the crop, and beside it of the masks as the reference has
+them, pixels of the stored image that are resized with it; and the processor's microseconds to make one:
 
     python -m benchmarks.ops.mask_crops --images FOLDER --annotations JSON --sizes 28 56 80 112 --limit 200
 
@@ -10,15 +11,24 @@ The targets are made by the plain NumPy RoIAlign below (aligned, adaptive sampli
 
 import argparse
 import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measure import markdown
 from jaxdet.data import CocoFolder, Data, Record, Source, open_source
-from jaxdet.data.masks import decode_mask
+from jaxdet.data.masks import crop_polygons, decode_mask, read_polygons
 from jaxdet.data.pipeline.transforms import View, view_of
 
+Drawn: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float32]]  #: a bitmap and the frame that it covers
+
 TARGET = 28
+FINE = 16  #: cells to a pixel of what the rest is compared with
+FINE_SIZE = 1602  #: side of its bitmap; larger instances have larger cells
 
 
 def sampling_matrix(start: float, end: float, cells: int, pixels: int) -> NDArray[np.float64]:
@@ -62,23 +72,62 @@ def jittered(box: NDArray[np.float32], view: View, rng: np.random.Generator) -> 
     return np.asarray(np.clip(moved, 0, limits), np.float32)
 
 
-def overlaps(record: Record, data: Data, sizes: list[int], rng: np.random.Generator) -> list[NDArray[np.float64]]:
-    """For each instance of a record ``[2, len(sizes)]``: IoU of its targets, for the annotated and a jittered box."""
+def overlaps(
+    record: Record, data: Data, sizes: list[int], rng: np.random.Generator
+) -> list[tuple[NDArray[np.float64], list[float]]]:
+    """For each instance of polygons, of crops of the polygons, crops of bitmaps, and the whole bitmap:
+
+    ``[2, 2 * len(sizes) + 1]`` IoU of the targets, for the annotated and a jittered box; and microseconds to make each.
+    """
     view = view_of((record.image.shape[0], record.image.shape[1]), data)
     results = []
     for annotation in record.annotations:
-        if annotation.crowd:
+        outlines = annotation.segmentation
+        if annotation.crowd or not isinstance(outlines, list):
             continue
+        fine = drawn_fine(outlines, view)
+        if fine is None:
+            continue
+        ways = [partial(of_polygons, outlines, view, size) for size in sizes]
+        ways += [partial(of_bitmap, outlines, view, size) for size in sizes]
+        ways.append(partial(whole_bitmap, outlines, view))
+        masks, times = zip(*(timed(way) for way in ways), strict=True)
         box = view.boxes(np.array([annotation.bbox]))[0]
-        mask = decode_mask(annotation.segmentation, view.original_hw)
-        crops = [view.cropped_mask(mask, size) for size in sizes]
-        whole, frame = view.mask(mask), np.array([0, 0, view.canvas[1], view.canvas[0]], np.float32)
         rows = []
         for chosen in (box, jittered(box, view, rng)):
-            exact = target(whole, frame, chosen)
-            rows.append([_iou(exact, target(bitmap, crop_frame, chosen)) for bitmap, crop_frame in crops])
-        results.append(np.array(rows))
+            exact = target(*fine, chosen)
+            rows.append([_iou(exact, target(bitmap, frame, chosen)) for bitmap, frame in masks])
+        results.append((np.array(rows), list(times)))
     return results
+
+
+def drawn_fine(outlines: list[list[float]], view: View) -> Drawn | None:
+    """What the rest is compared with; None of outlines that are too long for it."""
+    moved = [points * view.scale[::-1] for points in read_polygons(outlines)]
+    return crop_polygons(moved, ((0, view.hw[0]), (0, view.hw[1])), (1 / FINE, 1 / FINE), FINE_SIZE)
+
+
+def of_polygons(outlines: list[list[float]], view: View, size: int) -> Drawn:
+    """As training makes them."""
+    return view.cropped_polygons(read_polygons(outlines), size)
+
+
+def of_bitmap(outlines: list[list[float]], view: View, size: int) -> Drawn:
+    """As training makes them of run lengths."""
+    return view.cropped_mask(decode_mask(outlines, view.original_hw), size)
+
+
+def whole_bitmap(outlines: list[list[float]], view: View) -> Drawn:
+    """As the reference has them, and training with ``data.whole_masks``."""
+    mask = view.mask(decode_mask(outlines, view.original_hw))
+    return mask, np.array([0, 0, view.canvas[1], view.canvas[0]], np.float32)
+
+
+def timed(way: Callable[[], Drawn]) -> tuple[Drawn, float]:
+    """What it makes, and the microseconds of the processor that it takes."""
+    begin = time.thread_time()  # and not the time of the process, whose threads for products wait for the next one
+    drawn = way()
+    return drawn, 1e6 * (time.thread_time() - begin)
 
 
 def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -86,16 +135,25 @@ def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float((a & b).sum()) / union if union else 1.0
 
 
-def measure(source: Source, data: Data, sizes: list[int], limit: int) -> tuple[NDArray[np.float64], int]:
-    """Mean IoU ``[2, len(sizes)]`` (annotated, jittered boxes) over the first ``limit`` images, and the instances."""
+def table(source: Source, data: Data, sizes: list[int], limit: int) -> tuple[str, int]:
+    """Over the first ``limit`` images, as a table: mean IoU and median time; and the number of instances."""
     rng = np.random.default_rng(0)
     results = [row for index in range(min(limit, len(source))) for row in overlaps(source[index], data, sizes, rng)]
-    return np.mean(results, axis=0), len(results)
+    overlap, microseconds = zip(*results, strict=True)
+    ious, times = np.mean(overlap, axis=0), np.median(microseconds, axis=0)
+    cells = [
+        [f"{annotated:.4f}", f"{moved:.4f}", us] for annotated, moved, us in zip(*ious, times.tolist(), strict=True)
+    ]
+    number = len(sizes)
+    lines = [[str(size), *cells[place], *cells[number + place]] for place, size in enumerate(sizes)]
+    lines.append(["whole", "", "", "", *cells[-1]])
+    head = ["mask_size", "polygons", "moved boxes", "us", "bitmaps", "moved boxes", "us"]
+    return markdown(head, lines), len(results)
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description="IoU of mask targets from crops with full-resolution ones")
+    parser = argparse.ArgumentParser(description="IoU of mask targets with those of the polygons")
     parser.add_argument("--images", required=True)
     parser.add_argument("--annotations", required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[28, 56, 80, 112, 160])
@@ -105,11 +163,8 @@ def main() -> None:
     options = parser.parse_args()
     data = dataclasses.replace(Data(), short_side=options.short_side, long_side=options.long_side)
     source = open_source(CocoFolder(options.images, options.annotations))
-    table, count = measure(source, data, options.sizes, options.limit)
-    print(f"{count} instances, images resized to {options.short_side} x {options.long_side}")
-    print("mask_size  annotated  jittered")
-    for size, (annotated, moved) in zip(options.sizes, table.T, strict=True):
-        print(f"{size:9d}  {annotated:9.4f}  {moved:8.4f}")
+    found, count = table(source, data, options.sizes, options.limit)
+    print(f"{count} instances of polygons, images resized to {options.short_side} x {options.long_side}\n\n{found}")
 
 
 if __name__ == "__main__":

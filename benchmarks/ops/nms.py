@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.inputs import random_boxes
-from benchmarks.measure import Cost, Row, floor_table, measured_peak
+from benchmarks.measure import Cost, Row, floor_table
 from benchmarks.peers.twins import in_turn, torch_twin
 from jaxdet.ops.suppression import nms
 from jaxdet.runtime.large_pages import ask_for_large_pages
@@ -45,12 +45,12 @@ def row(repeats: int, number: int, threshold: float = 0.7, limit: int = 1000, ch
         theirs = [partial(twin.nms, *map(twin.torch.from_numpy, (boxes, scores)), threshold, limit)]
         differ = len(set(kept) ^ set(theirs[0]()))
         note = f"{differ} boxes differ" if differ else f"same {len(kept)} boxes"
-    (ms,) = in_turn([ours], theirs, repeats)
+    (times,) = in_turn([ours], theirs, repeats)
     rank = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
     behind = (rank[kept].max() - rank[kept]).sum()
     cost = Cost(FLOPS * int(behind), boxes.nbytes + scores.nbytes)
     what = f"{number} boxes{' in one chain' if chained else ''}"
-    return Row(f"{what}, IoU {threshold}, first {limit} kept", cost, *ms, note)
+    return Row(f"{what}, IoU {threshold}, first {limit} kept", cost, *times, note)
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     found = [row(args.repeats, number) for number in args.boxes]
     found.append(row(args.repeats, max(args.boxes), limit=max(args.boxes), chained=True))
-    print(floor_table(found, measured_peak()))
+    print(floor_table(found))
 
 
 if __name__ == "__main__":

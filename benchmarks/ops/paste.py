@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from benchmarks.inputs import HW, random_boxes
-from benchmarks.measure import Cost, Row, floor_table, machine, markdown, measured_peak, milliseconds
+from benchmarks.measure import Cost, Row, floor_table, machine, markdown, milliseconds
 from benchmarks.peers.twins import in_turn, torch_twin
 from jaxdet.evaluation.inference import for_host
 from jaxdet.evaluation.paste import Rle, paste_masks
@@ -48,10 +48,10 @@ def row(repeats: int, number: int) -> Row:
         theirs = [partial(twin.paste_masks, values, boxes, HW)]
         differ = sum(a["counts"] != b["counts"] for a, b in zip(ours(), theirs[0](), strict=True))
         note = f"{differ} of {number} masks differ" if differ else f"same {number} masks"
-    (ms,) = in_turn([ours], theirs, repeats)
+    (times,) = in_turn([ours], theirs, repeats)
     inside = np.clip(boxes, 0, HW[::-1] * 2)
     pixels = float((inside[:, 2:] - inside[:, :2]).prod(1).sum())
-    return Row(f"{number} detections, {HW[0]} x {HW[1]}", Cost(FLOPS * pixels, 4 * pixels), *ms, note)
+    return Row(f"{number} detections, {HW[0]} x {HW[1]}", Cost(FLOPS * pixels, 4 * pixels), *times, note)
 
 
 def random_blocks(rng: np.random.Generator, shape: tuple[int, int, int], side: int) -> NDArray[np.float32]:
@@ -113,7 +113,7 @@ def main() -> None:
         lines = [line for number in args.detections or (100,) for line in canvas_rows(args.repeats, number)]
         print(f"{machine()}; image {IMAGE[0]} x {IMAGE[1]}, stride {STRIDE}\n\n{markdown(head, lines)}")
     else:
-        print(floor_table([row(args.repeats, number) for number in args.detections or (10, 100)], measured_peak()))
+        print(floor_table([row(args.repeats, number) for number in args.detections or (10, 100)]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.inputs import HW, random_boxes
-from benchmarks.measure import Cost, Row, floor_table, measured_peak
+from benchmarks.measure import Cost, Row, floor_table
 from benchmarks.peers.twins import apart, in_turn, torch_twin
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.ops.roi_align import roi_align
@@ -37,13 +37,18 @@ def costs(number: int, maps: list[np.ndarray]) -> tuple[int, int]:
     return 2 * 4 * CHANNELS * number, sum(m.nbytes for m in maps)
 
 
-def rows(repeats: int, number: int, ratio: int) -> list[Row]:
-    """Forward, and forward with backward."""
+def inputs(number: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Maps ``[1, H, W, C]`` of an image, so many boxes ``[N, 4]``, their levels ``[N]``, a gradient of the crops."""
     rng = np.random.default_rng(0)
     pyramid = [rng.standard_normal((1, HW[0] // s, HW[1] // s, CHANNELS), np.float32) for s in STRIDES]
     boxes = random_boxes(rng, number)
     cotangent = rng.standard_normal((number, BINS, BINS, CHANNELS), np.float32)
-    level = np.asarray(SingleLevel().level_of(jnp.asarray(boxes)))
+    return pyramid, boxes, np.asarray(SingleLevel().level_of(jnp.asarray(boxes))), cotangent
+
+
+def rows(repeats: int, number: int, ratio: int) -> list[Row]:
+    """Forward, and forward with backward."""
+    pyramid, boxes, level, cotangent = inputs(number)
 
     def crops(maps: list[Any]) -> Any:
         rois = jnp.asarray(boxes)[None], jnp.asarray(level)[None], jnp.ones((1, number), bool)
@@ -77,7 +82,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     found = [row for ratio in (0, 2) for row in rows(args.repeats, args.boxes, ratio)]
-    print(floor_table(found, measured_peak()))
+    print(floor_table(found))
 
 
 if __name__ == "__main__":

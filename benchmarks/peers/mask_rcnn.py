@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.measure import Row, floor_table, measured_peak, program_cost
+from benchmarks.measure import Row, floor_table, program_cost
 from benchmarks.peers.twins import apart, in_turn, torch_twin
 from benchmarks.programs import inference, make_inputs, make_weights, training
 from jaxdet.config import load_config, override
@@ -39,8 +39,8 @@ def rows(hw: tuple[int, int], repeats: int) -> list[Row]:
         notes = [detections(theirs[0](), calls[0]()), losses(theirs[1](), calls[1]())]
     times = in_turn(calls, theirs, repeats)
     return [
-        Row(f"1 x {hw[0]} x {hw[1]}, {what}", program_cost(program), *ms, note)
-        for what, (program, _), ms, note in zip(("inference", "training step"), programs, times, notes, strict=True)
+        Row(f"1 x {hw[0]} x {hw[1]}, {what}", program_cost(program), *its, note)
+        for what, (program, _), its, note in zip(("inference", "training step"), programs, times, notes, strict=True)
     ]
 
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--image", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    print(floor_table(rows(tuple(args.image), args.repeats), measured_peak()))
+    print(floor_table(rows(tuple(args.image), args.repeats)))
 
 
 if __name__ == "__main__":

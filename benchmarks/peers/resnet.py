@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.measure import Row, compiled, floor_table, measured_peak, program_cost
+from benchmarks.measure import Row, compiled, floor_table, program_cost
 from benchmarks.peers.twins import apart, in_turn, torch_twin
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.runtime.large_pages import ask_for_large_pages
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--image", type=int, nargs=2, default=(800, 1088), metavar=("H", "W"))
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    print(floor_table(rows(args.repeats, tuple(args.image)), measured_peak()))
+    print(floor_table(rows(args.repeats, tuple(args.image))))
 
 
 if __name__ == "__main__":

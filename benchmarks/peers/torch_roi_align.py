@@ -1,4 +1,4 @@
-"""RoIAlign in plain torch, vectorised where torch allows it.  torchvision's compiled one is not used."""
+"""RoIAlign on torch's side: torchvision's compiled operator where it can be had, else plain torch, vectorised."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,19 +7,35 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from benchmarks.peers.twins import torchvision_ops
+
 
 def roi_align(maps: list[Any], strides: Sequence[int], boxes: Any, level: Any, size: int, ratio: int) -> Any:
-    """``[N, C, size, size]``: one ``grid_sample`` for the boxes of a level that take equally many samples a bin."""
+    """``[N, C, size, size]``."""
+    of_level = _plain if torchvision_ops() is None else _compiled
     out = torch.zeros(len(boxes), maps[0].shape[1], size, size)
     for index, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         on_level = torch.nonzero(level == index)[:, 0]
-        scaled = boxes[on_level] / stride - 0.5
-        bins = (scaled[:, 2:] - scaled[:, :2]) / size
-        count = torch.ceil(bins).int().clamp(min=1) if ratio == 0 else torch.full_like(bins, ratio, dtype=torch.int32)
-        for nx, ny in torch.unique(count, dim=0).tolist():
-            chosen = (count == torch.tensor([nx, ny])).all(1)
-            crops = _sampled(features, scaled[chosen], bins[chosen], (nx, ny), size)
-            out = out.index_copy(0, on_level[chosen], crops)
+        out = out.index_copy(0, on_level, of_level(features, stride, boxes[on_level], size, ratio))
+    return out
+
+
+def _compiled(features: Any, stride: int, boxes: Any, size: int, ratio: int) -> Any:
+    """Crops of a level by torchvision's operator."""
+    ops: Any = torchvision_ops()
+    return ops.roi_align(features, [boxes], size, 1 / stride, sampling_ratio=ratio or -1, aligned=True)
+
+
+def _plain(features: Any, stride: int, boxes: Any, size: int, ratio: int) -> Any:
+    """Crops of a level: one ``grid_sample`` for the boxes that take equally many samples a bin."""
+    out = torch.zeros(len(boxes), features.shape[1], size, size)
+    scaled = boxes / stride - 0.5
+    bins = (scaled[:, 2:] - scaled[:, :2]) / size
+    count = torch.ceil(bins).int().clamp(min=1) if ratio == 0 else torch.full_like(bins, ratio, dtype=torch.int32)
+    for nx, ny in torch.unique(count, dim=0).tolist():
+        chosen = torch.nonzero((count == torch.tensor([nx, ny])).all(1))[:, 0]
+        crops = _sampled(features, scaled[chosen], bins[chosen], (nx, ny), size)
+        out = out.index_copy(0, chosen, crops)
     return out
 
 

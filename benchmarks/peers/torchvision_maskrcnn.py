@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Row, floor_table, measured_peak, program_cost
+from benchmarks.measure import Row, floor_table, program_cost
 from benchmarks.peers.twins import in_turn
 from benchmarks.programs import Inputs, inference, make_inputs, make_weights, options, setting, training
 from jaxdet.config import load_config
@@ -83,11 +83,11 @@ def rows(torch: Any, torchvision: Any, args: argparse.Namespace) -> list[Row]:
     weights = make_weights(net)
     ours = [make(net, weights, inputs) for make in (inference, training)]
     theirs = torchvision_works(torch, torchvision, inputs, args.dtype)
-    times = in_turn([call for _, call in ours], theirs, args.repeats)
+    times = in_turn([call for _, call in ours], theirs, args.repeats, args.dtype)
     found = []
-    for what, (program, _), ms in zip(("inference", "training step"), ours, times, strict=True):
-        note = " and ".join(f"{1e3 * args.batch / side:.3g}" for side in ms if side) + " images/s"
-        found.append(Row(what, program_cost(program), *ms, note))
+    for what, (program, _), (peak, ms, their_ms) in zip(("inference", "training step"), ours, times, strict=True):
+        note = " and ".join(f"{1e3 * args.batch / side:.3g}" for side in (ms, their_ms) if side) + " images/s"
+        found.append(Row(what, program_cost(program), peak, ms, their_ms, note))
     return found
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
         sys.exit(f"expected torch and a torchvision built for it: {error}")
     found = rows(torch, torchvision, args)
-    print(floor_table(found, measured_peak(args.dtype), f"; {setting(args)}, torchvision {torchvision.__version__}"))
+    print(floor_table(found, f"; {setting(args)}"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The torch sides of the benchmarks, where torch is importable: ``benchmarks/peers/torch_NAME.py``.
 
-torch is no dependency of jaxdet.  For the comparison: ``pip install torch==2.13.0``.
+torch is no dependency of jaxdet.  For the comparison: ``pip install torch==2.13.0``, and torchvision beside it for its
+compiled RoIAlign and NMS.
 """
 
 import functools
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import milliseconds
+from benchmarks.measure import Peak, beside_peak
 
 
 @functools.cache
@@ -28,13 +29,27 @@ def torch_twin(name: str) -> ModuleType | None:
     return importlib.import_module(f"benchmarks.peers.torch_{name}")
 
 
+@functools.cache
+def torchvision_ops() -> Any | None:
+    """torchvision's operators if its compiled ones can be loaded; else None, and a line that says so."""
+    try:
+        torchvision = importlib.import_module("torchvision")
+        loaded = bool(torchvision.extension._has_ops())
+    except (ImportError, RuntimeError, OSError):  # a torchvision built for another torch raises RuntimeError
+        loaded = False
+    if not loaded:
+        print("torchvision's operators cannot be loaded: plain torch stands in their place", file=sys.stderr)
+        return None
+    return torchvision.ops
+
+
 def in_turn(
-    ours: Sequence[Callable[[], Any]], theirs: Sequence[Callable[[], Any]], repeats: int
-) -> list[tuple[float, float | None]]:
-    """Median milliseconds of each of ours and of its twin, all in turn; None for the twins if there are none."""
-    ms = milliseconds(*ours, *theirs, repeats=repeats)
+    ours: Sequence[Callable[[], Any]], theirs: Sequence[Callable[[], Any]], repeats: int, dtype: str = "float32"
+) -> list[tuple[Peak, float, float | None]]:
+    """The machine's peak, and median milliseconds of each of ours and of its twin, all in turn; no twins: None."""
+    ms, peak = beside_peak(*ours, *theirs, repeats=repeats, dtype=dtype)
     twins: list[float | None] = [*ms[len(ours) :]] if theirs else [None] * len(ours)
-    return list(zip(ms[: len(ours)], twins, strict=True))
+    return [(peak, mine, twin) for mine, twin in zip(ms[: len(ours)], twins, strict=True)]
 
 
 def apart(torch_results: Any, jax_results: Any) -> str:

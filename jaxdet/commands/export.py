@@ -5,7 +5,8 @@
     jaxdet export runs/demo exported data.short_side=480 data.long_side=640 --image 480 640
 
 There is a program for each platform, canvas and batch size.  A model predicts on two canvases, one for images that are
-wider than high and one for others; --image says that all images have one size, and leaves the other canvas out.
+wider than high and one for others, or on those of data.canvas_ratios too; --image says that all images have one size,
+and leaves the other canvases out.
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.  docs/EXPORT.md says more.
 """
 

@@ -4,9 +4,10 @@ pycocotools' C code decodes the masks, so that they are the pixels that evaluati
 it is told, therefore everything is checked here before it gets there.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -14,9 +15,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from jaxdet.data.records import Segmentation
-from jaxdet.data.validation.entries import MAX_COORDINATE, MAX_OUTLINE, is_number, short
+from jaxdet.data.validation.entries import MAX_COORDINATE, MAX_OUTLINE, short
 
 _Bitmap: TypeAlias = NDArray[np.uint8]
+_Points: TypeAlias = NDArray[np.float64]
+_Size: TypeAlias = tuple[float, float]
+
+_ROUNDING = 1e-6  #: cells that an outline may reach beyond its last one: what is scaled lies a little beside its pixel
 
 
 def has_mask(segmentation: Any) -> bool:
@@ -57,45 +62,56 @@ def encode_mask(segmentation: Segmentation, hw: tuple[int, int]) -> dict[str, An
     if isinstance(segmentation, dict):
         return _from_run_lengths(segmentation, hw)
     if isinstance(segmentation, list) and segmentation:
-        return _from_polygons(segmentation, hw)
+        return rasterised(read_polygons(segmentation), hw)
     raise ValueError(f"segmentation: expected polygons or run lengths, got {short(segmentation)}")
 
 
-def _from_polygons(polygons: Sequence[Any], hw: tuple[int, int]) -> dict[str, Any]:
-    points = [_polygon(polygon) for polygon in polygons]
-    points = [polygon for polygon in points if polygon.size >= 6]
+def read_polygons(polygons: Sequence[Any]) -> list[_Points]:
+    """The points of a segmentation's polygons, ``[P, 2]`` x, y each, without those polygons that enclose no area.
+
+    Raises:
+        ValueError: there is none, one is malformed, or together they are longer than any outline.
+    """
+    points = [points for points in map(_points, polygons) if len(points) >= 3]
     if not points:
         raise ValueError(f"segmentation: expected a polygon of at least 3 points, got {short(polygons)}")
-    outline = sum(_outline(polygon) for polygon in points)
-    # Summed over all polygons: many short ones cost as much as a long one.
+    outline = outline_length(points)
     if outline > MAX_OUTLINE:
         raise ValueError(
             f"segmentation: expected outlines of at most {MAX_OUTLINE} pixels together, got {outline:.0f}; "
             "run lengths may be as long as they like"
         )
-    pieces: list[dict[str, Any]] = coco_mask.frPyObjects([polygon.tolist() for polygon in points], *hw)
+    return points
+
+
+def _points(polygon: Any) -> _Points:
+    # In C's loops, as polygons are read for each image anew.  The exact types, because bool is a subclass of int.
+    numbers = isinstance(polygon, list | tuple) and set(map(type, polygon)) <= {int, float}
+    if numbers and len(polygon) % 2 == 0 and max(map(abs, polygon), default=0) <= MAX_COORDINATE:
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        if not np.isnan(points).any():  # which any comparison in `max` may have passed over
+            return points
+    raise ValueError(
+        f"segmentation: expected a polygon x1, y1, x2, y2, ... of numbers up to {MAX_COORDINATE}, got {short(polygon)}"
+    )
+
+
+def outline_length(polygons: Iterable[_Points]) -> float:
+    """Number of pixels that closed outlines run through, to which pycocotools' memory is proportional.
+
+    It is summed over all of them: many short ones cost as much as a long one.
+    """
+    return sum(float(np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()) for points in polygons)
+
+
+def rasterised(polygons: Sequence[_Points], hw: tuple[int, int]) -> dict[str, Any]:
+    """Draw polygons together, as pycocotools' compressed run lengths."""
+    pieces: list[dict[str, Any]] = coco_mask.frPyObjects([points.ravel() for points in polygons], *hw)
     # A merge walks through the whole result so far for each piece; merging few at a time keeps the intermediate
     # results short, where an instance has thousands of pieces.
     while len(pieces) > 1:
         pieces = [coco_mask.merge(pieces[first : first + 16]) for first in range(0, len(pieces), 16)]
     return pieces[0]
-
-
-def _polygon(polygon: Any) -> NDArray[np.float64]:
-    """The points of a polygon, ``[x1, y1, x2, y2, ...]``."""
-    numbers = isinstance(polygon, list | tuple) and all(is_number(value, MAX_COORDINATE) for value in polygon)
-    if not numbers or len(polygon) % 2:
-        raise ValueError(
-            f"segmentation: expected a polygon x1, y1, x2, y2, ... of numbers up to {MAX_COORDINATE}, "
-            f"got {short(polygon)}"
-        )
-    return np.array(polygon, np.float64)
-
-
-def _outline(polygon: NDArray[np.float64]) -> float:
-    """Number of pixels that the closed outline runs through, to which pycocotools' memory is proportional."""
-    points = polygon.reshape(-1, 2)
-    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _from_run_lengths(segmentation: dict[str, Any], hw: tuple[int, int]) -> dict[str, Any]:
@@ -193,3 +209,51 @@ def crop_mask(mask: _Bitmap, size: int) -> tuple[_Bitmap, NDArray[np.float32]]:
     cell_x, cell_y = (right - left) / width, (bottom - top) / height
     x, y = left - cell_x, top - cell_y
     return bitmap, np.array([x, y, x + size * cell_x, y + size * cell_y], np.float32)
+
+
+def crop_polygons(
+    polygons: Sequence[_Points], shown: tuple[tuple[int, int], tuple[int, int]], least_cell: _Size, size: int
+) -> tuple[_Bitmap, NDArray[np.float32]] | None:
+    """Draw polygons into a small bitmap, as `crop_mask` cuts a mask to one, without a bitmap of the image between.
+
+    Args:
+        polygons: ``[P, 2]`` x, y each, in any pixels.
+        shown: what is seen, in the same pixels: where it begins and ends along y, and along x.
+        least_cell: height and width of a cell where the instance fits; where it does not, cells are larger.
+        size: side of the bitmap, at least 4.
+
+    Returns:
+        Bitmap and frame as those of `crop_mask`, the frame in pixels of the polygons; None: the outlines run through
+        more cells than pycocotools is to draw, and a bitmap of the image is cheaper.
+    """
+    points = polygons[0] if len(polygons) == 1 else np.concatenate(polygons)
+    ends = zip(points.min(axis=0).tolist(), points.max(axis=0).tolist(), strict=True)
+    x, y = (_cells(*each, size - 2) for each in zip(ends, reversed(shown), reversed(least_cell), strict=True))
+    origin, cell = np.array([x.origin, y.origin]), np.array([x.cell, y.cell])
+    inside = [(points - origin) / cell for points in polygons]
+    # No outline is longer than as many times the whole extent as it has points, which is quickly known.
+    extent = float(np.ptp(points, axis=0).max()) / min(x.cell, y.cell)
+    if len(points) * extent > MAX_OUTLINE and outline_length(inside) > MAX_OUTLINE:
+        return None
+    bitmap: _Bitmap = coco_mask.decode(rasterised(inside, (size, size)))
+    # What is drawn beyond the instance is beyond what is seen of it, and not in the frame that it is to have.
+    bitmap[0], bitmap[:, 0], bitmap[y.number + 1 :], bitmap[:, x.number + 1 :] = 0, 0, 0, 0
+    frame = np.array([x.origin, y.origin, x.origin + size * x.cell, y.origin + size * y.cell], np.float32)
+    return bitmap, frame
+
+
+class _Cells(NamedTuple):
+    """An axis of a bitmap: where it begins, how wide a cell is, and how many, after the first, the instance has."""
+
+    origin: float
+    cell: float
+    number: int
+
+
+def _cells(ends: tuple[float, float], shown: tuple[int, int], least_cell: float, room: int) -> _Cells:
+    """The cells for an instance that has these ends, as far as they are seen; the first one is the ring's."""
+    first, last = (min(max(end, shown[0]), shown[1]) for end in ends)
+    begin = math.floor(first / least_cell) * least_cell  # whole cells, as pixels are
+    number = max(math.ceil((last - begin) / least_cell - _ROUNDING), 1)
+    cell = least_cell * max(number / room, 1)
+    return _Cells(begin - cell, cell, min(number, room))

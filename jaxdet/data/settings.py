@@ -198,7 +198,8 @@ class OwnAugmentation(Protocol):
             rng: for all draws: its seed follows from run, step and place in the batch.
 
         Returns:
-            A record whose image has the same orientation, with annotations in its own pixels.
+            A record whose image has the same canvas (the same sides, or their ratio, will do), with annotations in its
+            own pixels.
         """
         ...
 
@@ -213,7 +214,8 @@ class Data:
     """How records become batches.  The defaults are those of the reference's COCO training.
 
     An image is resized, its ratio kept, so that it fits into ``short_side`` x ``long_side``, and is laid on one of two
-    canvases, landscape or portrait, whose sides are these numbers rounded up to ``pad_multiple``.  In training
+    canvases, landscape or portrait, whose sides are these numbers rounded up to ``pad_multiple``; ``canvas_ratios``
+    adds narrower ones, and each image lies on the narrowest that it fits.  In training
     ``augment`` first mixes images (`CopyPaste`, `Mosaic`), then changes them as augmentations of one's own say
     (`OwnAugmentation`), then draws what is seen, and then colours, each in the order given.
     """
@@ -225,6 +227,9 @@ class Data:
     #: the shorter and the longer side in training, where they are others than in evaluation; None: the same
     train_sides: tuple[int, int] | None = None
     keep_ratio: bool = True  #: False: an image fills ``short_side`` x ``long_side``, each axis with a scale of its own
+    #: ratios, longer side by shorter, of further canvases, which save the margins of images that are not as long; for
+    #: each there are two programs more to compile
+    canvas_ratios: tuple[float, ...] = ()
     pad_multiple: int = 32  #: sides of a canvas are multiples of it; 32 is the stride of the coarsest backbone level
     batch_size: int = 16  #: images in a training batch, over all processes
     max_boxes: int = 100  #: ground-truth slots of an image; what does not fit is counted and reported
@@ -253,6 +258,13 @@ class Data:
             raise ValueError(
                 f"data.long_side: expected at least data.short_side={self.short_side}, got {self.long_side}; set both, "
                 f"as in data.short_side={self.short_side} data.long_side={self.short_side * 5 // 3}"
+            )
+        if self.canvas_ratios:
+            check_ranges(self, canvas_ratios=Range(1, 100))
+        if not self.keep_ratio and self.canvas_ratios:
+            raise ValueError(
+                f"data.canvas_ratios: expected none with data.keep_ratio=False, where every image fills the largest "
+                f"canvas, got {self.canvas_ratios}; set data.canvas_ratios=() or data.keep_ratio=True"
             )
         if not self.keep_ratio and any(isinstance(entry, ShortSide) for entry in self.augment):
             raise ValueError(

@@ -47,7 +47,7 @@ class TestTimeAugmentation:
     """How often an image is seen: at each of ``short_sides``, and with ``flip`` mirrored left to right too.
 
     A short side, in pixels, stands in the place of ``data.short_side``, and ``data.long_side`` follows in proportion;
-    none: the model's own.  Each size has two canvases of its own to compile.
+    none: the model's own.  Each size has canvases of its own to compile.
     """
 
     __test__: ClassVar[bool] = False  # pytest takes classes of such a name for tests

@@ -8,7 +8,7 @@ import jax
 
 import jaxdet
 from jaxdet.data import Category, Data
-from jaxdet.data.pipeline.transforms import canvas_hw
+from jaxdet.data.pipeline.transforms import canvas_hw, canvas_sides
 from jaxdet.evaluation.paste import LOGIT_RANGE
 from jaxdet.exporting.loader import FORMAT
 from jaxdet.exporting.programs import Program, named_outputs
@@ -105,12 +105,15 @@ def describe(
 
 def canvases(data: Data, image: tuple[int, int] | None = None) -> list[tuple[int, int]]:
     """Heights and widths of a model's canvases, landscape and portrait, or that of images of one size."""
-    return sorted({canvas_hw(hw, data) for hw in ([(1, 2), (2, 1)] if image is None else [image])})
+    if image is not None:
+        return [canvas_hw(image, data)]
+    short, longs = canvas_sides(data)
+    return sorted({hw for long in longs for hw in ((short, long), (long, short))})
 
 
 def _preprocessing(trained: Trained) -> dict[str, Any]:
     data = trained.experiment.data
-    short, long = canvas_hw((1, 2), data)
+    short, longs = canvas_sides(data)
     normalization = getattr(trained.experiment.model, "normalization", None)
     return {
         "colours": "RGB, 8 bits; pictures from files upright as their EXIF orientation says",
@@ -118,13 +121,14 @@ def _preprocessing(trained: Trained) -> dict[str, Any]:
         "long_side": data.long_side,
         "keep_ratio": data.keep_ratio,
         "canvas_short": short,
-        "canvas_long": long,
+        "canvas_longs": list(longs),
         "scale": "limits are short_side for the shorter and long_side for the longer side (height is the longer one "
         "unless width > height); the scale is the largest that keeps both, sides are rounded half up, at least 1; "
         "without keep_ratio the image fills the limits",
         "resize": "bilinear without antialiasing, as cv2.INTER_LINEAR of 8 bits; load.py has it in NumPy",
-        "padding": "the image lies at the top left of a canvas of canvas_short x canvas_long, landscape or portrait as "
-        "the image is, zero beyond it; the program sets the padding to the mean colour",
+        "padding": "the image lies at the top left of a canvas of canvas_short x the first of canvas_longs that has "
+        "room for it, landscape or portrait as the image is, zero beyond it; the program sets the padding to the mean "
+        "colour",
         "normalization": "inside the program",
         **({} if normalization is None else dataclasses.asdict(normalization)),
     }

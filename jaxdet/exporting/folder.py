@@ -43,7 +43,8 @@ def export(
     """Write a model as StableHLO programs with weights, description and loader (``jaxdet.export``).
 
     Each platform, canvas and batch size has a program.  A model predicts on two canvases, for images that are wider
-    than high and for others (``data.short_side``, ``data.long_side``; one if they are equal).
+    than high and for others (``data.short_side``, ``data.long_side``; one if they are equal), and on those of
+    ``data.canvas_ratios``.
 
     Args:
         checkpoint: as `jaxdet.load` takes it, or what that returned.

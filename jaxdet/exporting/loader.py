@@ -32,7 +32,7 @@ try:
 except ImportError:
     cv2 = None  # type: ignore[assignment]
 
-FORMAT = 1  #: version of the folder's layout; `Model` reads this one alone
+FORMAT = 2  #: version of the folder's layout; `Model` reads this one alone
 MOST_PIXELS = 1 << 27  #: of an image, 134 million
 
 Image = str | PathLike[str] | bytes | NDArray[np.uint8]
@@ -153,7 +153,9 @@ class Model:
     def _canvas(self, hw: tuple[int, ...]) -> tuple[int, ...]:
         """The canvas of an image; one of the model's, and one that there is a program for."""
         settings = self.description["preprocessing"]
-        canvas = _oriented(hw, settings["canvas_short"], settings["canvas_long"])
+        longest = max(self._resized_hw(hw))
+        long = next(side for side in settings["canvas_longs"] if side >= longest)
+        canvas = _oriented(hw, settings["canvas_short"], long)
         if canvas not in self.canvases:
             raise ValueError(
                 f"an image of {hw[0]} x {hw[1]} pixels (height, width) needs a program for {canvas[0]} x {canvas[1]}, "

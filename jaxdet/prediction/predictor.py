@@ -35,8 +35,8 @@ class _Asked:
 class Predictor:
     """A model on one device (``jaxdet.Predictor``): weights go there once, and each canvas is compiled once.
 
-    Images of any size are brought to one of two canvases (``data.short_side``, ``data.long_side``; docs/DATA.md), so
-    that another size compiles nothing.
+    Images of any size are brought to one of two canvases (``data.short_side``, ``data.long_side``; more by
+    ``data.canvas_ratios``; docs/DATA.md), so that another size compiles nothing.
 
     Args:
         checkpoint: as `jaxdet.load` takes it, or what that returned.

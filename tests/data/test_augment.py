@@ -231,13 +231,17 @@ def test_draws_are_those_of_seed_step_and_slot_whoever_makes_them(scenes, small)
     same(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), expected[3])
 
 
-def test_shapes_are_the_canvases_whatever_is_drawn(scenes, small):
+@pytest.mark.parametrize(("ratios", "portrait"), [((), (96, 64)), ((4 / 3,), (88, 64))])
+def test_shapes_are_the_canvases_whatever_is_drawn(scenes, small, ratios, portrait):
+    small = dataclasses.replace(small, pad_multiple=8, canvas_ratios=ratios)
+
     def shapes(batches) -> set:
         return {tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(batch)) for batch in batches}
 
     plain, drawn = taken(scenes, small, 0, 20), taken(scenes, dataclasses.replace(small, augment=EVERYTHING), 0, 20)
     assert shapes(drawn) == shapes(plain)
     assert len(shapes(plain)) == 2
+    assert {batch.image.shape[1:3] for batch in plain} == {(64, 96), portrait}
     assert len({tuple(hw) for batch in drawn for hw in batch.true_hw.tolist()}) > 20
     for batch in drawn:
         limits = np.tile(batch.true_hw[:, None, ::-1], 2)

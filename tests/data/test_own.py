@@ -140,7 +140,7 @@ def turned(record: Record) -> Record:
         (lambda record: record.image, "expected a Record, got ndarray"),
         (lambda record: dataclasses.replace(record, image=record.image / 255), r"uint8 RGB, got \(48, 64, 3\) float64"),
         (lambda record: dataclasses.replace(record, annotations=({},)), "expected annotations that are Annotation"),
-        (turned, r"same orientation, whose canvas is 64 x 64|whose canvas is 64 x 96, got 64 x 48 pixels"),
+        (turned, r"same canvas, which is 64 x 96, got 64 x 48 pixels, whose canvas is 96 x 64"),
     ],
 )
 def test_what_an_augmentation_must_not_return(make: Callable[[Record], Any], why: str) -> None:

@@ -26,6 +26,15 @@ def test_a_square_canvas_is_one_bucket():
     assert len(buckets(SIZES, EVERYTHING, Data(short_side=100, long_side=120, pad_multiple=64))) == 1
 
 
+def test_each_canvas_is_a_bucket():
+    data = Data(canvas_ratios=(1.0, 2.0))
+    assert [part.tolist() for part in buckets(SIZES[:5], EVERYTHING[:5], data)] == [[0, 3], [2], [1, 4]]
+    narrow = Data(canvas_ratios=(1.0, 1.5))
+    sizes = np.array([[10, 14], [10, 17], [17, 10], [10, 10], [14, 10], [9, 13]], np.int32)
+    parts = buckets(sizes, np.array([0, 1, 2, 3, 4, 5]), narrow)
+    assert [part.tolist() for part in parts] == [[1], [0, 5], [3], [4], [2]]  # from the widest to the highest
+
+
 def test_only_buckets_that_occur():
     assert len(buckets(SIZES, np.flatnonzero(SIZES[:, 1] > SIZES[:, 0]), Data())) == 1
 

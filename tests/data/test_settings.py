@@ -9,6 +9,8 @@ from jaxdet.data import Data, Scenes
         {"short_side": 0},
         {"long_side": 10, "short_side": 20},
         {"pad_multiple": 0},
+        {"canvas_ratios": (1.36, 0.75)},
+        {"canvas_ratios": (1.36,), "keep_ratio": False},
         {"batch_size": -1},
         {"max_boxes": 0},
         {"mask_size": 2},

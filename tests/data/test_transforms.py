@@ -2,10 +2,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from jaxdet.data import Annotation, Data, Record
-from jaxdet.data.masks import crop_mask, resize_mask
-from jaxdet.data.pipeline.transforms import View, canvas_hw, image_arrays, target_arrays, view_of
+from jaxdet.data.masks import crop_mask, crop_polygons, decode_mask, resize_mask
+from jaxdet.data.pipeline.transforms import View, Window, canvas_hw, canvas_sides, image_arrays, target_arrays, view_of
 
 
 @pytest.mark.parametrize(
@@ -24,13 +25,32 @@ def test_resized_sizes(hw, expected):
     assert view_of(hw, Data()).hw == expected
 
 
-def test_every_resized_image_fits_its_canvas():
-    data = Data()
+@pytest.mark.parametrize("ratios", [(), (1.36, 1.0), (1.2, 3.0)])
+def test_every_resized_image_fits_its_canvas(ratios):
+    data = Data(canvas_ratios=ratios)
     rng = np.random.default_rng(0)
     for hw in rng.integers(1, 3000, (500, 2)).tolist():
         size, canvas = view_of(tuple(hw), data).hw, canvas_hw(tuple(hw), data)
         assert size[0] <= canvas[0]
         assert size[1] <= canvas[1]
+        assert size == view_of(tuple(hw), Data()).hw  # a canvas adds margins and changes no size
+
+
+def test_an_image_lies_on_the_narrowest_canvas_that_has_room_for_it():
+    data = Data(canvas_ratios=(4 / 3, 1.0))
+    expected = {(480, 640): (800, 1088), (640, 480): (1088, 800), (500, 500): (800, 800), (427, 640): (800, 1344)}
+    # 1088 pixels fit, though the ratio is that of 1067; one pixel more does not.
+    expected |= {(1000, 1360): (800, 1088), (1000, 1361): (800, 1344), (1361, 1000): (1344, 800)}
+    assert {hw: canvas_hw(hw, data) for hw in expected} == expected
+    assert canvas_sides(data) == (800, (800, 1088, 1344))
+    assert canvas_sides(Data(canvas_ratios=(5.0,))) == canvas_sides(Data()) == (800, (1344,))
+
+
+def test_what_is_drawn_stays_on_the_canvas_of_the_image():
+    data = Data(short_side=64, long_side=128, canvas_ratios=(1.25,))
+    wide = view_of((40, 50), data, window=Window(0, 0, 10, 50))  # 1:5, of an image of 4:5
+    assert wide.canvas == (64, 96)
+    assert wide.hw == (19, 96)
 
 
 def test_canvases():
@@ -120,6 +140,71 @@ def test_cropping_before_the_resize_changes_nothing(hw, flip):
         np.testing.assert_array_equal(bitmap, expected[:, ::-1] if flip else expected)
         if expected.any():
             np.testing.assert_array_equal(frame, view.mirrored(expected_frame))
+
+
+def _drawn(polygons, view: View) -> np.ndarray:
+    """Polygons on the canvas by pycocotools, the plain way."""
+    moved = [points * view.scale[::-1] + view.offset[::-1] for points in polygons]
+    whole = np.zeros(view.canvas, np.uint8)
+    for points in moved:
+        whole |= coco_mask.decode(coco_mask.frPyObjects([points.ravel()], *view.canvas)[0])
+    return whole[:, : view.hw[1]][:, ::-1] if view.flip else whole
+
+
+def _polygons(rng: np.random.Generator, least: float, most: float) -> list[np.ndarray]:
+    """Two of them, of which one may lie in the other, or both apart."""
+    return [rng.integers(2 * least, 2 * most, (points, 2)) / 2 for points in rng.integers(3, 9, 2)]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("offset", [(0, 0), (-11, 6)])
+def test_polygons_that_fit_are_drawn_pixel_for_pixel_at_the_scale_of_the_view(flip, offset):
+    view = View((20, 30), (40, 60), (48, 72), flip, offset, (40, 60))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        polygons = _polygons(rng, 8, 20)
+        bitmap, frame = view.cropped_polygons(polygons, 28)
+        expected = _drawn(polygons, view)
+        expected[max(40 + offset[0], 0) :] = 0  # beyond the image, though not beyond the view
+        x1, y1, x2, y2 = (frame + 28).astype(int)
+        assert (frame == (x1 - 28, y1 - 28, x1, y1)).all()
+        np.testing.assert_array_equal(np.pad(expected, 28)[y1:y2, x1:x2], bitmap)
+        assert bitmap.sum() == expected.sum()
+
+
+def test_larger_polygons_are_drawn_in_larger_cells():
+    view = View((200, 100), (400, 200), (400, 200))
+    square = np.array([[10.0, 20], [70, 20], [70, 140], [10, 140]])
+    bitmap, frame = view.cropped_polygons([square], 32)
+    np.testing.assert_allclose(frame, [20 - 4, 40 - 8, 20 + 31 * 4, 40 + 31 * 8])  # of 30 x 30 cells, 4 x 8 pixels each
+    expected = np.zeros((32, 32), np.uint8)
+    expected[1:31, 1:31] = 1
+    np.testing.assert_array_equal(bitmap, expected)
+
+
+def test_polygons_of_an_image_made_smaller_have_cells_of_stored_pixels():
+    view = View((200, 200), (50, 100), (64, 128))
+    square = np.array([[10.0, 20], [20, 20], [20, 28], [10, 28]])
+    bitmap, frame = view.cropped_polygons([square], 28)
+    np.testing.assert_allclose(frame, [4.5, 4.75, 18.5, 11.75])
+    assert bitmap.sum() == bitmap[1:9, 1:11].sum() == 80
+
+
+def test_polygons_of_which_nothing_is_seen_are_an_empty_bitmap_with_a_frame():
+    view = View((20, 30), (40, 60), (48, 72), offset=(-39, 0), seen_hw=(40, 60))
+    bitmap, frame = view.cropped_polygons([np.array([[2.0, 3], [12, 3], [12, 11]])], 28)
+    assert not bitmap.any()
+    assert (frame[2:] > frame[:2]).all()
+
+
+def test_outlines_that_are_long_in_a_view_are_drawn_in_the_image(monkeypatch):
+    view = View((20, 30), (4000, 6000), (64, 64), offset=(-2000, -2000), seen_hw=(64, 64))
+    comb = np.array([[x, y] for x in range(2, 28) for y in ((2, 18), (18, 2))[x % 2]], np.float64)
+    assert crop_polygons([comb * 2000], ((0, 64), (0, 64)), (1.0, 1.0), 28) is None
+    monkeypatch.setattr("jaxdet.data.masks.MAX_OUTLINE", 1000)
+    np.testing.assert_array_equal(
+        view.cropped_polygons([comb], 28)[0], view.cropped_mask(decode_mask([comb.ravel().tolist()], (20, 30)), 28)[0]
+    )
 
 
 @pytest.mark.parametrize("flip", [False, True])

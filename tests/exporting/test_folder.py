@@ -46,7 +46,7 @@ def test_what_is_in_it(exported: Path) -> None:
     assert len(files) == 8
     assert said["categories"] == [{"id": 3, "name": "dog"}, {"id": 90, "name": "cat"}]
     assert said["outputs"]["masks"]["shape"] == ["batch", 4, 28, 28]
-    assert said["preprocessing"]["canvas_long"] == 64
+    assert said["preprocessing"]["canvas_longs"] == [64]
     assert said["jaxdet"] == jaxdet.__version__
     assert all(entry["calling_convention_version"] > 0 for entry in said["programs"])
 
@@ -92,10 +92,10 @@ def test_the_loader_as_a_program(exported: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match=r"no export\.json"):
         module.Model(exported / "programs")
     text = (exported / "export.json").read_text()
-    monkeypatch.setattr(module, "FORMAT", 2)
-    with pytest.raises(ValueError, match="expected format 2, got 1"):
+    monkeypatch.setattr(module, "FORMAT", 3)
+    with pytest.raises(ValueError, match="expected format 3, got 2"):
         module.Model(exported)
-    monkeypatch.setattr(module, "FORMAT", 1)
+    monkeypatch.setattr(module, "FORMAT", 2)
     monkeypatch.setattr(module, "platform_of", lambda _: "cuda")
     with pytest.raises(ValueError, match=r"a program for this device \(cpu\), it has cpu, tpu; .*--platforms"):
         module.Model(exported)

@@ -17,6 +17,7 @@ from jaxdet.data.images import decode_image
 from jaxdet.data.pipeline.transforms import canvas_hw, resize_image, view_of
 from jaxdet.evaluation.paste import paste_mask, snapped
 from jaxdet.exporting import loader
+from jaxdet.exporting.description import canvases
 
 SIDES = st.integers(1, 90)
 RNG = np.random.default_rng(0)
@@ -53,13 +54,15 @@ def test_resize_with_opencv() -> None:
     np.testing.assert_array_equal(loader.resize(image, (50, 40)), resize_image(image, (50, 40)))
 
 
-@pytest.mark.parametrize("keep_ratio", [True, False])
-def test_sizes_and_canvases(keep_ratio: bool) -> None:
-    data = Data(short_side=75, long_side=130, keep_ratio=keep_ratio)
+@pytest.mark.parametrize(("keep_ratio", "ratios"), [(True, ()), (False, ()), (True, (1.0, 1.5))])
+def test_sizes_and_canvases(keep_ratio: bool, ratios: tuple[float, ...]) -> None:
+    data = Data(short_side=75, long_side=130, keep_ratio=keep_ratio, canvas_ratios=ratios)
+    longs = [96, 128, 160] if ratios else [160]
     model = object.__new__(loader.Model)
-    preprocessing = {"short_side": 75, "long_side": 130, "canvas_short": 96, "canvas_long": 160}
+    preprocessing = {"short_side": 75, "long_side": 130, "canvas_short": 96, "canvas_longs": longs}
     model.description = {"preprocessing": preprocessing | {"keep_ratio": keep_ratio}}
-    model.canvases = {(96, 160), (160, 96)}
+    model.canvases = set(canvases(data))
+    assert model.canvases == {hw for long in longs for hw in ((96, long), (long, 96))}
     for hw in [*RNG.integers(1, 500, (200, 2)).tolist(), (1, 500), (500, 1), (80, 80)]:
         assert model._resized_hw(hw) == view_of((hw[0], hw[1]), data).hw
         assert model._canvas(hw) == canvas_hw((hw[0], hw[1]), data)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdet.data.pipeline.transforms import View, Window, boxes_of, oriented, usable_annotations, view_of
+from jaxdet.data.pipeline.transforms import View, Window, boxes_of, limits_hw, usable_annotations, view_of
 from jaxdet.data.records import Record
 from jaxdet.data.settings import (
     CopyPaste,
@@ -64,7 +64,7 @@ def draw_view(record: Record, data: Data, rng: np.random.Generator) -> View:
             case MinIoUCrop():
                 window = _cropped(window, _instances(record), augmentation, rng)
             case LargeScaleJitter():
-                limits = oriented(hw, short_side, data.long_side)
+                limits = limits_hw(hw, data, short_side)
                 window = _jittered(window, limits, augmentation, data.keep_ratio, rng)
                 fill = _rounded(augmentation.colour)
             case CopyPaste() | Mosaic() | PhotometricDistortion():  # `mix` comes before the view, `distort` after it

@@ -36,7 +36,7 @@ def _checked(augmentation: OwnAugmentation, before: Record, after: object, data:
     canvas, planned = (canvas_hw((each.shape[0], each.shape[1]), data) for each in (image, before.image))
     if canvas != planned:
         raise ValueError(
-            f"{where}: expected an image of the same orientation, whose canvas is {planned[0]} x {planned[1]}, got "
+            f"{where}: expected an image of the same canvas, which is {planned[0]} x {planned[1]}, got "
             f"{image.shape[0]} x {image.shape[1]} pixels, whose canvas is {canvas[0]} x {canvas[1]}"
         )
     if not all(isinstance(annotation, Annotation) for annotation in after.annotations):

@@ -30,13 +30,15 @@ def buckets(sizes: NDArray[np.int32], chosen: NDArray[np.int64], data: Data) -> 
         data: settings of the canvas.
 
     Returns:
-        For each canvas that occurs, landscape first, the positions in the given order.  Where both canvases are the
-        same square there is one bucket.
+        For each canvas that occurs, landscape first, the widest of all before the others, the positions in the given
+        order.
     """
-    landscape = sizes[chosen, 1] > sizes[chosen, 0]
-    if canvas_hw((1, 2), data) == canvas_hw((2, 1), data):
-        landscape = np.zeros(len(chosen), np.bool_)
-    return [part for part in (chosen[landscape], chosen[~landscape]) if len(part)]
+    # Data sets have few sizes, if many images: each is asked for its canvas once.
+    distinct, which = np.unique(sizes[chosen], axis=0, return_inverse=True)
+    canvases = [canvas_hw((height, width), data) for height, width in distinct.tolist()]
+    order = sorted(set(canvases), key=lambda hw: hw[0] - hw[1])
+    places = np.array([order.index(canvas) for canvas in canvases], np.int64)[which.ravel()]
+    return [chosen[places == place] for place in range(len(order))]
 
 
 def trainable(source: Source, data: Data) -> NDArray[np.int64]:

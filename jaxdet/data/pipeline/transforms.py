@@ -11,8 +11,17 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
-from jaxdet.data.masks import crop_mask, decode_mask, nearest_lines, resize_mask
+from jaxdet.data.masks import (
+    crop_mask,
+    crop_polygons,
+    decode_mask,
+    nearest_lines,
+    rasterised,
+    read_polygons,
+    resize_mask,
+)
 from jaxdet.data.records import Annotation, Record, usable_boxes
 from jaxdet.data.settings import Data
 
@@ -49,10 +58,34 @@ def oriented(hw: tuple[int, int], short: int, long: int) -> tuple[int, int]:
     return (short, long) if hw[1] > hw[0] else (long, short)
 
 
+def canvas_sides(data: Data) -> tuple[int, tuple[int, ...]]:
+    """The shorter side of all canvases, and their longer sides, the narrowest canvas first."""
+    short, long = (_padded(side, data) for side in (data.short_side, data.long_side))
+    further = {_padded(int(data.short_side * ratio + 0.5), data) for ratio in data.canvas_ratios}
+    return short, (*sorted(side for side in further if side < long), long)
+
+
+def _padded(side: int, data: Data) -> int:
+    return -(-side // data.pad_multiple) * data.pad_multiple
+
+
 def canvas_hw(hw: tuple[int, int], data: Data) -> tuple[int, int]:
-    """Height and width of the canvas for an image of size ``hw``: landscape if it is wider than high, else portrait."""
-    short, long = (-(-side // data.pad_multiple) * data.pad_multiple for side in (data.short_side, data.long_side))
-    return oriented(hw, short, long)
+    """Height and width of the canvas for an image of size ``hw``, the narrowest that has room for it.
+
+    It is landscape if the image is wider than high, else portrait.
+    """
+    short, longs = canvas_sides(data)
+    limits = oriented(hw, data.short_side, data.long_side)
+    longest = max(resized_hw(hw, limits)) if data.keep_ratio else data.long_side
+    return oriented(hw, short, next(long for long in longs if long >= longest))
+
+
+def limits_hw(hw: tuple[int, int], data: Data, short_side: int | None = None) -> tuple[int, int]:
+    """The largest height and width at which an image of size ``hw``, or a part of it, lies on its canvas.
+
+    ``short_side`` stands in the place of that of ``data``; None: it is that.
+    """
+    return oriented(hw, short_side or data.short_side, min(data.long_side, max(canvas_hw(hw, data))))
 
 
 def resize_image(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -147,6 +180,22 @@ class View:
             frame = frame + np.array([left, top, left, top], np.float32)
         return (bitmap[:, ::-1] if self.flip else bitmap), self.mirrored(frame + begin)
 
+    def cropped_polygons(
+        self, polygons: Sequence[NDArray[np.float64]], size: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Polygons as stored -> bitmap ``[size, size]`` and frame ``[4]`` in the view (see ``masks.crop_polygons``).
+
+        A cell is a pixel of the view or, where the image is made smaller, a stored one.  Unlike `cropped_mask`, the
+        outline is drawn at that scale, and not the steps of the stored pixels that lie inside of it.
+        """
+        scale, begin = np.array(self.scale[::-1]), np.array(self.offset[::-1])
+        moved = [points * scale + begin for points in polygons]
+        found = crop_polygons(moved, self._shown(), (min(self.scale[0], 1), min(self.scale[1], 1)), size)
+        if found is None:
+            return self.cropped_mask(np.asarray(coco_mask.decode(rasterised(polygons, self.original_hw))), size)
+        bitmap, frame = found
+        return (bitmap[:, ::-1] if self.flip else bitmap), self.mirrored(frame)
+
     def semantic(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """``[H, W]`` classes as stored -> every eighth pixel of the canvas, `IGNORED` beyond the image."""
         seen_rows, seen_columns = (np.arange(0, side, _SEMANTIC_STRIDE) for side in self.hw)
@@ -218,7 +267,7 @@ def view_of(
         fill: RGB of what the window has beyond the image.
     """
     top, left, height, width = window or Window(0, 0, *hw)
-    limits = oriented(hw, short_side or data.short_side, data.long_side)
+    limits = limits_hw(hw, data, short_side)
     seen = resized_hw((height, width), limits) if data.keep_ratio else limits
     # The window's scale makes the whole image a whole number of pixels, from which the view's scale follows.
     scale_y, scale_x = seen[0] / height, seen[1] / width
@@ -324,6 +373,8 @@ def _mask(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Bitmap and frame of an annotation's mask, as small as the settings say."""
     try:
+        if isinstance(annotation.segmentation, list) and not data.whole_masks:
+            return view.cropped_polygons(read_polygons(annotation.segmentation), data.mask_size)
         mask = decode_mask(annotation.segmentation, view.original_hw)
     except ValueError as error:
         raise ValueError(
