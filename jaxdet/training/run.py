@@ -280,6 +280,7 @@ class _Job:
             is_frozen=frozen_parameters(self.experiment.model, self.experiment.run.train_only),
             statistics=not self.experiment.run.train_only,
             ema=optimizer.ema,
+            reduce_dtype=self.experiment.run.reduce_dtype,
         )
         train_step = StepByCanvas(step, hooks.meter.leave_out, hooks.stop.at_once)
         check = FiniteCheck(self.workdir, self.source.image_ids, skip)
