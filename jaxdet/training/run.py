@@ -368,7 +368,7 @@ def _open(data: Data, classes: int, run: Run) -> tuple[Source, Source | None]:
             f"model.num_classes: expected {len(names)}, the categories of the training data "
             f"({', '.join(names[:5])}, ...), got {classes}; set model.num_classes={len(names)}"
         )
-    check_trainable(source, data)
+    check_trainable(source, data, jax.process_index(), jax.process_count())
     # Opened, matched and read now: a mistake must not show at the first evaluation, hours later.
     val = None if data.val is None else open_source(data.val)
     if val is not None:
