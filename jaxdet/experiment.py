@@ -153,6 +153,8 @@ class Run:
     eval_detections: int = COCO_DETECTIONS  #: of a class in an image that count; above COCO's 100, scores under both
     skip_nonfinite: int = 0  #: steps in a row that may be skipped because a loss or gradient is not finite; 0: none
     shard_parameters: bool = False  #: split parameters and optimizer state over the devices, to save their memory
+    #: in which dtype devices add up the gradients of layers that compute in bfloat16 (``model.dtype``)
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     pictures: int = 8  #: validation images that are drawn with predictions beside ground truth
 
     def __post_init__(self) -> None:

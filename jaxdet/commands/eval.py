@@ -91,7 +91,7 @@ def _score_results(options: argparse.Namespace) -> Scores:
 
 
 def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
-    """Numbers on the first process, None on the others (which took part in predicting)."""
+    """Numbers on the first process, None on the others (which took part in predicting and in judging)."""
     import jax  # here, because scoring a file must not need it
 
     from jaxdet.config import load_config, trusted_modules
@@ -113,11 +113,10 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
         trusted=trusted,
     )
     results = detect_all(trained, source, progress=show_progress, augment=augment)
-    if jax.process_index() != 0:
-        return None
-    if options.out:
+    if options.out and jax.process_index() == 0:
         write_results(options.out, results)
-    return score_all(trained, source, results, fast=options.fast)
+    scores = score_all(trained, source, results, fast=options.fast)
+    return scores if jax.process_index() == 0 else None
 
 
 def _show(scores: Scores, options: argparse.Namespace) -> None:

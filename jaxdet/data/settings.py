@@ -232,6 +232,9 @@ class Data:
     canvas_ratios: tuple[float, ...] = ()
     pad_multiple: int = 32  #: sides of a canvas are multiples of it; 32 is the stride of the coarsest backbone level
     batch_size: int = 16  #: images in a training batch, over all processes
+    #: equal parts of the training set, in its order, each of which one process reads alone, so that a host needs the
+    #: images of its own shards.  1: every process reads from all of it
+    shards: int = 1
     max_boxes: int = 100  #: ground-truth slots of an image; what does not fit is counted and reported
     masks: bool = True  #: False: read no masks, for data or models that have none
     mask_size: int = 112  #: side of the bitmap into which an instance's mask is cropped for the batch
@@ -247,6 +250,7 @@ class Data:
 
     def __post_init__(self) -> None:
         check_ranges(self, pad_multiple=Range(1, 4096), batch_size=Range(1, 10**6), max_boxes=Range(1, 10**5))
+        check_ranges(self, shards=Range(1, 10**6))
         check_ranges(self, workers=Range(0, 10**4), prefetch=Range(1, 10**4), flip_probability=SHARE)
         check_ranges(self, mask_size=Range(4, 4096))  # at least 4: there is a ring of 1 around a mask
         check_ranges(self, short_side=Range(1, MAX_SIDE), long_side=Range(1, MAX_SIDE), min_side=Range(0, 10**6))

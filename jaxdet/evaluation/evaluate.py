@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from jaxdet.config import described
@@ -16,9 +17,10 @@ from jaxdet.evaluation import Scores, check_truth, score
 from jaxdet.evaluation.augmented import TestTimeAugmentation, detect_augmented
 from jaxdet.evaluation.inference import Progress, detect
 from jaxdet.evaluation.results import Result
+from jaxdet.evaluation.score import Judges
 from jaxdet.experiment import Experiment
 from jaxdet.models.detector import Detector
-from jaxdet.runtime.agreement import alike
+from jaxdet.runtime.agreement import alike, from_all
 from jaxdet.runtime.main_guard import refuse_in_workers
 from jaxdet.trained import Checkpoint, Trained, load
 
@@ -47,7 +49,19 @@ def evaluate(
         nothing of that kind.  The same on every process.
     """
     results = detect(model, variables, source, data, mesh, **settings)
-    return score(source.ground_truth(), results, masks=data.masks, max_detections=max_detections).metrics
+    return score_together(source, results, masks=data.masks, max_detections=max_detections).metrics
+
+
+def score_together(source: Source, results: Sequence[Result], **settings: Any) -> Scores:
+    """``score`` of what `detect` found, by all processes together; all call it, and it is the same on every one.
+
+    Args:
+        source: the data, with their ground truth.
+        results: of all images.
+        settings: as for ``score``.
+    """
+    judges = Judges(jax.process_index(), jax.process_count(), from_all)
+    return score(source.ground_truth(), results, judges=judges, **settings)
 
 
 def evaluate_checkpoint(
@@ -181,7 +195,7 @@ def detect_all(
 
 
 def score_all(trained: Trained, source: Source, results: Sequence[Result], *, fast: bool = False) -> Scores:
-    """``score`` with the settings of a checkpoint."""
+    """`score_together` with the settings of a checkpoint."""
     experiment = trained.experiment
     limit = experiment.run.eval_detections
-    return score(source.ground_truth(), results, masks=experiment.data.masks, fast=fast, max_detections=limit)
+    return score_together(source, results, masks=experiment.data.masks, fast=fast, max_detections=limit)

@@ -1,10 +1,12 @@
 """COCO's twelve numbers, from the precision and recall that pycocotools computes."""
 
+import base64
 import contextlib
+import dataclasses
 import io
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -43,6 +45,21 @@ class Scores:
     by_size: dict[str, dict[str, float]]  #: category name -> ``bbox/AP_s``, ``bbox/AP_m``, ``bbox/AP_l``, ``segm/...``
 
 
+@dataclass(frozen=True)
+class Judges:
+    """Processes that judge together: each compares every ``count``-th image with its ground truth, from ``index`` on.
+
+    ``gather`` calls a function on each of them and gives all of them what it returned, JSON data, in their order.
+    """
+
+    index: int = 0
+    count: int = 1
+    gather: Callable[[Callable[[], Any]], list[Any]] = lambda work: [work()]
+
+
+ALONE = Judges()
+
+
 def score(
     truth: Truth,
     results: Sequence[Result],
@@ -50,6 +67,7 @@ def score(
     masks: bool = True,
     fast: bool = False,
     max_detections: int = COCO_DETECTIONS,
+    judges: Judges = ALONE,
 ) -> Scores:
     """Score detections against the whole ground truth: every image counts, those without a detection too.
 
@@ -62,6 +80,8 @@ def score(
         fast: score by faster-coco-eval instead (extra ``fast-eval``): the same numbers sooner.
         max_detections: detections of a class in an image that count, from 100 on; above it there are the numbers
             under both limits.
+        judges: of several processes, which have the same ground truth and results, this one's place among them; each
+            returns the same numbers, bit for bit those of one process.  With ``fast`` the first one judges for all.
 
     Raises:
         ValueError: results of unknown images or categories, some with a mask and some without, a ground truth that
@@ -71,6 +91,13 @@ def score(
         raise ValueError(
             f"max_detections: expected at least {COCO_DETECTIONS}, under which COCO's numbers are, got {max_detections}"
         )
+    if fast and judges.count > 1:
+        # faster-coco-eval keeps what it has matched in its own memory.
+        settings: dict[str, Any] = {"masks": masks, "fast": True, "max_detections": max_detections}
+        first = judges.gather(lambda: None if judges.index else dataclasses.asdict(score(truth, results, **settings)))[
+            0
+        ]
+        return Scores(**first)
     kinds = kinds_of(truth, results) if masks else ("bbox",)
     prepared = prepare(truth, masks="segm" in kinds)
     check_ids(results, truth)
@@ -80,7 +107,7 @@ def score(
     by_size: dict[str, dict[str, float]] = {name: {} for name in prepared.names}
     for kind in kinds:
         found = of_kind(kind, results, prepared)
-        precision, recall = _evaluated(prepared.json, found, kind, fast, max_detections)
+        precision, recall = _evaluated(prepared.json, found, kind, fast, max_detections, judges)
         metrics |= {f"{kind}/{name}": value for name, value in _summary(precision, recall, max_detections).items()}
         for place, (name, row) in enumerate(per_class.items()):
             one = _summary(precision[:, :, place : place + 1], recall[:, place : place + 1], max_detections)
@@ -223,24 +250,96 @@ def _completed(
 
 
 def _evaluated(
-    truth: dict[str, Any], results: list[Result], kind: Kind, fast: bool, limit: int
+    truth: dict[str, Any], results: list[Result], kind: Kind, fast: bool, limit: int, judges: Judges
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Precision ``[IoU, recall, class, size, limit]`` and recall ``[IoU, class, size, limit]``; -1 without truth.
 
     IoUs are 0.5, 0.55, ... 0.95, classes are by id, sizes as in ``_SIZES``; limits are 1, 10, 100 and, if it is
     another, ``limit``.
     """
-    index, evaluate = _fast_classes() if fast else (COCO, COCOeval)
     # pycocotools prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
-        expected = _indexed(index, truth)
-        # pycocotools reads the first result without asking whether there is one.
-        found = expected.loadRes(results) if results else _indexed(index, truth | {"annotations": []})
-        scored = evaluate(expected, found, kind)
-        scored.params.maxDets = sorted({1, 10, COCO_DETECTIONS, limit})
-        scored.evaluate()
+        if judges.count == 1:
+            scored = _matched(truth, results, kind, fast, limit)
+        else:
+            scored = _matched_together(truth, results, kind, limit, judges)
         scored.accumulate()
     return np.asarray(scored.eval["precision"]), np.asarray(scored.eval["recall"])
+
+
+def _matched(truth: dict[str, Any], results: list[Result], kind: Kind, fast: bool, limit: int) -> Any:
+    """pycocotools' evaluation, or the faster one, with each image's detections matched to its objects."""
+    index, evaluate = _fast_classes() if fast else (COCO, COCOeval)
+    expected = _indexed(index, truth)
+    # pycocotools reads the first result without asking whether there is one.
+    found = expected.loadRes(results) if results else _indexed(index, truth | {"annotations": []})
+    scored = evaluate(expected, found, kind)
+    scored.params.maxDets = sorted({1, 10, COCO_DETECTIONS, limit})
+    scored.evaluate()
+    return scored
+
+
+def _matched_together(truth: dict[str, Any], results: list[Result], kind: Kind, limit: int, judges: Judges) -> Any:
+    """`_matched`, each process some of the images; what all have matched is put together as one would have it."""
+    images = sorted(image["id"] for image in truth["images"])
+    own = set(images[judges.index :: judges.count])
+    part = truth | {
+        "images": [image for image in truth["images"] if image["id"] in own],
+        "annotations": [annotation for annotation in truth["annotations"] if annotation["image_id"] in own],
+    }
+    mine: list[Any] = []  # stays here; only what is matched goes to the others
+
+    def match() -> str:
+        mine.append(_matched(part, [result for result in results if result["image_id"] in own], kind, False, limit))
+        return _as_text(mine[0].evalImgs)
+
+    texts = judges.gather(match)
+    scored = mine[0]
+    # A row for each class and size, in which every process has filled every ``count``-th column.
+    rows = len(scored.params.catIds) * len(scored.params.areaRng)
+    whole = np.empty((rows, len(images)), object)
+    for place, text in enumerate(texts):
+        columns = whole[:, place :: judges.count]
+        columns[:] = _of_text(text).reshape(columns.shape)
+    scored.params.imgIds = images
+    scored._paramsEval = scored.params  # what `accumulate` takes for the settings of `evaluate`
+    scored.evalImgs = whole.ravel().tolist()
+    return scored
+
+
+_MATCHED = ("dtMatches", "dtIgnore")  #: of pycocotools' result for an image: ``[IoU, detections]``, 0 or not
+
+
+def _as_text(matched: Sequence[Any]) -> str:
+    """What pycocotools has matched, in so far as its `accumulate` reads it; None where an image has nothing."""
+    present = [each for each in matched if each is not None]
+    columns = {
+        "present": np.array([each is not None for each in matched], np.bool_),
+        "detections": np.array([len(each["dtScores"]) for each in present], np.int64),
+        "objects": np.array([len(each["gtIgnore"]) for each in present], np.int64),
+        "scores": np.concatenate([np.zeros(0), *(each["dtScores"] for each in present)]),
+        "gtIgnore": np.concatenate([np.zeros(0), *(each["gtIgnore"] for each in present)]) != 0,
+    }
+    for name in _MATCHED:
+        # Images first, so that they can be told apart by the numbers of their detections.
+        columns[name] = np.concatenate([np.zeros((0, 10)), *(each[name].T for each in present)]) != 0
+    file = io.BytesIO()
+    np.savez_compressed(file, **columns)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _of_text(text: str) -> NDArray[Any]:
+    """The inverse of `_as_text`, as an array of dictionaries and None."""
+    with np.load(io.BytesIO(base64.b64decode(text))) as file:
+        columns = dict(file)
+    after = np.cumsum(columns["detections"])[:-1]
+    parts = {"dtScores": np.split(columns["scores"], after)}
+    parts |= {name: [each.T for each in np.split(columns[name], after)] for name in _MATCHED}
+    parts["gtIgnore"] = np.split(columns["gtIgnore"], np.cumsum(columns["objects"])[:-1])
+    matched = np.empty(len(columns["present"]), object)
+    for number, place in enumerate(np.flatnonzero(columns["present"])):
+        matched[place] = {name: arrays[number] for name, arrays in parts.items()}
+    return matched
 
 
 def _indexed(index: Any, dataset: dict[str, Any]) -> Any:

@@ -278,6 +278,7 @@ class _Job:
             is_frozen=frozen_parameters(self.experiment.model, self.experiment.run.train_only),
             statistics=not self.experiment.run.train_only,
             ema=optimizer.ema,
+            reduce_dtype=self.experiment.run.reduce_dtype,
         )
         train_step = StepByCanvas(step, hooks.meter.leave_out, hooks.stop.at_once)
         check = FiniteCheck(self.workdir, self.source.image_ids, skip)
@@ -365,7 +366,7 @@ def _open(data: Data, classes: int, run: Run) -> tuple[Source, Source | None]:
             f"model.num_classes: expected {len(names)}, the categories of the training data "
             f"({', '.join(names[:5])}, ...), got {classes}; set model.num_classes={len(names)}"
         )
-    check_trainable(source, data)
+    check_trainable(source, data, jax.process_index(), jax.process_count())
     # Opened, matched and read now: a mistake must not show at the first evaluation, hours later.
     val = None if data.val is None else open_source(data.val)
     if val is not None:

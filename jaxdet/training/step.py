@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import jax
@@ -12,6 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdet.models.detector import Detector
+from jaxdet.models.features import Dtype
+from jaxdet.ops.devices import summed_in_float32
 from jaxdet.runtime.compiling import breakable
 from jaxdet.structures import Batch
 from jaxdet.training.optimizer import IsFrozen, LearningRateSchedule, trained_norm
@@ -77,6 +80,7 @@ def make_train_step(
     is_frozen: IsFrozen | None = None,
     statistics: bool = True,
     ema: float | None = None,
+    reduce_dtype: Dtype = "float32",
 ) -> TrainStep:
     """Make the compiled step; the old state's memory is given to the new one.
 
@@ -90,6 +94,7 @@ def make_train_step(
         is_frozen: tells which parameters are not trained, as to `optimizer.update_direction`; None: those of the model.
         statistics: normalisation learns from the batch, where it is not frozen; False: it stays as at test.
         ema: decay of the state's average, if it has one; see `averaging`.
+        reduce_dtype: in which dtype devices add up the gradients of layers that compute in bfloat16.
 
     Returns:
         The step.  Its key is the run's: the draws of a step depend on it and on the step number alone, so that a run
@@ -101,7 +106,8 @@ def make_train_step(
         # Where the state is split over devices, each of them gathers the variables for its images.
         variables = jax.lax.with_sharding_constraint(state.variables | {"params": params}, replicated)
         mutable = ["batch_stats"] if statistics else []
-        (terms, metrics), changed = model.apply(variables, batch, key, method="losses", mutable=mutable)
+        with summed_in_float32(mesh) if reduce_dtype == "float32" else nullcontext():
+            (terms, metrics), changed = model.apply(variables, batch, key, method="losses", mutable=mutable)
         total = sum(terms.values())
         named = {f"loss/{name.removeprefix(_PREFIX)}": term for name, term in terms.items()} | {"loss": total}
         # Losses are means over the images that are there.  In a batch that is not full these would weigh more than in

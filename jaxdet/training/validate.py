@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdet.data import Category, Source
-from jaxdet.evaluation import score
+from jaxdet.evaluation.evaluate import score_together
 from jaxdet.evaluation.inference import detect
 from jaxdet.evaluation.tables import summary_table
 from jaxdet.experiment import Experiment
@@ -61,7 +61,7 @@ def validate(
     )
     # Without masks in training there are none in the results, nor perhaps in the ground truth.
     masks = experiment.data.masks
-    metrics = score(source.ground_truth(), results, masks=masks, max_detections=run.eval_detections).metrics
+    metrics = score_together(source, results, masks=masks, max_detections=run.eval_detections).metrics
     if workdir is not None and run.pictures:
         save_predictions(source, results, workdir / _PICTURE, count=run.pictures, masks=masks)
     return metrics

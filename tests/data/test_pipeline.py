@@ -1,6 +1,7 @@
 import dataclasses
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 from jaxdet.data import CocoFolder, eval_batches, load_image, open_source, single_batch, train_batches
+from jaxdet.data.pipeline.plans import own_positions, train_plan
+from jaxdet.data.pipeline.ready import check_trainable
+from jaxdet.data.settings import Mosaic
 from jaxdet.structures import Batch
 
 
@@ -81,6 +85,60 @@ def test_processes_share_the_batch(scenes, small, reference, processes):
     for step in range(2):
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part[step] for part in parts])
         _same(joined, reference[2 + step])
+
+
+class _OfAHost:
+    """A source whose images are there for some positions alone; one of them is broken."""
+
+    def __init__(self, source, own, broken):
+        self.source, self.own, self.broken = source, own, broken
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        assert index in self.own, f"image {index} lies on another host"
+        if index == self.broken:
+            raise ValueError("broken")
+        return self.source[index]
+
+
+def test_a_host_reads_its_own_shards_alone(scenes, small):
+    """Images that fill batches, that are mixed in and that stand for broken ones are of the shard too."""
+    data = dataclasses.replace(small, shards=2, skip_broken=True, augment=(Mosaic(0.3),))
+    plan = train_plan(scenes, data, 5)
+    # Of the part with the most images, among which others can stand for it.
+    alike = [plan.of_canvas(slot, int(bucket[0])) for slot in (0, 2) for bucket in plan.buckets]
+    broken, count = int(max(alike, key=len)[0]), 2 * plan.steps_per_epoch
+    whole = _take(_OfAHost(scenes, range(len(scenes)), broken), data, start=0, count=count)
+    parts = []
+    for index in range(2):
+        source = _OfAHost(scenes, own_positions(len(scenes), data, index, 2), broken)
+        parts.append(_take(source, data, start=0, count=count, process_index=index, process_count=2))
+    for step, batch in enumerate(whole):
+        _same(jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part[step] for part in parts]), batch)
+    assert sum(int(batch.counts["skipped_images"].sum()) for batch in whole) > 0
+    assert not all(batch.valid[:2].any() and batch.valid[2:].any() for batch in whole), "no shard had to be filled"
+
+
+def test_a_host_is_asked_for_the_files_of_its_shards(scenes_folder, small, tmp_path):
+    images, data = tmp_path / "images", dataclasses.replace(small, shards=2)
+    shutil.copytree(scenes_folder / "images", images)
+    source = open_source(CocoFolder(str(images), str(scenes_folder / "instances_train.json")))
+    names = [image["file_name"] for image in source.ground_truth()["images"]]
+    for index in own_positions(len(source), data, 1, 2):
+        (images / names[index]).unlink()
+    check_trainable(source, data, 0, 2)
+    with pytest.raises(ValueError, match=r"data\.train: expected a file for every image, got none for"):
+        check_trainable(source, data, 1, 2)
+
+
+def test_a_shard_without_a_canvas_is_refused(scenes, small):
+    with pytest.raises(ValueError, match=r"each of the 12 shards, shard \d+ has none like image \d+ of \d+ x \d+"):
+        train_plan(scenes, dataclasses.replace(small, shards=12, batch_size=12), 0)
 
 
 @pytest.mark.parametrize(("batch_size", "processes", "workers"), [(4, 1, 0), (4, 2, 0), (4, 4, 0), (8, 2, 0)])

@@ -5,7 +5,16 @@ import pytest
 
 from jaxdet.data import Data
 from jaxdet.data.pipeline.batches import stack
-from jaxdet.data.pipeline.plans import EvalPlan, Share, TrainPlan, buckets, trainable
+from jaxdet.data.pipeline.plans import (
+    EvalPlan,
+    Share,
+    TrainPlan,
+    buckets,
+    check_shards,
+    own_positions,
+    shard_positions,
+    trainable,
+)
 
 SIZES = np.array([[10, 20], [20, 10], [10, 10], [5, 50], [50, 5]] * 5, np.int32)
 EVERYTHING = np.arange(len(SIZES))
@@ -72,6 +81,43 @@ def test_a_bucket_smaller_than_the_batch_leaves_slots_empty():
     assert plan.steps_per_epoch == 1
     assert set(plan.batch(0)[:2].tolist()) == {3, 8}
     assert plan.batch(0)[2:].tolist() == [-1, -1, -1]
+
+
+def test_a_shard_stays_in_its_slots():
+    """Of 13 landscape images shard 0 has 10 and shard 1 has 3, of 12 others 2 and 10: 5 steps for either canvas."""
+    plan = TrainPlan((np.array([*range(10), 12, 13, 14]), np.array([10, 11, *range(15, 25)])), 4, 7, (12,))
+    assert plan.steps_per_epoch == 5 + 5
+    for epoch in range(2):
+        batches = np.stack([plan.batch(epoch * 10 + step) for step in range(10)])
+        assert sorted(batches[batches >= 0]) == list(range(25))
+        for batch in batches:
+            assert all(index < 12 for index in batch[:2])
+            assert all(index < 0 or index >= 12 for index in batch[2:])
+            assert len({bool(np.isin(index, plan.buckets[0])) for index in batch[batch >= 0]}) == 1
+    assert plan.of_shard(1).tolist() == [*range(10), 10, 11]
+    assert plan.of_shard(2).tolist() == [12, 13, 14, *range(15, 25)]
+    assert plan.of_canvas(3, 11).tolist() == list(range(15, 25))
+
+
+def test_processes_own_whole_shards():
+    assert [(part.start, part.stop) for part in shard_positions(10, 4)] == [(0, 2), (2, 5), (5, 7), (7, 10)]
+    data = Data(shards=4)
+    assert [own_positions(10, data, index, 2) for index in range(2)] == [range(5), range(5, 10)]
+    assert own_positions(10, Data(), 1, 2) == range(10)
+
+
+@pytest.mark.parametrize(
+    ("shards", "processes", "message"),
+    [
+        (3, 1, r"data\.shards: expected a number that divides data\.batch_size=16, got 3; set data\.batch_size=18"),
+        (4, 3, r"data\.shards: expected a multiple of the 3 processes.* got 4"),
+        (4, 8, r"data\.shards: expected a multiple of the 8 processes.* got 4"),
+    ],
+)
+def test_shards_that_do_not_fit_are_refused(shards, processes, message):
+    check_shards(Data(shards=8), 4)
+    with pytest.raises(ValueError, match=message):
+        check_shards(Data(shards=shards), processes)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])

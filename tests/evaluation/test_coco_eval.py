@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import io
 import json
@@ -21,6 +22,7 @@ from jaxdet.evaluation import (
     summary_table,
     write_results,
 )
+from jaxdet.evaluation.score import Judges, Scores
 from jaxdet.experiment import Run
 from jaxdet.structures import Detections, Masks
 
@@ -64,6 +66,66 @@ def found(image: int, category: int, x: int, y: int, side: int, confidence: floa
         "score": confidence,
         "segmentation": square(x, y, side),
     }
+
+
+class _Missing(Exception):
+    pass
+
+
+def score_together(count: int, truth: Any, results: Any, **settings: Any) -> list[Scores]:
+    """What each of some processes has as scores; they are run one after the other, as far as they know enough."""
+    said: dict[tuple[int, int], str] = {}  # number of the call and of the process -> what it gave
+
+    def gather(index: int) -> Any:
+        calls = iter(range(99))
+
+        def of_all(work: Any) -> list[Any]:
+            call = next(calls)
+            said[call, index] = json.dumps(work())
+            if not all((call, each) in said for each in range(count)):
+                raise _Missing
+            return [json.loads(said[call, each]) for each in range(count)]
+
+        return of_all
+
+    while True:
+        done = []
+        for index in range(count):
+            with contextlib.suppress(_Missing):
+                done.append(score(truth, results, judges=Judges(index, count, gather(index)), **settings))
+        if len(done) == count:
+            return done
+
+
+class TestTogether:
+    """Several processes judge the images of which each has a share: the numbers of one, bit for bit."""
+
+    def data(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Six images: objects found well, badly, twice, not at all; one with a crowd, one with nothing, one empty."""
+        noise = np.random.default_rng(0)
+        places = [
+            (image, (3, 90)[n % 2], *noise.integers(0, 60, 2), 20 + 3 * n) for image in range(4) for n in range(5)
+        ]
+        truth = truth_of(*[tuple(map(int, place)) for place in places])  # type: ignore[arg-type]
+        truth["images"] = [{"id": n, "height": 100, "width": 120, "file_name": "a"} for n in (3, 5, 1, 0, 4, 2)]
+        truth["annotations"][0]["iscrowd"] = 1
+        moved = [(i, c, int(x) + int(noise.integers(0, 9)), int(y), side) for i, c, x, y, side in places[2:]]
+        results = [found(*place, float(noise.choice([0.3, 0.5, 0.7]))) for place in moved + moved[::3]]
+        return truth, [*results, found(4, 3, 5, 5, 9, 0.5)]
+
+    @pytest.mark.parametrize("fast", [False, True])
+    @pytest.mark.parametrize("count", [2, 3, 8])
+    def test_the_numbers_are_those_of_one(self, count: int, fast: bool) -> None:
+        truth, results = self.data()
+        alone = score(truth, results, fast=fast, max_detections=110)
+        assert 0 < alone.metrics["segm/AP"] < 1
+        assert score_together(count, truth, results, fast=fast, max_detections=110) == [alone] * count
+
+    def test_nothing_found(self) -> None:
+        truth, _ = self.data()
+        assert score_together(2, truth, []) == [score(truth, [])] * 2
+        empty = truth | {"images": [], "annotations": []}
+        assert score_together(2, empty, []) == [score(empty, [])] * 2
 
 
 class TestScore:

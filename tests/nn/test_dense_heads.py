@@ -155,12 +155,15 @@ def test_fcos_head_begins_with_its_prior() -> None:
     maps, _ = FCOSHead(channels=4, convs=1, groups=2).init_with_output(KEY, jnp.zeros((1, 2, 3, 4)), 3)
     np.testing.assert_allclose(jax.nn.sigmoid(maps.logits), 0.01, rtol=1e-5)
     np.testing.assert_allclose(maps.quality, 0)
-    low, _ = jax.eval_shape(
-        lambda: FCOSHead(channels=4, convs=1, groups=2, code=2).init_with_output(
-            KEY, jnp.zeros((1, 2, 3, 4), jnp.bfloat16), 3
-        )
-    )
-    assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {jnp.dtype("bfloat16")}
+
+    def low() -> Any:
+        head = FCOSHead(channels=4, convs=1, groups=2, code=2)
+        maps, _ = head.init_with_output(KEY, jnp.zeros((1, 2, 3, 4), jnp.bfloat16), 3)
+        assert maps.codes is not None
+        # What codes are computed from has their parameters, which are float32.
+        return maps.logits, maps.deltas, maps.quality, maps.codes.everywhere()
+
+    assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(low))} == {jnp.dtype("bfloat16")}
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import jax
 import pytest
 
+from jaxdet.data.scenes.write import write_scenes
+from jaxdet.evaluation import check_results, score
 from jaxdet.runtime.hosts import add_host_flags, join_hosts
-from tests.devices import host_flags, start, wait
+from tests.devices import host_flags, outputs, start, wait
 
 FULL = ["--coordinator", "10.0.0.1:1234", "--num-processes", "4", "--process-id", "3"]
 
@@ -108,6 +111,47 @@ def test_one_process_that_fails_ends_all(failing: int, tmp_path: Path) -> None:
     assert "OSError: the disk is full" in said[failing]
     assert "look for what that one says" in said[1 - failing]
     assert [process.returncode for process in processes] == [1, 1]
+
+
+JUDGING = """
+import argparse, json, sys
+from jaxdet.data import CocoFolder, open_source
+from jaxdet.evaluation.evaluate import score_together
+from jaxdet.runtime.hosts import add_host_flags, join_hosts, run_main
+
+def main():
+    parser = argparse.ArgumentParser()
+    add_host_flags(parser)
+    join_hosts(parser.parse_args(sys.argv[2:]))
+    folder = sys.argv[1]
+    source = open_source(CocoFolder(f"{folder}/images", f"{folder}/instances_val.json"))
+    with open(f"{folder}/results.json") as file:
+        scores = score_together(source, json.load(file))
+    print(json.dumps([scores.metrics, scores.per_class, scores.by_size]))
+    return 0
+
+if __name__ == "__main__":
+    run_main(main)
+"""
+
+
+def test_processes_judge_together(tmp_path: Path) -> None:
+    """Each has the scores of one process, bit for bit."""
+    write_scenes(tmp_path, train=1, val=5, size=64, seed=3)
+    truth = json.loads((tmp_path / "instances_val.json").read_text())
+    results = [
+        {key: annotation[key] for key in ("image_id", "category_id", "segmentation")}
+        | {"bbox": [side + number % 3 for side in annotation["bbox"]], "score": 1 / (2 + number % 5)}
+        for number, annotation in enumerate(truth["annotations"])
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "judging.py").write_text(JUDGING)
+    command = [str(tmp_path / "judging.py"), str(tmp_path)]
+    alone = score(truth, check_results(results, truth))
+    assert 0 < alone.metrics["bbox/AP"] < 1
+    for text in outputs([start([*command, *flags], devices=1) for flags in host_flags(2)]):
+        # Before it, processes say that they have found each other.
+        assert json.loads(text.splitlines()[-1]) == [alone.metrics, alone.per_class, alone.by_size]
 
 
 TERMINATED = """

@@ -47,8 +47,10 @@ class TrainBatches:
         if indices[slot] >= 0:
             return self._whole_example(step, slot, int(indices[slot]))
         # A slot that only fills the batch shows an image of the batch again: batch norm that is trained takes its
-        # statistics over all slots, and a black image would move them.
-        images = indices[indices >= 0]
+        # statistics over all slots, and a black image would move them.  It is one of the slot's own shard.
+        first = slot - slot % self.plan.slots_of_shard
+        own = indices[first : first + self.plan.slots_of_shard]
+        images = own[own >= 0] if own.max() >= 0 else self.plan.of_canvas(slot, int(indices.max()))
         return _without_targets(self._whole_example(step, slot, int(images[slot % len(images)])))
 
     def _whole_example(self, step: int, slot: int, index: int) -> dict[str, Any]:
@@ -68,12 +70,11 @@ class TrainBatches:
         )
 
     def _candidates(self, step: int, slot: int, index: int) -> Iterator[int]:
-        """Yield the image itself, then others of its canvas; which ones depends on seed, step and slot alone."""
+        """Yield the image itself, then others of its canvas and shard, as seed, step and slot alone say."""
         yield index
         rng = np.random.default_rng([self.plan.seed, REPLACE, step, slot])
         # From the same canvas, or the batch would not have one shape.
-        bucket = next(bucket for bucket in self.plan.buckets if index in bucket)
-        yield from map(int, rng.choice(bucket, _TRIES))
+        yield from map(int, rng.choice(self.plan.of_canvas(slot, index), _TRIES))
 
     def _example(self, step: int, slot: int, index: int) -> dict[str, Any]:
         # One generator for each slot of each step: the draws depend on neither workers nor processes.
@@ -94,7 +95,7 @@ class TrainBatches:
     def _mixed(self, step: int, slot: int, index: int) -> Record:
         # With the index: where a broken image was drawn to be mixed in, the candidate after it draws another one.
         rng = np.random.default_rng([self.plan.seed, MIX, step, slot, index])
-        images = np.concatenate(self.plan.buckets)
+        images = self.plan.of_shard(slot)
         return mix(self.source[index], lambda: self.source[int(rng.choice(images))], self.data, rng)
 
 

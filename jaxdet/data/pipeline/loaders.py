@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdet.data.pipeline.batches import EvalBatches, TrainBatches, empty_image_arrays, stack
-from jaxdet.data.pipeline.plans import Share, eval_plan, left_out, train_plan
+from jaxdet.data.pipeline.plans import Share, check_shards, eval_plan, left_out, train_plan
 from jaxdet.data.pipeline.transforms import image_arrays, view_of
 from jaxdet.data.pipeline.workers import WorkerIterator
 from jaxdet.data.records import Source
@@ -139,8 +139,9 @@ def train_batches(
         Iterator of ``Batch`` with NumPy leaves, ``batch_size / process_count`` images each.
 
     Raises:
-        ValueError: there is nothing to train on, or the processes do not divide the batch size.
+        ValueError: there is nothing to train on, or the processes do not divide the batch size, or the shards.
     """
+    check_shards(data, process_count)
     if start_step < 0:
         raise ValueError(f"start_step: expected 0 or more, got {start_step}")
     share = Share(process_index, process_count, data.batch_size)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from jaxdet.data.pipeline.augment import check_augment
-from jaxdet.data.pipeline.plans import trainable
+from jaxdet.data.pipeline.plans import check_shards, own_positions, trainable
 from jaxdet.data.records import Source
 from jaxdet.data.settings import Data
 from jaxdet.data.sources.stored import CHECK, StoredSource
@@ -30,20 +30,22 @@ def check_files(source: Source, setting: str, chosen: Iterable[int] | None = Non
         )
 
 
-def check_trainable(source: Source, data: Data) -> None:
+def check_trainable(source: Source, data: Data, process_index: int = 0, process_count: int = 1) -> None:
     """Make sure that the images to train on have their files, and masks if these are to be learned.
 
     With ``data.skip_broken`` other images take the place of those that have not, and all pass.  What is drawn for them
-    must fit their sizes (`check_augment`).
+    must fit their sizes (`check_augment`).  Of several processes each looks for the files of its shards alone.
 
     Raises:
         ValueError: what is missing, and the setting that does without it.
     """
     check_augment(data)
+    check_shards(data, process_count)
     if data.skip_broken:
         return
     chosen = trainable(source, data)
-    check_files(source, "data.train", chosen.tolist())
+    own = own_positions(len(source), data, process_index, process_count)
+    check_files(source, "data.train", [index for index in chosen.tolist() if index in own])
     if not data.masks or not isinstance(source, StoredSource) or "maskless" not in source.table:
         return
     maskless = source.table["maskless"][chosen]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv, LayerNorm, Linear
+from jaxdet.ops.devices import apply_cast
 from jaxdet.ranges import CHANNELS, LAYERS, Range, check_ranges
 from jaxdet.structures import Levels
 
@@ -31,7 +32,7 @@ class _Block(nn.Module):
         y = Linear(4 * channels, _INIT, name="expand")(LayerNorm(_EPSILON, name="norm")(y))
         y = Linear(channels, _INIT, name="reduce")(nn.gelu(y, approximate=False))
         scale = self.param("scale", nn.initializers.constant(1e-6), (channels,))
-        return x + y * scale.astype(x.dtype)
+        return x + apply_cast(lambda y, scale: y * scale, y, scale)
 
 
 class ConvNeXt(nn.Module):

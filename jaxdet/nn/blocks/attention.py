@@ -13,6 +13,7 @@ import numpy as np
 from jax.nn.initializers import Initializer
 
 from jaxdet.nn.blocks.layers import Conv
+from jaxdet.ops.devices import apply_cast
 from jaxdet.ranges import CHANNELS, Range, check_ranges, positive
 
 # mmcv's kaiming_init with a=1, which its attention calls: gain 1, fan in.
@@ -54,14 +55,16 @@ class Attention(nn.Module):
         value = self._split(Conv(inner, 1, self.stride, bias=False, kernel_init=_kaiming_uniform, name="value")(x))
         p_y, p_x = (self._positions(x, axis, inner) for axis in ("y", "x"))
         # exp(row term + column term) is a product, so each factor can be normalised by itself.
-        rows = _softmax(jnp.einsum(("nxymd" if self.transposed else "nyxmd") + ",ykmd->nyxmk", query, p_y))
-        columns = _softmax(jnp.einsum("nyxmd,xlmd->nyxml", query, p_x))
+        places = ("nxymd" if self.transposed else "nyxmd") + ",ykmd->nyxmk"
+        rows = _softmax(apply_cast(lambda query, p_y: jnp.einsum(places, query, p_y), query, p_y))
+        columns = _softmax(apply_cast(lambda query, p_x: jnp.einsum("nyxmd,xlmd->nyxml", query, p_x), query, p_x))
         # [N, h, w, heads, rows of keys, columns of keys]; sums to 1 over both last axes.
         weights = rows[..., :, None] * columns[..., None, :]
         read = jnp.einsum("nyxmkl,nklmd->nyxmd", weights, value).reshape(*x.shape[:-1], inner)
         # One number, in an array of one as in mmcv's weights.
-        gamma = self.param("gamma", nn.initializers.zeros, (1,)).astype(x.dtype)
-        return x + gamma * Conv(channels, 1, kernel_init=_kaiming_uniform, name="out")(read)
+        gamma = self.param("gamma", nn.initializers.zeros, (1,))
+        out = Conv(channels, 1, kernel_init=_kaiming_uniform, name="out")(read)
+        return x + apply_cast(lambda out, gamma: gamma * out, out, gamma)
 
     def _check(self, height: int, width: int, channels: int) -> None:
         # A quarter of the channels are the sines of an axis, as many its cosines.
@@ -76,12 +79,12 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
 
     def _positions(self, x: jax.Array, axis: str, inner: int) -> jax.Array:
-        """Learned vectors ``[pixels, keys, heads, depth]`` of the distances along an axis."""
+        """Learned vectors ``[pixels, keys, heads, depth]`` float32 of the distances along an axis."""
         length = x.shape[1 if axis == "y" else 2]
         waves = position_embedding(length, self.stride, x.shape[-1], self.wavelength)
-        project = nn.Dense(inner, use_bias=False, dtype=x.dtype, kernel_init=_kaiming_uniform, name=f"geometry_{axis}")
+        project = nn.Dense(inner, use_bias=False, kernel_init=_kaiming_uniform, name=f"geometry_{axis}")
         # The terms of both axes are added: divided by the root of 2 each, they have the variance of one.
-        return self._split(project(jnp.asarray(waves, x.dtype)) / math.sqrt(2.0))
+        return self._split(project(jnp.asarray(waves)) / math.sqrt(2.0))
 
 
 def position_embedding(length: int, stride: int, channels: int, wavelength: float = 1000.0) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.nn.blocks.layers import Conv, LayerNorm, convolve, gaussian
+from jaxdet.ops.devices import apply_cast
 from jaxdet.ranges import CHANNELS, KERNEL, check_ranges
 
 _kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -40,13 +41,12 @@ class NonLocal(nn.Module):
         inner = max(channels // self.reduction, 1)
         # The three read the same input: one convolution with their kernels side by side.
         embeddings = [self.param(name, self._init, channels, inner) for name in ("g", "theta", "phi")]
-        kernel, bias = (
-            jnp.concatenate([e[part] for e in embeddings], axis=-1).astype(x.dtype) for part in ("kernel", "bias")
-        )
+        kernel, bias = (jnp.concatenate([e[part] for e in embeddings], axis=-1) for part in ("kernel", "bias"))
         # An odd kernel, padded by half of it, keeps the crop's size.
         pad = self.kernel // 2
         # [N, P, 3, inner]: along the third axis g, theta, phi, in the order of the concatenation.
-        y = (convolve(x, kernel, 1, (pad, pad)) + bias).reshape(n, h * w, 3, inner)
+        y = apply_cast(lambda x, kernel, bias: convolve(x, kernel, 1, (pad, pad)) + bias, x, kernel, bias)
+        y = y.reshape(n, h * w, 3, inner)
         # Softmax in float32, then back: the product with g is the large one, and runs in the dtype of the features.
         attention = _attention(y[:, :, 1], y[:, :, 2]).astype(x.dtype)
         y = (attention @ y[:, :, 0]).reshape(n, h, w, inner)

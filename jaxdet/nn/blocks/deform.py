@@ -9,6 +9,7 @@ from jax.nn.initializers import Initializer
 
 from jaxdet.nn.blocks.layers import Conv, kaiming_fan_out
 from jaxdet.ops.conv.deform import deform_conv
+from jaxdet.ops.devices import apply_cast
 
 DeformKind: TypeAlias = Literal["v1", "v2"]
 
@@ -33,12 +34,17 @@ class DeformConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape)
         taps = self.deform_groups * self.kernel**2
         numbers = taps * (2 if self.kind == "v1" else 3)
         found = Conv(numbers, self.kernel, self.stride, kernel_init=nn.initializers.zeros, name="offset")(x)
         # Positions need float32: bfloat16 knows no half pixel from 128 pixels on.
         found = found.astype(jnp.float32)
-        offsets, logits = found[..., : 2 * taps], found[..., 2 * taps :]
-        mask = None if self.kind == "v1" else nn.sigmoid(logits)
-        return deform_conv(x, kernel, offsets, mask, stride=self.stride, padding=self.kernel // 2)
+
+        def convolved(arrays: tuple[jax.Array, jax.Array], kernel: jax.Array) -> jax.Array:
+            x, found = arrays
+            offsets, logits = found[..., : 2 * taps], found[..., 2 * taps :]
+            mask = None if self.kind == "v1" else nn.sigmoid(logits)
+            return deform_conv(x, kernel, offsets, mask, stride=self.stride, padding=self.kernel // 2)
+
+        return apply_cast(convolved, (x, found), kernel)

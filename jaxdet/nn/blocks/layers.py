@@ -16,7 +16,7 @@ from jax.nn.initializers import Initializer
 from jaxdet.ops.conv.direct import direct_conv
 from jaxdet.ops.conv.grouped import grouped_conv
 from jaxdet.ops.conv.overlap_save import fourier_conv, predicted_gain
-from jaxdet.ops.devices import backend
+from jaxdet.ops.devices import apply_cast, backend
 
 NormKind: TypeAlias = Literal["batch", "sync_batch", "frozen_batch", "group"]
 StillNorm: TypeAlias = Literal["batch", "group"]
@@ -101,13 +101,18 @@ class Conv(nn.Module):
         # The parameters belong to this module's scope, so the tree reads conv1/kernel, not conv1/Conv_0/kernel.
         kh, kw = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
         shape = (kh, kw, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        biases = [self.param("bias", self.bias_init, (self.features,))] if self.bias else []
         pads = (kh // 2, kw // 2) if self.padding is None else (self.padding, self.padding)
-        if self.groups == 1:
-            y = convolve(x, kernel, self.stride, pads, self.method)
-        else:
-            y = grouped_conv(x, kernel, self.stride, pads)
-        return y + self.param("bias", self.bias_init, (self.features,)).astype(x.dtype) if self.bias else y
+
+        def convolved(x: jax.Array, kernel: jax.Array, *biases: jax.Array) -> jax.Array:
+            if self.groups == 1:
+                y = convolve(x, kernel, self.stride, pads, self.method)
+            else:
+                y = grouped_conv(x, kernel, self.stride, pads)
+            return y + biases[0] if biases else y
+
+        return apply_cast(convolved, x, kernel, *biases)
 
 
 class Linear(nn.Module):
@@ -118,8 +123,13 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features)).astype(x.dtype)
-        return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        return apply_cast(affine, x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+
+
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """``x [..., C]`` times ``kernel [C, F]`` plus ``bias [F]``."""
+    return x @ kernel + bias
 
 
 class Upsample(nn.Module):
@@ -133,10 +143,10 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", kaiming_fan_out, (2, 2, x.shape[-1], self.features)).astype(x.dtype)
+        kernel = self.param("kernel", kaiming_fan_out, (2, 2, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # i, j: the pixel; a, b: the place inside its 2x2 block.
-        blocks = jnp.einsum("nijc,abcd->nijabd", x, kernel)
-        return blocks + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        return apply_cast(lambda x, k, bias: jnp.einsum("nijc,abcd->nijabd", x, k) + bias, x, kernel, bias)
 
 
 def interleave(blocks: jax.Array) -> jax.Array:
@@ -183,7 +193,7 @@ class BatchNorm(nn.Module):
             scale, bias = jax.lax.stop_gradient((scale, bias))
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
         shift = bias - mean * gain
-        return x * gain.astype(x.dtype) + shift.astype(x.dtype)
+        return apply_cast(lambda x, gain, shift: x * gain + shift, x, gain, shift)
 
 
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,8 @@ import numpy as np
 from flax import struct
 from jax.nn.initializers import Initializer
 
-from jaxdet.nn.blocks.layers import convolve
+from jaxdet.nn.blocks.layers import affine, convolve
+from jaxdet.ops.devices import apply_cast
 
 
 @struct.dataclass
@@ -27,15 +28,17 @@ class Codes:
     """
 
     maps: jax.Array  #: ``[B, h, w, C]``
-    kernel: jax.Array  #: ``[k, k, C, A * c]``, k odd
-    bias: jax.Array  #: ``[A * c]``
+    kernel: jax.Array  #: ``[k, k, C, A * c]`` float32, k odd
+    bias: jax.Array  #: ``[A * c]`` float32
     places: int = struct.field(pytree_node=False, default=1)  #: A
     bounded: bool = struct.field(pytree_node=False, default=False)  #: a tanh follows
 
     def everywhere(self) -> jax.Array:
         """``[B, h * w * A, c]`` in the order y, x, place."""
         edge = len(self.kernel) // 2
-        codes = convolve(self.maps, self.kernel, 1, (edge, edge)) + self.bias
+        codes = apply_cast(
+            lambda x, kernel, bias: convolve(x, kernel, 1, (edge, edge)) + bias, self.maps, self.kernel, self.bias
+        )
         return self.finish(codes).reshape(len(codes), -1, self.kernel.shape[-1] // self.places)
 
     def finish(self, codes: jax.Array) -> jax.Array:
@@ -62,7 +65,7 @@ def read_codes(levels: Sequence[Codes], index: jax.Array) -> jax.Array:
     # [B, M * k * k], then [B, M, k * k * C]: what the kernel covers.
     window = (corner[..., None] + step[..., None] * down + right).reshape(len(index), -1)
     window = jnp.take_along_axis(rows, window[..., None], axis=1).reshape(*index.shape, -1)
-    codes = window @ last.kernel.reshape(window.shape[-1], -1) + last.bias
+    codes = apply_cast(affine, window, last.kernel.reshape(window.shape[-1], -1), last.bias)
     codes = codes.reshape(*index.shape, last.places, -1)
     return last.finish(jnp.take_along_axis(codes, place[..., None, None], axis=2)[:, :, 0])
 
@@ -78,6 +81,6 @@ class CodeLayer(nn.Module):
     @nn.compact
     def __call__(self, maps: jax.Array) -> Codes:
         shape = (3, 3, maps.shape[-1], self.places * self.code)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(maps.dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape[-1:]).astype(maps.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[-1:])
         return Codes(maps, kernel, bias, self.places, self.bounded)

@@ -12,6 +12,7 @@ from flax import struct
 
 from jaxdet.nn.blocks.layers import Conv, GroupNorm, gaussian, prior_bias, xavier_uniform
 from jaxdet.nn.heads.codes import CodeLayer, Codes
+from jaxdet.ops.devices import apply_cast
 from jaxdet.ranges import CHANNELS, LAYERS, Range, check_ranges
 
 _ANCHORS, _PRIOR, _CODE = Range(1, 1000), Range(0, 1, without=(0, 1)), Range(0, 100_000)
@@ -125,7 +126,8 @@ class FCOSHead(nn.Module):
         factor = self.param(f"factor{number}", nn.initializers.ones, ())
         quality = Conv(1, 3, kernel_init=init, name="centerness")(boxes)
         codes = CodeLayer(1, self.code, init, name="codes")(boxes) if self.code else None
-        return DenseMaps(logits, nn.relu(distances * factor.astype(distances.dtype)), codes, quality)
+        distances = apply_cast(lambda distances, factor: distances * factor, distances, factor)
+        return DenseMaps(logits, nn.relu(distances), codes, quality)
 
 
 def _tower(x: jax.Array, name: str, channels: int, convs: int, groups: int | None, bias: bool = True) -> jax.Array:

@@ -13,6 +13,7 @@ from jax.nn.initializers import Initializer
 from jaxdet.nn.blocks.layers import Conv, GroupNorm, gaussian, interleave, kaiming_fan_out, prior_bias
 from jaxdet.ops.conv.grouped import grouped_conv
 from jaxdet.ops.conv.transposed import double
+from jaxdet.ops.devices import apply_cast
 from jaxdet.ranges import CHANNELS, Range, check_ranges
 
 
@@ -56,10 +57,10 @@ class Fusion(nn.Module):
         deep, deep_bias = self._layers("depthwise", edges, (5, 5, 1, c))  # [E, 5, 5, 1, c]
         flat, flat_bias = self._layers("pointwise", edges, (1, 1, c, c))
         x = sent.reshape(n, h, w, self.points**2, c)[:, :, :, senders].reshape(n, h, w, len(edges) * c)
-        kernel = jnp.moveaxis(deep, 0, 3).reshape(5, 5, 1, len(edges) * c).astype(x.dtype)
-        x = grouped_conv(x, kernel, 1, (2, 2)) + deep_bias.reshape(-1).astype(x.dtype)
-        x = jnp.einsum("nhwec,ecf->nhwef", x.reshape(n, h, w, len(edges), c), flat[:, 0, 0].astype(x.dtype))
-        x = x + flat_bias.astype(x.dtype)
+        kernel = jnp.moveaxis(deep, 0, 3).reshape(5, 5, 1, len(edges) * c)
+        x = apply_cast(lambda x, k, bias: grouped_conv(x, k, 1, (2, 2)) + bias, x, kernel, deep_bias.reshape(-1))
+        x = x.reshape(n, h, w, len(edges), c)
+        x = apply_cast(lambda x, k, bias: jnp.einsum("nhwec,ecf->nhwef", x, k) + bias, x, flat[:, 0, 0], flat_bias)
         # Edges stand in the order of the points that they lead to.
         of_points = jnp.split(x, np.cumsum([len(senders) for senders in beside])[:-1], axis=3)
         return own + jnp.concatenate([of_point.sum(3) for of_point in of_points], -1)
@@ -82,9 +83,9 @@ class _Double(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (4, 4, x.shape[-1], self.features // self.groups)
-        kernel = self.param("kernel", gaussian(0.001), shape).astype(x.dtype)
-        doubled = interleave(double(x, kernel, self.groups))
-        return doubled + self.param("bias", self.bias_init, (self.features,)).astype(x.dtype)
+        kernel = self.param("kernel", gaussian(0.001), shape)
+        bias = self.param("bias", self.bias_init, (self.features,))
+        return apply_cast(lambda x, k, bias: interleave(double(x, k, self.groups)) + bias, x, kernel, bias)
 
 
 class GridHead(nn.Module):

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.blocks.layers import Conv, StillNorm, Upsample, interleave, kaiming_fan_out, make_norm
+from jaxdet.nn.blocks.layers import Conv, StillNorm, Upsample, affine, interleave, kaiming_fan_out, make_norm
+from jaxdet.ops.devices import apply_cast
 from jaxdet.ranges import CHANNELS, LAYERS, check_ranges
 
 
@@ -38,14 +39,20 @@ class _ByClass(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-        kernel = self.param("kernel", kaiming_fan_out, (1, 1, x.shape[-1], self.num_classes)).astype(x.dtype)[0, 0]
-        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,)).astype(x.dtype)
+        kernel = self.param("kernel", kaiming_fan_out, (1, 1, x.shape[-1], self.num_classes))[0, 0]
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
         if labels is None:
-            return x @ kernel + bias
-        # n crops, p pixels, c channels: each crop has a kernel of its own, that of its class.
-        pixels = x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
-        own = jnp.einsum("npc,nc->np", pixels, kernel.T[labels]) + bias[labels, None]
-        return own.reshape(x.shape[:-1])
+            return apply_cast(affine, x, kernel, bias)
+        return apply_cast(_of_labels, (x, labels), kernel, bias)
+
+
+def _of_labels(crops: tuple[jax.Array, jax.Array], kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Pixels ``[N, ..., C]`` of crops with labels ``[N]``, as one logit each: that of the crop's class."""
+    x, labels = crops
+    # n crops, p pixels, c channels: each crop has a kernel of its own, that of its class.
+    pixels = x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
+    own = jnp.einsum("npc,nc->np", pixels, kernel.T[labels]) + bias[labels, None]
+    return own.reshape(x.shape[:-1])
 
 
 class FCN(nn.Module):
