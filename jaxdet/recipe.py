@@ -1,6 +1,7 @@
 """Training on a small data set of one's own in a given time: settings from a folder and a number of minutes.
 
-What is decided here is decided once: a run that goes on has the settings with which it began, in its folder.
+What is decided here is decided once: a run that goes on has the settings with which it began, in its folder.  Before
+its first checkpoint there is nothing to go on with, and it begins anew; but its folder is for that data from the start.
 """
 
 import dataclasses
@@ -17,15 +18,18 @@ import jax
 import numpy as np
 
 from jaxdet.checkpoints.public.table import find_public
+from jaxdet.checkpoints.reading import has_checkpoint
 from jaxdet.config import from_data, load_config, override
 from jaxdet.data import CocoFolder, Data, LargeScaleJitter, Source, open_source, train_batches
+from jaxdet.data.validation.entries import counted
 from jaxdet.experiment import Experiment, Schedule, as_experiment
 from jaxdet.models.two_stage import TwoStage
-from jaxdet.runtime.files import write_json
+from jaxdet.runtime.files import read_json_file, write_json
 from jaxdet.runtime.mesh import all_devices, data_mesh, layout_of, replicated_key, split_batch
 from jaxdet.training.optimizer import frozen_parameters, learning_rate, update_direction
 from jaxdet.training.state import init_state, init_variables
 from jaxdet.training.step import make_train_step
+from jaxdet.training.workdir import locked
 
 _HELD_OUT = 5  #: one of so many images is for validation, where the folder says nothing about it
 _FOR_STEPS = 0.75  #: of the time; the rest is for compiling, evaluating and pictures
@@ -37,6 +41,7 @@ _LEAST, _LARGEST = 192, 640  #: short side of the canvases of training
 _ENOUGH = 600  #: steps that a run is to have before its canvases grow
 _MOST_STEPS, _MOST_EPOCHS = 3000, 200  #: beyond both a small data set is only learned by heart
 _FEW = 5  #: objects in a photo
+_BEGUN = "small_data.json"  #: in the folder of the run: for which data and how many minutes it was begun
 
 _log = logging.getLogger(__name__)
 
@@ -67,13 +72,13 @@ def small_data(
         base: the model, and what of the settings does not follow from data and time.
         folder: see `find_data`.
         minutes: how long the run may take on this machine, with its evaluations.
-        workdir: folder of the run; if it holds one already, that one's experiment is returned, which must be one on
-            this data.
+        workdir: folder of the run; if it has a checkpoint already, the experiment of that run is returned.
         overrides: changes by dotted names, which come last.
         trusted: names of modules whose classes the config may name.
 
     Raises:
-        ValueError: the folder is not as expected, the time is not above 0, or there are several processes.
+        ValueError: the folder is not as expected, the time is not above 0, ``workdir`` is for other data or another run
+            is in it, or there are several processes.
     """
     if not minutes > 0:
         raise ValueError(f"--minutes: expected a number above 0, got {minutes}")
@@ -81,13 +86,38 @@ def small_data(
         raise ValueError(
             "--data: expected one process, whose steps are timed, got several; name the data by data.train"
         )
-    if (begun := workdir / "config.json").exists():
-        stored: Experiment = as_experiment(from_data(json.loads(begun.read_text()), trusted))
-        if (stored.data.train, stored.data.val) != _data(folder, workdir):
-            raise ValueError(f"--data {folder}: {workdir} holds a run on other data; choose another --workdir")
-        return override(stored, overrides)
+    _named(folder)  # which refuses other folders, before this run has one
+    with locked(workdir):
+        if has_checkpoint(workdir):
+            return override(_begun(folder, minutes, workdir, trusted), overrides)
+        note = workdir / _BEGUN
+        if note.exists() and (there := read_json_file(note, "the note")["data"]) != str(folder.resolve()):
+            raise ValueError(
+                f"--data {folder}: {workdir} is the folder of a run on {there}; choose another --workdir, or remove it"
+            )
+        return _timed(base, folder, minutes, workdir, overrides)
+
+
+def _begun(folder: Path, minutes: float, workdir: Path, trusted: Sequence[str]) -> Experiment:
+    """The experiment of a run that goes on."""
+    stored: Experiment = as_experiment(from_data(read_json_file(workdir / "config.json", "the config"), trusted))
+    if (stored.data.train, stored.data.val) != _data(folder, workdir):
+        raise ValueError(f"--data {folder}: {workdir} holds a run on other data; choose another --workdir")
+    note = workdir / _BEGUN
+    if note.exists() and (then := read_json_file(note, "the note")["minutes"]) != minutes:
+        _log.warning(
+            "--minutes %g: %s holds a run that was begun for %g minutes and goes on with its own schedule; for a new "
+            "run choose another --workdir",
+            *(minutes, workdir, then),
+        )
+    return stored
+
+
+def _timed(base: Experiment, folder: Path, minutes: float, workdir: Path, overrides: Sequence[str]) -> Experiment:
+    """The experiment of a new run, for which a step is timed."""
     train, val = find_data(folder, workdir)
     photos = describe(open_source(train))
+    write_json(workdir / _BEGUN, {"data": str(folder.resolve()), "minutes": minutes})  # it is a data set
     _log.info("%s", photos)
     seconds = _FOR_STEPS * 60 * minutes
     # The time of a step does not depend on the length of the schedule.
@@ -117,7 +147,8 @@ class Photos:
 
     def __str__(self) -> str:
         return (
-            f"{self.images} photos, {self.classes} classes, {self.typical:.1f} objects each, {self.crowded} at most; "
+            f"{counted(self.images, 'photo')}, {counted(self.classes, 'class')}, "
+            f"{self.typical:.1f} objects each, {self.crowded} at most; "
             f"one in ten is smaller than {self.small:.0%} of the photo's short side"
         )
 

@@ -1,6 +1,6 @@
 """Look before you train: pictures of the truth, of what augmentation makes of an image, and of the batch of a step.
 
-    jaxdet data show --config configs/demo.py --out look [--step 0] [KEY=VALUE ...]
+    jaxdet data show --config demo --out look [--step 0] [KEY=VALUE ...]
     jaxdet data show --truth JSON --images FOLDER --out look
 
 A batch is drawn from the arrays that the loss gets: boxes after resize, flip and clipping, masks as bitmaps in their
@@ -25,6 +25,7 @@ from jaxdet.config import load_config, override
 from jaxdet.data import Category, CocoFolder, Data, Source, open_source
 from jaxdet.data.pipeline.batches import TrainBatches
 from jaxdet.data.pipeline.plans import Share, TrainPlan, train_plan, trainable
+from jaxdet.data.validation.entries import counted
 from jaxdet.experiment import as_experiment
 from jaxdet.runtime.files import replacing
 from jaxdet.visualize import overlay
@@ -62,7 +63,7 @@ def save_truth(source: Source, path: str | PathLike[str], *, count: int = 8, mas
             for annotation in record.annotations
         ]
         pixels = overlay(record.image, objects, source.categories, zoom=_zoom(record.image))
-        pictures.append((pixels, f"{record.name}: {len(objects)} objects"))
+        pictures.append((pixels, f"{record.name}: {counted(len(objects), 'object')}"))
     _save(pictures, path)
 
 

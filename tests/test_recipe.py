@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from jaxdet.data.scenes.write import write_scenes
 from jaxdet.experiment import Experiment
 from jaxdet.recipe import Photos, default_base, describe, find_data, seen_side, small_data, training_side
 from jaxdet.runtime.files import write_json
+from jaxdet.training.workdir import locked
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +95,37 @@ def test_the_schedule_fills_the_time(base: Experiment, folder: Path, tmp_path: P
 
 
 def test_a_run_that_goes_on_has_its_settings(
-    base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment]
+    base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment], caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = small_data(base, folder, 1, tmp_path / "run")
-    write_json(tmp_path / "run" / "config.json", to_data(made))
-    assert small_data(base, folder, 30, tmp_path / "run") == made
-    assert small_data(base, folder, 30, tmp_path / "run", ["run.seed=7"]).run.seed == 7  # which training refuses
-    other = shutil.copytree(folder, tmp_path / "other")
+    run, other = tmp_path / "run", shutil.copytree(folder, tmp_path / "other")
+    made = small_data(base, folder, 1, run)
+    write_json(run / "config.json", to_data(made))
+    assert small_data(base, folder, 2, run) != made  # nothing is lost before the first checkpoint
+    assert len(timed) == 2
+    with pytest.raises(ValueError, match=f"is the folder of a run on {folder}; choose another --workdir"):
+        small_data(base, other, 2, run)
+    (run / "checkpoints" / "3").mkdir(parents=True)
+    assert small_data(base, folder, 2, run) == made
+    assert "was begun for" not in caplog.text
+    assert small_data(base, folder, 30, run, ["run.seed=7"]).run.seed == 7  # which training refuses
+    assert "--minutes 30: " in caplog.text
+    assert "was begun for 2 minutes" in caplog.text
+    (run / "small_data.json").unlink()  # of a run of another command
     with pytest.raises(ValueError, match="holds a run on other data; choose another --workdir"):
-        small_data(base, other, 30, tmp_path / "run")
-    assert len(timed) == 1
+        small_data(base, other, 30, run)
+    assert len(timed) == 2
+
+
+def test_two_runs_do_not_begin_in_one_folder(
+    base: Experiment, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: list[Experiment]
+) -> None:
+    """Not even while a step of the first one is timed; and what is no data set makes no folder."""
+    monkeypatch.setattr("jaxdet.training.workdir._PATIENCE", 0)
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match="expected no other run in this folder"):
+        small_data(base, folder, 1, tmp_path / "run")
+    with pytest.raises(ValueError, match="expected a folder with annotated photos"):
+        small_data(base, tmp_path / "none", 1, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def photos(**changes: Any) -> Photos:
@@ -190,3 +213,28 @@ def test_either_a_config_or_data_must_be_given(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         train_command(["--config", "demo", "--minutes", "5"])
     assert "--minutes: expected --data DIR with it" in capsys.readouterr().err
+    for flags in (["--distributed"], ["--process-id", "0"]):
+        with pytest.raises(SystemExit):
+            train_command(["--data", "photos", *flags])
+        assert "--data: expected one process, whose steps are timed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--writer", "wandb"], "pip install 'jaxdet[wandb]'"),
+        (["--profile", "5"], "--profile: expected the first and the last step to trace"),
+    ],
+)
+def test_wrong_flags_make_no_folder(
+    flags: list[str],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
+    assert train_command(["--data", str(folder), "--workdir", str(tmp_path / "run"), *flags]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -91,10 +91,11 @@ def _source(
     name: str, ours: tuple[int, ...], theirs: tuple[int, ...], match: ClassMatch, groups: int
 ) -> NDArray[np.int64] | None:
     """For each place of a leaf's last axis here that of the axis there, or -1; None where the axis is another one."""
-    agnostic = re.search(r"/deltas/", name) and ours == theirs == (4,)
-    if agnostic:  # one box for all classes, which belongs to none of them
-        return np.arange(4)
     before, after = len(match.theirs), len(match.ours)
+    one_box = "/deltas/" in name and ours == theirs == (4,)
+    one_mask = "/masks/" in name and ours == theirs == (1,) and max(before, after) > 1
+    if one_box or one_mask:  # for all classes, and so it belongs to none of them
+        return np.arange(*ours)
     # The background of a softmax is the last one and matches itself.
     dense = "/dense/" in name and theirs == (groups * (before + 1),)
     softmax = dense or bool(re.search(r"^params/(heads_\d+|masks/refine_box)/head/logits/", name))

@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
     from jaxdet.config import load_config, trusted_modules
+    from jaxdet.data.validation.entries import counted
     from jaxdet.evaluation.tables import show_progress
     from jaxdet.exporting import export
     from jaxdet.trained import load
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     programs = sorted((folder / "programs").iterdir())
     in_all = sum(path.stat().st_size for path in programs) / 1e6
     weights = (folder / "weights.npz").stat().st_size / 1e6
-    print(f"{folder}: {len(programs)} programs of {in_all:.1f} MB, weights of {weights:.1f} MB, export.json, load.py")
+    written = f"{counted(len(programs), 'program')} of {in_all:.1f} MB, weights of {weights:.1f} MB"
+    print(f"{folder}: {written}, export.json, load.py")
     return 0
 
 

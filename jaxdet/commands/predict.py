@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
     from jaxdet.config import load_config, trusted_modules
+    from jaxdet.data.validation.entries import counted
     from jaxdet.evaluation.augmented import TestTimeAugmentation
     from jaxdet.evaluation.tables import show_progress
     from jaxdet.prediction import RESULTS, Predictor, is_video, predict_files, predict_video
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in videos:
             out = Path(options.out) / f"{Path(path).stem}.mp4"
             count = predict_video(predictor, path, out, progress=partial(show_progress, what="frames"))
-            print(f"{count} frames of {path}: {out}")
+            print(f"{counted(count, 'frame')} of {path}: {out}")
         if not images:
             return 0
         overlap = 0.2 if options.overlap is None else options.overlap
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for message in report.failed.values():
         print(f"{parser.prog}: skipped: {message}", file=sys.stderr)
-    print(f"{len(report.results)} detections in {len(report.pictures)} images: {options.out}/*.png, {RESULTS}")
+    found = f"{counted(len(report.results), 'detection')} in {counted(len(report.pictures), 'image')}"
+    print(f"{found}: {options.out}/*.png, {RESULTS}")
     return 1 if report.failed else 0
 
 

@@ -34,9 +34,14 @@ def main(words: Sequence[str] | None = None) -> int:
     from jaxdet.config import config_name, load_config, override, print_config, trusted_modules
     from jaxdet.recipe import default_base
     from jaxdet.training import train
+    from jaxdet.training.profile import steps_of
     from jaxdet.training.writers import TRACKERS
 
     try:
+        # First, as --data has a folder and some minutes' work before it trains.
+        writers = [TRACKERS[name]() for name in arguments.writer]
+        if arguments.profile is not None:
+            steps_of(arguments.profile)
         trusted = trusted_modules(arguments.trusted, arguments.config)
         base = load_config(arguments.config) if arguments.config else default_base()
         experiment = override(base, arguments.overrides)
@@ -55,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> int:
             workdir,
             accept_changes=arguments.accept_changes,
             trusted=trusted,
-            writers=[TRACKERS[name]() for name in arguments.writer],
+            writers=writers,
             profile=arguments.profile,
         )
     except (ValueError, FloatingPointError, OSError) as error:
@@ -133,6 +138,11 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(words)
     if arguments.config is None and arguments.data is None:
         parser.error("expected --config NAME, or --data DIR for a small data set of your own")
+    given = [arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.distributed or None]
+    if arguments.data is not None and given != [None] * 4:
+        parser.error(
+            "--data: expected one process, whose steps are timed; for several hosts name the data by data.train"
+        )
     if arguments.data is None and arguments.minutes is not None:
         parser.error("--minutes: expected --data DIR with it; of other runs optimizer.schedule.length says how long")
     arguments.minutes = 60.0 if arguments.minutes is None else arguments.minutes

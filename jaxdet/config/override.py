@@ -14,7 +14,17 @@ from typing import Any, TypeVar
 
 import typeguard
 
-from jaxdet.config.tree import Child, annotation_text, check, children, fit, replace_children, walk
+from jaxdet.config.tree import (
+    Child,
+    annotation_text,
+    check,
+    children,
+    classes,
+    field_annotations,
+    fit,
+    replace_children,
+    walk,
+)
 
 _T = TypeVar("_T")
 _WORDS: dict[str, bool | None] = {"none": None, "null": None, "true": True, "false": False}
@@ -67,7 +77,7 @@ def _apply(root: Any, node: Child, edits: Sequence[_Edit]) -> Any:
     groups: dict[str, list[_Edit]] = {}
     for edit in edits:
         if edit.path[0] not in below:
-            raise _unknown_key(root, edit.key, node.value)
+            raise _unknown_key(root, edit, node)
         groups.setdefault(edit.path[0], []).append(replace(edit, path=edit.path[1:]))
     new = {}
     for name, group in groups.items():
@@ -111,11 +121,18 @@ def _readings(text: str) -> Iterator[Any]:
         yield (ast.literal_eval(text),)
 
 
-def _unknown_key(root: Any, key: str, parent: Any) -> ValueError:
-    keys = [name for name, _ in walk(root, type(root))]
-    below = list(children(parent))
-    where = f"{type(parent).__name__} has {', '.join(below)}" if below else f"{parent!r} has no settings"
-    return ValueError(f"unknown key {key!r}; the nearest valid key is {_nearest(key, keys)!r} ({where})")
+def _unknown_key(root: Any, edit: _Edit, parent: Child) -> ValueError:
+    below = list(children(parent.value))
+    name = "none" if parent.value is None else type(parent.value).__name__ if below else repr(parent.value)
+    where = f"{name} has {', '.join(below) or 'no settings'}"
+    others = [cls.__name__ for cls in classes(parent.annotation) if edit.path[0] in field_annotations(cls)]
+    if others:  # the key is right where a config has another class
+        place = edit.key.removesuffix("." + ".".join(edit.path))
+        hint = getattr(parent.value, "hint", f"take a config that has {others[0]} there, or write it into one")
+        told = f"{place} of this config is {name}, and {edit.path[0]} is a setting of {' and '.join(others)}; {hint}"
+        return ValueError(f"unknown key {edit.key!r}: {told} ({where})")
+    keys = [key for key, _ in walk(root, type(root))]
+    return ValueError(f"unknown key {edit.key!r}; the nearest valid key is {_nearest(edit.key, keys)!r} ({where})")
 
 
 def _nearest(key: str, keys: Sequence[str]) -> str:

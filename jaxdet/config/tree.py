@@ -12,6 +12,15 @@ from typing import Any
 import typeguard
 from flax import linen as nn
 
+#: One and several of a kind, in messages.
+_WORDS: dict[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("a text", "texts"),
+    bool: ("true or false", "of true or false"),
+    list: ("a list", "lists"),
+    type(None): ("none", "none"),
+}
 _LINEN_FIELDS = frozenset({"parent", "name"})  #: linen's own bookkeeping in every module, not settings
 
 
@@ -105,18 +114,26 @@ def check(config: Any) -> None:
 
 def wrong_type(key: str, annotation: Any, value: Any) -> ValueError:
     """The error for a value that does not fit its annotation."""
-    return ValueError(f"{key}: expected {annotation_text(annotation)}, got {value!r} ({type(value).__name__})")
+    is_plain = value is None or isinstance(value, int | float)
+    kind = "" if is_plain else f", {annotation_text(type(value))}"
+    return ValueError(f"{key}: expected {annotation_text(annotation)}, got {value!r}{kind}")
 
 
 def annotation_text(annotation: Any) -> str:
-    """Format an annotation as one would write it, without module names of classes."""
-    if annotation is type(None):
-        return "none"
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return " | ".join(annotation_text(a) for a in typing.get_args(annotation))
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
+    """Say what an annotation allows: ``tuple[int, int] | None`` is "2 whole numbers separated by commas or none"."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(annotation_text(a) for a in arguments)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is tuple:
+        number = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
+        kinds = dict.fromkeys(a for a in arguments if a is not Ellipsis)
+        words = [_WORDS[kind][1] if kind in _WORDS else f"of {annotation_text(kind)}" for kind in kinds]
+        return f"{number}{' and '.join(words)} separated by commas"
+    if annotation in _WORDS:
+        return _WORDS[annotation][0]
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
 def _fit_union(value: Any, annotation: Any) -> Any:
@@ -154,6 +171,11 @@ def _mapping_annotations(annotation: Any) -> tuple[Any, Any]:
         if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
             return arguments[0], arguments[1]
     return Any, Any
+
+
+def classes(annotation: Any) -> list[type]:
+    """The classes with settings among what an annotation allows."""
+    return [o for o in _options(annotation) if isinstance(o, type) and dataclasses.is_dataclass(o)]
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

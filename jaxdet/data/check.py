@@ -25,7 +25,7 @@ from jaxdet.data.convert.layouts import foreign
 from jaxdet.data.masks import has_masks
 from jaxdet.data.settings import Data
 from jaxdet.data.sources.coco import read_json, stored_hw
-from jaxdet.data.validation.entries import file_name_of, printable, short
+from jaxdet.data.validation.entries import counted, file_name_of, printable, short
 from jaxdet.data.validation.findings import (
     Finding,
     annotation_findings,
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         console.print(f"[bold red]{_shown(str(error))}[/bold red]", soft_wrap=True)
         return 1
-    console.print(f"[bold]{errors} errors[/bold]" if errors else "no errors")
+    console.print(f"[bold]{counted(errors, 'error')}[/bold]" if errors else "no errors")
     return 1 if errors else 0
 
 

@@ -6,7 +6,7 @@ configs and worker processes read it.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -47,6 +47,10 @@ class Scenes:
     directory: str = ""  #: folder for the images; empty: the user's cache folder
     semantic: bool = False  #: make semantic maps too, of 10 classes: those of the objects, then two kinds of ground
     huddled: float = 0.0  #: share of objects placed onto another: their boxes have an IoU of 0.2 or more
+    #: For the error if a setting of another source is changed here.
+    hint: ClassVar[str] = (
+        "for images in a folder take another config, such as mask_rcnn_r18_fpn_small, or `jaxdet train --data DIR`"
+    )
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "val"):

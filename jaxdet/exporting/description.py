@@ -17,6 +17,7 @@ from jaxdet.runtime.compiling import FREE_EARLY
 from jaxdet.structures import Detections
 from jaxdet.trained import Trained
 
+WEIGHTS = "weights.npz"  #: in the folder
 _MEANINGS = {
     "boxes": "x1, y1, x2, y2 in pixels of the resized image, (0, 0) its top left corner, width = x2 - x1; divide by "
     "resized / original size of each axis for pixels of the original",
@@ -38,6 +39,7 @@ def describe(
     programs: Mapping[Program, Any],
     weights: Mapping[str, Any],
     score_threshold: float,
+    sha256: Mapping[str, str],
 ) -> dict[str, Any]:
     """Make the content of ``export.json``.
 
@@ -48,6 +50,7 @@ def describe(
         programs: each with its ``jax.export.Exported``.
         weights: arrays by name.
         score_threshold: below which the loader leaves detections out.
+        sha256: of the files of programs and weights by their paths in the folder, by which the loader knows them again.
     """
     masks = found.masks
     return {
@@ -95,11 +98,16 @@ def describe(
                 "canvas": list(program.canvas),
                 "batch": program.batch,
                 "calling_convention_version": exported.calling_convention_version,
+                "sha256": sha256[program.file],
             }
             for program, exported in programs.items()
         ],
         "compiler_options": {"cpu": FREE_EARLY},
-        "weights": {"file": "weights.npz", "dtypes": {name: str(array.dtype) for name, array in weights.items()}},
+        "weights": {
+            "file": WEIGHTS,
+            "sha256": sha256[WEIGHTS],
+            "dtypes": {name: str(array.dtype) for name, array in weights.items()},
+        },
     }
 
 

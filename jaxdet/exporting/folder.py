@@ -19,13 +19,13 @@ from jaxdet.checkpoints.tree import flatten
 from jaxdet.data.validation.entries import check_sides
 from jaxdet.evaluation.categories import numbered
 from jaxdet.exporting import loader
-from jaxdet.exporting.description import canvases, describe
+from jaxdet.exporting.description import WEIGHTS, canvases, describe
 from jaxdet.exporting.programs import PLATFORMS, Program, detections_of, trace
 from jaxdet.runtime.files import check_local, named_in_errors, write_json
 from jaxdet.trained import Checkpoint, Trained, load
 
 DESCRIPTION = "export.json"
-_KNOWN = ("export.json", "weights.npz", "load.py", "programs", "__pycache__")  #: what an exported folder has in it
+_KNOWN = (DESCRIPTION, WEIGHTS, "load.py", "programs", "__pycache__")  #: what an exported folder has in it
 
 
 def export(
@@ -99,7 +99,9 @@ def _check(
     check_local(target, "the folder to write")
     unknown = [platform for platform in platforms if platform not in PLATFORMS]
     if unknown or isinstance(platforms, str):
-        raise ValueError(f"platforms: expected some of {', '.join(PLATFORMS)}, got {', '.join(unknown) or platforms}")
+        hint = "; an NVIDIA GPU is cuda, one of AMD rocm" if "gpu" in unknown else ""
+        got = f"{', '.join(unknown) or platforms}{hint}"
+        raise ValueError(f"platforms: expected some of {', '.join(PLATFORMS)}, got {got}")
     if not batch_sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in batch_sizes):
         raise ValueError(f"batch sizes: expected whole numbers from 1, got {list(batch_sizes)}")
     if not 0 <= score_threshold <= 1:
@@ -145,10 +147,12 @@ def _write(
         if progress is not None:
             progress(done, len(programs))
     arrays: dict[str, Any] = dict(weights)
-    np.savez(folder / "weights.npz", **arrays)
+    np.savez(folder / WEIGHTS, **arrays)
     shutil.copyfile(loader.__file__, folder / "load.py")
     found = detections_of(model, weights, programs[0].canvas)
-    write_json(folder / DESCRIPTION, describe(trained, categories, found, exported, weights, score_threshold))
+    files = [WEIGHTS, *(program.file for program in programs)]
+    sha256 = {name: loader.sha256_of(folder / name) for name in files}
+    write_json(folder / DESCRIPTION, describe(trained, categories, found, exported, weights, score_threshold, sha256))
 
 
 def _put(folder: Path, target: Path) -> None:

@@ -5,7 +5,7 @@
     model = Model()                 # the folder of this file; Model("FOLDER") for another
     found = model("photo.jpg")      # found.boxes, .scores, .labels, .names, .masks, .to_coco()
 
-``python load.py photo.jpg`` prints what is found, as COCO's results.
+    python load.py photo.jpg        # prints what is found: of each image a list of COCO's results
 
 It needs Python 3.11, jax and numpy, flatbuffers because ``jax.export`` reads its files by it, and Pillow where images
 are files and no arrays.  Resize, canvas and masks are those of ``jaxdet.predict``, pixel by pixel.
@@ -13,6 +13,8 @@ Boxes are ``x1, y1, x2, y2`` in pixels of the image, its top left corner being 0
 Letters in shapes: H W image, h w canvas, B batch, N detections, m n bitmap of a mask.
 """
 
+import argparse
+import hashlib
 import io
 import json
 import sys
@@ -34,6 +36,7 @@ except ImportError:
 
 FORMAT = 2  #: version of the folder's layout; `Model` reads this one alone
 MOST_PIXELS = 1 << 27  #: of an image, 134 million
+_AGAIN = "copy the folder again, or export again"
 
 Image = str | PathLike[str] | bytes | NDArray[np.uint8]
 """A path, the bytes of an image file, or an ``[H, W, 3]`` uint8 RGB array."""
@@ -86,7 +89,8 @@ class Model:
         folder: what ``jaxdet export`` has written; None: the folder of this file.
 
     Raises:
-        ValueError: it is no such folder, of another format, or has no program for this kind of device.
+        ValueError: it is no such folder, of another format, incomplete or damaged, or has no program for this kind of
+            device.
     """
 
     def __init__(self, folder: str | PathLike[str] | None = None) -> None:
@@ -105,6 +109,8 @@ class Model:
         self.canvases: set[tuple[int, ...]] = {tuple(entry["canvas"]) for entry in self._programs}
         self.categories: list[dict[str, Any]] = self.description["categories"]  #: ``id`` and ``name`` of each label
         self._compiled: dict[str, Any] = {}
+        for entry in (self.description["weights"], *self._programs):
+            _check_file(self.folder / entry["file"], entry["sha256"])
 
     def __call__(self, image: Image, *, score_threshold: float | None = None) -> Found:
         """What is found in one image; arguments and errors as `predict`."""
@@ -178,9 +184,13 @@ class Model:
     def _compile(self, entry: dict[str, Any]) -> Any:
         name = entry["file"]
         if name not in self._compiled:
-            exported = jax.export.deserialize(bytearray((self.folder / name).read_bytes()))
-            shapes, _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-            lowered = jax.jit(exported.call).lower(*shapes)
+            try:
+                exported = jax.export.deserialize(bytearray((self.folder / name).read_bytes()))
+                shapes, _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+                lowered = jax.jit(exported.call).lower(*shapes)
+            except ValueError as error:
+                versions = f"jax {self.description['jax']}, by which it was exported, or somewhat newer"
+                raise ValueError(f"{name}: expected {versions}, got {jax.__version__}: {error}") from error
             try:
                 self._compiled[name] = lowered.compile(self.description["compiler_options"].get(entry["platform"]))
             except jax.errors.JaxRuntimeError:  # of a version of XLA without the option, which only saves memory
@@ -391,12 +401,47 @@ def platform_of(device: Any) -> str:
 def _read_description(folder: Path) -> dict[str, Any]:
     if not (file := folder / "export.json").is_file():
         raise ValueError(f"{folder}: expected a folder that jaxdet export has written, it has no export.json")
-    description: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if (found := description.get("format")) != FORMAT:
+    try:
+        description: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found = description.get("format")
+    except (ValueError, AttributeError) as error:  # no JSON, or no object
+        raise ValueError(f"{file}: expected the description of an export, it is damaged ({error}); {_AGAIN}") from error
+    if found != FORMAT:
         raise ValueError(f"{file}: expected format {FORMAT}, got {found}; take the load.py that lies beside it")
     return description
 
 
+def sha256_of(file: Path) -> str:
+    """By which a file of the folder is known again."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_file(file: Path, sha256: str) -> None:
+    try:
+        whole = sha256_of(file) == sha256
+    except OSError as error:
+        raise ValueError(f"{file}: expected a file of the export, got {error.strerror}; {_AGAIN}") from error
+    if not whole:
+        raise ValueError(f"{file}: expected the file that was exported, it is damaged or another one; {_AGAIN}")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print what is found in images as JSON; 1 with a message where something cannot be read."""
+    parser = argparse.ArgumentParser(description="Print what is found: for each image a list of COCO's results.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--folder", help="what jaxdet export has written; the folder of this file, if not given")
+    parser.add_argument("--score-threshold", type=float, metavar="SHARE", help="least score; that of the export")
+    given = parser.parse_args(words)
+    try:
+        model = Model(given.folder)
+        found = [model(image, score_threshold=given.score_threshold) for image in given.images]
+    except (ValueError, ImportError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps([one.to_coco(number) for number, one in enumerate(found)], indent=1))
+    return 0
+
+
 if __name__ == "__main__":
-    _model = Model()
-    print(json.dumps([_model(path).to_coco(number) for number, path in enumerate(sys.argv[1:])], indent=1))
+    sys.exit(main())

@@ -167,16 +167,21 @@ def class_weights(weights: Sequence[float] | None, labels: jax.Array, num_classe
     is divided by the number of places as before: weights say how much more a class counts, not what share it has.
 
     Raises:
-        ValueError: there are not K or K + 1 of them.
+        ValueError: as `check_class_weights`.
     """
     if weights is None:
         return jnp.ones((), jnp.float32)
-    if len(weights) not in (num_classes, num_classes + 1):
-        raise ValueError(
-            f"class_loss.weights: expected {num_classes} numbers, one for each class, or one more for background, "
-            f"got {len(weights)}"
-        )
+    check_class_weights(weights, num_classes)
     return jnp.asarray([*weights, 1.0][: num_classes + 1], jnp.float32)[labels]
+
+
+def check_class_weights(weights: Sequence[float], num_classes: int) -> None:
+    """ValueError if there are not K or K + 1 weights, or all are 0."""
+    if len(weights) not in (num_classes, num_classes + 1) or not any(weights):
+        raise ValueError(
+            f"class_loss.weights: expected {num_classes} numbers that are not all 0, one for each class, or one more "
+            f"for background, got {weights}"
+        )
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ class Profile:
     """
 
     def __init__(self, steps: str, workdir: Path, start: int, total: int, *, writes: bool = True) -> None:
-        self.first, self.last = _parsed(steps)
+        self.first, self.last = steps_of(steps)
         if self.last > total:
             raise ValueError(f"--profile: expected steps of 1 to {total}, those of the run, got {steps}")
         self._folder, self._writes, self._runs = workdir / FOLDER, writes, False
@@ -82,7 +82,8 @@ class Profile:
         self.end()  # of a run that is stopped within the range too
 
 
-def _parsed(steps: str) -> tuple[int, int]:
+def steps_of(steps: str) -> tuple[int, int]:
+    """The first and the last step of a range such as ``"10:15"``; ValueError where it is none."""
     found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", steps) if isinstance(steps, str) else None
     first, last = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= first <= last:

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 import jaxdet
+from jaxdet.checkpoints.reading import has_checkpoint
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import check, flat_settings, to_data, trusted_modules
 from jaxdet.data import BatchIterator, Data, Source, open_source, train_batches
@@ -22,6 +23,7 @@ from jaxdet.data.sources.open import fingerprint
 from jaxdet.evaluation.categories import match_categories
 from jaxdet.evaluation.evaluate import check_scorable
 from jaxdet.experiment import Experiment, Run, as_experiment
+from jaxdet.ops.losses import check_class_weights
 from jaxdet.runtime.agreement import alike
 from jaxdet.runtime.files import check_local
 from jaxdet.runtime.main_guard import refuse_in_workers
@@ -33,13 +35,13 @@ from jaxdet.training.metrics import FiniteCheck, Meter
 from jaxdet.training.optimizer import check_patterns, frozen_parameters, learning_rate, update_direction
 from jaxdet.training.phases import first_phase, named, start_of
 from jaxdet.training.position import CATEGORIES, DATA, POSITION, Position, check_data
-from jaxdet.training.profile import Profile
+from jaxdet.training.profile import Profile, steps_of
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState, start_state
 from jaxdet.training.step import StepByCanvas, make_train_step
 from jaxdet.training.validate import validate, write_metrics
-from jaxdet.training.workdir import claim, locked, read_metrics, stopped_at
-from jaxdet.training.writers.writer import Writer
+from jaxdet.training.workdir import claimed, read_metrics, stopped_at
+from jaxdet.training.writers.writer import Writer, check_writers
 
 _log = logging.getLogger(__name__)
 _LONGER = "a longer optimizer.schedule.length with --accept-changes trains it on"
@@ -82,8 +84,8 @@ def train(
         COCO's numbers at the end (`jaxdet.evaluation.evaluate.evaluate`); empty without a validation set.
 
     Raises:
-        ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``, or data that
-            is not what that run began with.
+        ValueError: settings that do not fit each other, the data, the devices or the run in ``workdir``, data that is
+            not what that run began with, or an object among ``writers`` that is none.
         FileNotFoundError: data, or weights to start from, that are not there.
         FloatingPointError: a loss or the gradient is not finite (see `metrics.FiniteCheck`).
         SystemExit: a signal asked to stop, after the first step or while it was compiled; the state is saved.  Or a
@@ -94,11 +96,14 @@ def train(
     trusted = trusted_modules(trusted)
     check(as_experiment(experiment))  # a config from Python code has not been checked yet
     listeners = _Listeners(tuple(writers), on_step, on_eval, profile)
-    job = _prepare(experiment, Path(workdir), accept_changes, trusted, listeners)
+    job = _prepare(experiment, Path(workdir), trusted, listeners)
     run = experiment.run
     is_frozen = frozen_parameters(experiment.model, run.train_only)
     direction = update_direction(experiment.optimizer, is_frozen)
-    with locked(job.workdir), CheckpointStore(workdir, keep=run.keep_checkpoints) as store:
+    with (
+        claimed(job.workdir, experiment, job.metadata["config"], accept_changes, trusted),
+        CheckpointStore(workdir, keep=run.keep_checkpoints) as store,
+    ):
         classes = [category.name for category in job.source.categories]
         # Claimed and checked before the first of two phases, which may take days.
         begun = bool(store.steps())
@@ -299,14 +304,15 @@ class _Job:
             return end.state
 
 
-def _prepare(
-    experiment: Experiment, workdir: Path, accept_changes: bool, trusted: Sequence[str], listeners: _Listeners
-) -> _Job:
-    """Open the data and claim the folder; all processes fail here if one does, or if theirs differ."""
+def _prepare(experiment: Experiment, workdir: Path, trusted: Sequence[str], listeners: _Listeners) -> _Job:
+    """Check settings and open the data before anything is written; all processes fail if one does, or theirs differ."""
     mesh, config = data_mesh(), to_data(experiment, trusted)
 
     def opened() -> tuple[Source, Source | None]:
         check_batch_size(experiment.data.batch_size, mesh)
+        check_writers(listeners.writers)
+        if listeners.profile is not None:
+            steps_of(listeners.profile)
         _check_class_weights(experiment.model)
         return _open(experiment.data, experiment.model.num_classes, experiment.run)
 
@@ -320,7 +326,6 @@ def _prepare(
         raise ValueError("on_eval: expected a validation set to evaluate on, got data.val=None; set data.val")
     if listeners != _Listeners((), None, None, None) and first_phase(experiment) is not None:
         _log.info("writers, on_step, on_eval and profile are for the second of two phases")
-    claim(workdir, experiment, config, accept_changes, trusted)
     categories = [{"id": category.id, "name": category.name} for category in source.categories]
     metadata = {
         "config": config,
@@ -329,7 +334,10 @@ def _prepare(
         CATEGORIES: categories,
         DATA: fingerprint(source),
     }
-    return _Job(experiment, workdir, mesh, source, val, metadata, listeners)
+    job = _Job(experiment, workdir, mesh, source, val, metadata, listeners)
+    if not has_checkpoint(workdir):  # the steps of a run that goes on follow from its checkpoint
+        job.profile(0, job.position(0, {}))
+    return job
 
 
 def _check_class_weights(model: Any) -> None:
@@ -337,12 +345,12 @@ def _check_class_weights(model: Any) -> None:
     owners = {"dense": getattr(model, "dense", None)}
     owners |= {f"heads.{n}": head for n, head in enumerate(getattr(model, "heads", ()))}
     for key, owner in owners.items():
-        weights, classes = getattr(getattr(owner, "class_loss", None), "weights", None), model.num_classes
-        if weights is not None and (len(weights) not in (classes, classes + 1) or not any(weights)):
-            raise ValueError(
-                f"model.{key}.class_loss.weights: expected {classes} numbers that are not all 0, one for each class, "
-                f"or one more for background, got {weights}"
-            )
+        weights = getattr(getattr(owner, "class_loss", None), "weights", None)
+        try:
+            if weights is not None:
+                check_class_weights(weights, model.num_classes)
+        except ValueError as error:
+            raise ValueError(f"model.{key}.{error}") from None
 
 
 def _open(data: Data, classes: int, run: Run) -> tuple[Source, Source | None]:

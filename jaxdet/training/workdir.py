@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keep other runs from writing into the folder; the lock ends with the process, however that ends.
+    """Make the folder, and keep other runs from writing into it; the lock ends with the process, however that ends.
 
     Of several processes of a job the first one holds it.  File systems without locks (some network ones), and Windows,
     let all through.
@@ -48,7 +48,8 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def _lock(workdir: Path) -> int | None:
-    """Open and lock the folder itself; None where there are no locks."""
+    """Make, open and lock the folder itself; None where there are no locks."""
+    workdir.mkdir(parents=True, exist_ok=True)
     end, waits = time.monotonic() + _PATIENCE, False
     while True:
         try:
@@ -67,8 +68,11 @@ def _lock(workdir: Path) -> int | None:
         time.sleep(_PAUSE)
 
 
-def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool, trusted: Sequence[str] = ()) -> None:
-    """Make the folder and write the config into it, or check that the run in it has the same config.
+@contextmanager
+def claimed(
+    workdir: Path, experiment: Any, config: Any, accept_changes: bool, trusted: Sequence[str] = ()
+) -> Iterator[None]:
+    """Keep other runs out (`locked`), and write the config into the folder, or check that its run has the same config.
 
     A run that never came to a checkpoint, for example because its weights were refused, leaves the folder free:
     there is nothing to go on with.
@@ -84,10 +88,12 @@ def claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool, tru
         trusted: names of modules whose classes the stored config may name.
 
     Raises:
-        ValueError: the config differs from the stored one; every difference is listed.
+        ValueError: the config differs from the stored one, and every difference is listed; or as `locked`.
     """
     first = jax.process_index() == 0
-    from_all(lambda: _claim(workdir, experiment, config, accept_changes, trusted) if first else None)
+    with locked(workdir):  # or it would be written over the config of a run that has no checkpoint yet
+        from_all(lambda: _claim(workdir, experiment, config, accept_changes, trusted) if first else None)
+        yield
 
 
 def _claim(workdir: Path, experiment: Any, config: Any, accept_changes: bool, trusted: Sequence[str]) -> None:

@@ -98,12 +98,19 @@ def test_a_class_that_both_have_is_predicted_as_before(module: nn.Module, place:
         np.testing.assert_array_equal(new[:, :, [1, 3]], own[:, :, [1, 3]])
 
 
-def test_a_box_for_all_classes_belongs_to_none_of_them() -> None:
-    path = ("params", "heads_0", "head", "deltas", "bias")
-    here, there = unflatten({path: np.zeros(4, np.float32)}), unflatten({path: np.arange(4, dtype=np.float32)})
+@pytest.mark.parametrize(("name", "size"), [("heads_0/head/deltas/bias", 4), ("masks/heads_0/head/logits/bias", 1)])
+def test_a_box_and_a_mask_for_all_classes_belong_to_none_of_them(name: str, size: int) -> None:
+    path = ("params", *name.split("/"))
+    here, there = (
+        unflatten({path: np.zeros(size, np.float32)}),
+        unflatten({path: np.arange(size, dtype=np.float32) + 1}),
+    )
     moved, names = rearrange(here, there, ClassMatch(OURS, THEIRS))
     np.testing.assert_equal(moved, there)
-    assert names == {"params/heads_0/head/deltas/bias"}
+    assert names == {f"params/{name}"}
+    # Of two models of one class each, it is that class's mask.
+    moved, _ = rearrange(here, there, ClassMatch(("dog",), ("cat",)))
+    np.testing.assert_equal(moved, there if size == 4 else here)
 
 
 def test_what_does_not_depend_on_classes_or_does_not_fit_stays() -> None:

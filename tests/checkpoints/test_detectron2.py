@@ -9,7 +9,14 @@ import pytest
 
 from jaxdet.checkpoints.files.weights import read_weights
 from jaxdet.checkpoints.merge import merge
-from jaxdet.checkpoints.names.detectron2 import AGNOSTIC, REQUIRED, RETINANET_SETTINGS, SETTINGS, from_detectron2
+from jaxdet.checkpoints.names.detectron2 import (
+    ONE_BOX,
+    ONE_MASK,
+    REQUIRED,
+    RETINANET_SETTINGS,
+    SETTINGS,
+    from_detectron2,
+)
 from jaxdet.checkpoints.names.table import Imported
 from jaxdet.checkpoints.public.table import public_weights
 from jaxdet.checkpoints.tree import flatten
@@ -119,27 +126,27 @@ def test_rows_of_retinanets_anchors_by_their_sides() -> None:
         from_detectron2({"head.cls_score.weight": weight, "head.cls_score.bias": bias[:5]})
 
 
-def test_a_box_for_all_classes_is_a_setting_and_a_mask_for_all_is_each_ones() -> None:
+def test_a_box_and_a_mask_for_all_classes_are_settings() -> None:
     one = conv("roi_heads.box_predictor.bbox_pred", 4, 16) | conv("roi_heads.mask_head.predictor", 1, 8, 1, 1)
     state = state_of(mask_rcnn() | one)
     imported = from_detectron2(state)
-    assert imported.settings == (*SETTINGS, AGNOSTIC)
-    assert imported.required == (*REQUIRED, AGNOSTIC)
+    assert imported.settings == (*SETTINGS, ONE_BOX, ONE_MASK)
+    assert imported.required == (*REQUIRED, ONE_BOX, ONE_MASK)
     model = override(load_config("configs/mask_rcnn_r50_fpn.py"), [*NARROW, *imported.settings, "*.trunk.channels=16"])
     assert model.model.heads[0].head.class_agnostic
     merged, report = merge(variables_of(model.model), imported.variables)
     assert len(report.loaded) == len(state)
     logits = merged["params"]["masks"]["heads_0"]["head"]["logits"]
-    for k in range(3):
-        np.testing.assert_array_equal(
-            logits["kernel"][0, 0, :, k], state["roi_heads.mask_head.predictor.weight"][0, :, 0, 0]
-        )
-    np.testing.assert_array_equal(logits["bias"], state["roi_heads.mask_head.predictor.bias"].repeat(3))
+    np.testing.assert_array_equal(logits["kernel"][0, 0], state["roi_heads.mask_head.predictor.weight"][:, :, 0, 0].T)
+    np.testing.assert_array_equal(logits["bias"], state["roi_heads.mask_head.predictor.bias"])
     plain = load_config("configs/mask_rcnn_r50_fpn.py").model
     with pytest.raises(
-        ValueError, match=r"of another network than the model, which needs .*'\*\.class_agnostic=true'$"
+        ValueError, match=r"of another network than the model, which needs .*heads\.\*\.class_agnostic=true'$"
     ):
         check_settings(override(plain, SETTINGS), imported, "weights")
+    # Each is a setting of its own.
+    boxes = conv("roi_heads.box_predictor.bbox_pred", 4, 16)
+    assert from_detectron2(state_of(mask_rcnn() | boxes)).settings == (*SETTINGS, ONE_BOX)
     # With a single class there is nothing to tell apart.
     single = conv("roi_heads.box_predictor.cls_score", 2, 16)
     assert from_detectron2(state_of(mask_rcnn() | one | single)).settings == SETTINGS

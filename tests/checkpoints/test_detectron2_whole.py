@@ -13,7 +13,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 import jaxdet
-from jaxdet.checkpoints.names.detectron2 import AGNOSTIC, RETINANET_SETTINGS, SETTINGS
+from jaxdet.checkpoints.names.detectron2 import ONE_BOX, ONE_MASK, RETINANET_SETTINGS, SETTINGS
 from jaxdet.config import load_config, override
 from jaxdet.data import single_batch
 from tests.checkpoints.test_detectron2 import CONSTANTS, NARROW, Shapes, conv, mask_rcnn, retinanet
@@ -49,16 +49,16 @@ def without_masks(shapes: Shapes) -> Shapes:
 
 
 #: One box for all classes (CLS_AGNOSTIC_BBOX_REG), and one mask (CLS_AGNOSTIC_MASK).
-ONE_BOX = conv("roi_heads.box_predictor.bbox_pred", 4, 16)
-ONE_MASK = conv("roi_heads.mask_head.predictor", 1, 8, 1, 1)
+BOX = conv("roi_heads.box_predictor.bbox_pred", 4, 16)
+MASK = conv("roi_heads.mask_head.predictor", 1, 8, 1, 1)
 CASES = {
     "mask": Case(mask_rcnn(), "mask_rcnn_r50_fpn", SETTINGS),
-    "mask_agnostic": Case(mask_rcnn() | ONE_BOX | ONE_MASK, "mask_rcnn_r50_fpn", (*SETTINGS, AGNOSTIC)),
+    "mask_agnostic": Case(mask_rcnn() | BOX | MASK, "mask_rcnn_r50_fpn", (*SETTINGS, ONE_BOX, ONE_MASK)),
     # A model that was trained with anchors in the middle of the cells: a file does not say so.
     "faster_agnostic": Case(
-        without_masks(mask_rcnn() | ONE_BOX),
+        without_masks(mask_rcnn() | BOX),
         "faster_rcnn_r50_fpn",
-        (*SETTINGS, AGNOSTIC),
+        (*SETTINGS, ONE_BOX),
         (*HEAD, "*rpn.places.offset=0.5"),
         0.5,
         1.5,

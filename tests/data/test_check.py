@@ -263,7 +263,7 @@ def test_exit_status_and_names(coco, one_box, capsys):
     text = capsys.readouterr().out
     assert "unknown category" in text
     assert "unnamed.png" in text
-    assert "1 errors" in text
+    assert "1 error" in text
 
 
 @pytest.mark.parametrize("layout", ["images", "train", "images/train", "."])

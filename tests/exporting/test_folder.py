@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxdet
 from jaxdet.commands import export as export_script
@@ -87,19 +89,74 @@ def test_warm_up(exported: Path) -> None:
     assert len(model._compiled) == 4
 
 
-def test_the_loader_as_a_program(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loader_as_a_program(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, wide, none = loader_of(exported), str(tmp_path / "wide.png"), str(tmp_path / "none.png")
+    Image.fromarray(grey(100, (30, 64))).save(wide)
+    assert module.main([wide, wide]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [[result["image_id"] for result in results] for results in found] == [[0, 0], [1, 1]]
+    assert module.main([wide, "--score-threshold", "0.395", "--folder", str(exported)]) == 0
+    assert [result["category_id"] for result in json.loads(capsys.readouterr().out)[0]] == [3]
+    for words, message in (
+        ([wide, none], "none.png: expected a whole image file"),
+        ([wide, "--score-threshold", "2"], "0 to 1, got 2"),
+        ([wide, "--folder", str(tmp_path)], "no export.json"),
+    ):
+        assert module.main(words) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        module.main([])
+    assert "required: IMAGE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("export.json", b'{"format": 2, "prog', r"export\.json: expected the description of an export, it is damaged"),
+        ("export.json", b"[]", r"export\.json: expected the description of an export"),
+        ("weights.npz", None, r"weights\.npz: expected a file of the export, got No such file"),
+        ("weights.npz", b"PK", r"weights\.npz: expected the file that was exported, it is damaged"),
+        ("programs/cpu-64x32-3.stablehlo", None, r"cpu-64x32-3\.stablehlo: expected a file .*copy the folder again"),
+        ("programs/cpu-64x32-3.stablehlo", b"", r"cpu-64x32-3\.stablehlo: .*damaged or another one"),
+        ("programs/tpu-64x32-3.stablehlo", None, None),
+    ],
+)
+def test_an_incomplete_folder(
+    exported: Path, tmp_path: Path, name: str, content: bytes | None, message: str | None
+) -> None:
+    """What is missing or damaged is said when the model is made, of this device's files alone."""
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    module = loader_of(folder)
+    if message is None:
+        module.Model()
+        return
+    with pytest.raises(ValueError, match=message):
+        module.Model()
+
+
+def test_another_version(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = loader_of(exported)
-    with pytest.raises(ValueError, match=r"no export\.json"):
-        module.Model(exported / "programs")
-    text = (exported / "export.json").read_text()
     monkeypatch.setattr(module, "FORMAT", 3)
     with pytest.raises(ValueError, match="expected format 3, got 2"):
-        module.Model(exported)
+        module.Model()
     monkeypatch.setattr(module, "FORMAT", 2)
+
+    def too_new(_: bytearray) -> None:
+        raise ValueError("unsupported calling convention version 99")
+
+    monkeypatch.setattr(module.jax.export, "deserialize", too_new)
+    with pytest.raises(ValueError, match=r"cpu-.*expected jax .*, by which it was exported, .*, got .* version 99"):
+        module.Model()(grey(9))
+
+
+def test_another_device(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = loader_of(exported)
     monkeypatch.setattr(module, "platform_of", lambda _: "cuda")
     with pytest.raises(ValueError, match=r"a program for this device \(cpu\), it has cpu, tpu; .*--platforms"):
         module.Model(exported)
-    assert (exported / "export.json").read_text() == text
 
 
 def test_one_size(tmp_path: Path) -> None:
@@ -179,7 +236,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert export_script.main(["runs/mine", out, "--platforms", "cpu", "cuda", "--batch", "1", "2"]) == 0
     assert "out: 8 programs of" in capsys.readouterr().out
     assert export_script.main(["runs/mine", out, "--platforms", "gpu"]) == 1
-    assert "got gpu" in capsys.readouterr().err
+    assert "got gpu; an NVIDIA GPU is cuda" in capsys.readouterr().err
 
 
 def test_the_command_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

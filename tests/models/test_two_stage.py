@@ -14,6 +14,7 @@ from jaxdet.models.roi.schedule import Stage
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.dense import RPNHead
+from jaxdet.nn.heads.mask import FCN
 from jaxdet.nn.heads.trunk import FC2
 from jaxdet.ops.anchors import Anchors
 from jaxdet.ops.losses import SmoothL1
@@ -245,7 +246,8 @@ def test_several_stages_and_class_agnostic_heads(order: tuple[int, ...]) -> None
         return BoxHead(FC2(channels=8), class_agnostic=True)
 
     heads = tuple(make_box_branch(head=head(), box_loss=SmoothL1(1.0)) for _ in range(number))
-    masks = MaskPrediction(tuple(make_mask_branch() for _ in range(number)))
+    mask_heads = (FCN(channels=8, convs=1, class_agnostic=True) for _ in range(number))
+    masks = MaskPrediction(tuple(make_mask_branch(head=mask_head) for mask_head in mask_heads))
     model = make_model(heads=heads, stages=tuple(Stage(head=h, sampler=FIRST) for h in order), parts=(masks,))
     terms, _ = apply_shapes(model, "losses", KEY)
     expected = {f"s{t}.{name}" for t in range(3) for name in ("loss_cls", "loss_bbox", "loss_mask")}
@@ -255,6 +257,7 @@ def test_several_stages_and_class_agnostic_heads(order: tuple[int, ...]) -> None
     assert {name for name in fresh if name.startswith("heads")} == {f"heads_{i}" for i in set(order)}
     assert set(fresh["masks"]) == {f"heads_{i}" for i in set(order)}
     assert fresh["heads_0"]["head"]["deltas"]["kernel"].shape == (8, 4)
+    assert fresh["masks"]["heads_0"]["head"]["logits"]["kernel"].shape == (1, 1, 8, 1)
 
 
 @pytest.mark.parametrize(("order", "number"), [((0, 1), 1), ((0,), 2), ((0, 0), 2), ((), 1), ((1,), 2)])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet.checkpoints.names.mmdet import from_mmdet
 from jaxdet.nn.extractors.single_level import SingleLevel, crops_as_batch
 from jaxdet.nn.heads.box import BoxHead
 from jaxdet.nn.heads.mask import FCN
@@ -62,6 +63,26 @@ def test_mask_head_of_one_class_is_that_channel() -> None:
     weights = jax.random.normal(KEY, first.shape)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), back(weights), own_back(weights))
     assert head.apply(variables, crops[:0], 5, labels[:0], method="classify").shape == (0, 12, 12)
+
+
+def test_one_mask_for_all_classes_is_a_head_whose_classes_are_equal() -> None:
+    """Whatever the label; in mmdetection's names it is the output of ``class_agnostic=True``."""
+    one, each = (FCN(channels=8, convs=1, class_agnostic=agnostic) for agnostic in (True, False))
+    crops, labels = jax.random.normal(KEY, (3, 6, 6, 8)), jnp.array([4, 0, 4])
+    variables = one.init(KEY, crops, 5)
+    (weight,) = from_mmdet(
+        {"roi_head.mask_head.conv_logits.weight": np.ones((1, 8, 1, 1), np.float32)},
+        {"params": {"masks": {"heads_0": {"head": variables["params"]}}}},
+    )["params"]["masks"]["heads_0"]["head"]["logits"].values()
+    assert weight.shape == variables["params"]["logits"]["kernel"].shape
+    logits = jax.tree.map(lambda a: a.repeat(5, -1), variables["params"]["logits"])
+    equal = {"params": variables["params"] | {"logits": logits}}
+    assert one.apply(variables, crops, 5, method="classify").shape == (3, 12, 12, 1)
+    np.testing.assert_allclose(
+        one.apply(variables, crops, 5, labels, method="classify"),
+        each.apply(equal, crops, 5, labels, method="classify"),
+        atol=1e-5,
+    )
 
 
 def test_level_by_the_size_of_the_box() -> None:

@@ -353,7 +353,7 @@ def test_class_weights_multiply_what_a_place_of_a_class_loses(loss: ClassLoss) -
     with_background = dataclasses.replace(cast(Any, loss), weights=(2.0, 0.5, 0.0, 0.25))
     np.testing.assert_allclose(with_background(logits, labels), plain * np.array([2, 0.5, 0, 0.25, 0.5]), rtol=1e-6)
     np.testing.assert_array_equal(jax.jit(weighted)(logits, labels), weighted(logits, labels))
-    with pytest.raises(ValueError, match=r"class_loss\.weights: expected 3 numbers, .* got 2"):
+    with pytest.raises(ValueError, match=r"class_loss\.weights: expected 3 numbers that are not all 0, .* got \(2"):
         dataclasses.replace(cast(Any, loss), weights=(2.0, 0.5))(logits, labels)
     with pytest.raises(ValueError, match=r"weights: expected a number from 0"):
         dataclasses.replace(cast(Any, loss), weights=(1.0, -1.0, 1.0))

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 import jaxdet
 from jaxdet.commands import predict as predict_script
 from jaxdet.data import Category, Data
+from jaxdet.evaluation.augmented import TestTimeAugmentation
 from jaxdet.prediction.merging import merge_windows
 from jaxdet.prediction.tiles import Window, in_image, tiles_of
 from jaxdet.structures import Batch, Detections, Masks
@@ -95,6 +96,13 @@ def test_each_object_comes_once(masks: bool, batch_size: int) -> None:
         expected = np.zeros(HW, bool)
         expected[y1:y2, x1:x2] = True
         assert (mask & expected).sum() > 0.97 * (mask | expected).sum()  # pasting rounds corners off
+
+
+def test_each_tile_is_seen_in_all_views() -> None:
+    """With test-time augmentation each object comes once too, and every tile and the whole image are seen mirrored."""
+    model = predictor(augment=TestTimeAugmentation(flip=True))
+    found = model.tiled(picture(*OBJECTS[:3]), tile=64, overlap=0.3)
+    np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted(OBJECTS[:3]), atol=4)
 
 
 def test_the_whole_image_is_one_more_view() -> None:
@@ -187,11 +195,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     Image.fromarray(image).save(tmp_path / "large.png")
     arguments = ["--checkpoint", "run", "--out", str(tmp_path / "out"), str(tmp_path / "large.png")]
     assert predict_script.main([*arguments, "--tiles", "64", "--overlap", "0.3"]) == 0
-    assert capsys.readouterr().out.startswith(f"{len(OBJECTS)} detections in 1 images")
+    assert capsys.readouterr().out.startswith(f"{len(OBJECTS)} detections in 1 image: ")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {result["segmentation"]["size"] == list(HW) for result in results} == {True}
     assert predict_script.main([*arguments, "--tta", "flip,64", "--tiles", "64", "--overlap", "0.3"]) == 0
-    assert capsys.readouterr().out.startswith(f"{len(OBJECTS)} detections in 1 images")
+    assert capsys.readouterr().out.startswith(f"{len(OBJECTS)} detections in 1 image: ")
     for wrong, message in ((["--tiles", "3"], "at least 32 pixels"), (["--tta", "flop"], "--tta: expected flip")):
         assert predict_script.main([*arguments, *wrong]) == 1
         assert message in capsys.readouterr().err

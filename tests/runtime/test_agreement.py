@@ -11,7 +11,7 @@ from jaxdet.data import Category
 from jaxdet.data.sources.open import fingerprint
 from jaxdet.experiment import Run
 from jaxdet.runtime.agreement import alike, from_all, refuse_differences
-from jaxdet.training.workdir import claim
+from jaxdet.training.workdir import claimed
 from tests.devices import host_flags, outputs, start
 
 SCRIPT = """
@@ -25,7 +25,11 @@ join_hosts(options)
 from jaxdet.runtime.agreement import alike, from_all
 from jaxdet.config import to_data
 from jaxdet.experiment import Run
-from jaxdet.training.workdir import claim
+from jaxdet.training.workdir import claimed
+
+def claim(run):
+    with claimed(Path(sys.argv[1]), run, to_data(run), accept_changes=False):
+        pass
 
 def attempt(name, work):
     try:
@@ -36,7 +40,7 @@ def attempt(name, work):
 here = options.process_id
 for seed in (1, 2):
     run = Run(seed=seed)
-    attempt(f"claim {seed}", lambda: claim(Path(sys.argv[1]), run, to_data(run), accept_changes=False))
+    attempt(f"claim {seed}", lambda: claim(run))
 attempt("same", lambda: alike(lambda: 10 * here, lambda result: {"images": 27}))
 attempt("other", lambda: alike(lambda: 10 * here, lambda result: {"images": 27 - here}))
 attempt("failed", lambda: from_all(lambda: 1 / (1 - here)))
@@ -46,7 +50,8 @@ attempt("long", lambda: [len(said) for said in from_all(lambda: "x" * (3 + 1000 
 
 def test_all_of_two_processes_go_on_or_stop(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    claim(tmp_path, Run(seed=1), to_data(Run(seed=1)), accept_changes=False)
+    with claimed(tmp_path, Run(seed=1), to_data(Run(seed=1)), accept_changes=False):
+        pass
     said = outputs([start(["-c", SCRIPT, str(tmp_path), *flags], 1) for flags in host_flags(2)])
     lines = [out.splitlines()[-6:] for out in said]  # gloo talks before
     differ = "the processes of this job differ (process 0 -> the one that is named):   process 1: images: 27 -> 26"

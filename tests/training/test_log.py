@@ -12,7 +12,7 @@ from PIL import Image
 from jaxdet.config import to_data
 from jaxdet.experiment import Run
 from jaxdet.training.log import CURVES, RunLog
-from jaxdet.training.workdir import _refusal, claim, read_metrics
+from jaxdet.training.workdir import _refusal, claimed, read_metrics
 from jaxdet.training.writers.jsonl import LogFile, read_log
 from tests.disk import files_of_at_most
 
@@ -75,6 +75,11 @@ def test_only_the_writing_process_writes(tmp_path: Path) -> None:
         log.curves()
         log.picture(1, "x", Path(__file__))
     assert list(tmp_path.iterdir()) == []
+
+
+def claim(workdir: Path, run: Run, config: dict[str, Any], *, accept_changes: bool) -> None:
+    with claimed(workdir, run, config, accept_changes):
+        pass
 
 
 def test_a_folder_belongs_to_one_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

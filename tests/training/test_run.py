@@ -23,6 +23,7 @@ from jaxdet.experiment import Experiment, Run
 from jaxdet.training import train
 from jaxdet.training.state import init_variables
 from jaxdet.training.weights import with_weights
+from jaxdet.training.writers import WandB
 from jaxdet.training.writers.jsonl import read_log
 from tools.endurance import differences
 
@@ -212,7 +213,7 @@ def entry_point() -> Any:
     [
         (["--print-config", "optimizer.lr=0.5"], 0, "lr=0.5"),
         (["--print-config", "optimizer.lrr=0.5"], 1, "nearest valid key is 'optimizer.lr'"),
-        (["optimizer.lr=x", "--print-config"], 1, "optimizer.lr: expected float, got 'x'"),
+        (["optimizer.lr=x", "--print-config"], 1, "optimizer.lr: expected a number, got 'x'"),
         (
             ["data.batch_size=0"],
             1,
@@ -250,6 +251,23 @@ def test_a_signal_while_a_step_is_timed_ends_in_a_line(
         compiling.set()
     assert left.value.code == 128 + number
     assert capsys.readouterr().err.splitlines()[-1] == "stopped before the first step; the same command begins anew"
+
+
+@pytest.mark.parametrize(
+    ("listeners", "message"),
+    [
+        ({"profile": "3"}, "the first and the last step to trace"),
+        ({"profile": "5:7"}, "expected steps of 1 to 6, those of the run, got 5:7"),
+        ({"writers": [WandB]}, r"writers: expected objects with the methods start, .*WandB\(\), got <class"),
+        ({"writers": "wandb"}, "got 'w'"),
+    ],
+)
+def test_wrong_listeners_are_refused_before_anything_is_written(
+    listeners: dict[str, Any], message: str, folder: Path, experiment: Experiment
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(experiment, folder / "refused", **listeners)
+    assert not (folder / "refused").exists()
 
 
 def test_ctrl_c_before_the_first_step_ends_in_a_line(

@@ -1,10 +1,9 @@
 """detectron2's weights: Faster R-CNN, Mask R-CNN and RetinaNet with ResNet and FPN.
 
-Boxes, labels and the background (last) are as here, so names and layouts change, and more in three places
+Boxes, labels and the background (last) are as here, so names and layouts change, and more in two places
 ([detectron2/modeling](https://github.com/facebookresearch/detectron2/tree/main/detectron2/modeling)):
 
 - RetinaNet's anchors of a cell are ordered by size and then by ratio there, by ratio and then by size here;
-- a mask head may have one output for all classes there (``CLS_AGNOSTIC_MASK``), which is each class's here;
 - the networks come from Caffe: colours are BGR and are not divided by a standard deviation, a bottleneck has its stride
   in the first convolution.  These are settings, which `from_detectron2` returns.
 """
@@ -33,8 +32,9 @@ SETTINGS = (*REQUIRED, "*.clip_shrink=false", "*rpn.*.suppression.least_side=1e-
 """Overrides that give a Faster or Mask R-CNN config detectron2's way of computing: deltas are bounded above only, and
 proposals without width or height are left out before suppression."""
 
-AGNOSTIC = "*.class_agnostic=true"
-"""Added to these by a file whose boxes are the same for all classes."""
+ONE_BOX, ONE_MASK = "*model.heads.*.class_agnostic=true", "*model.parts.*heads.*.class_agnostic=true"
+"""Added to these by a file whose boxes (``CLS_AGNOSTIC_BBOX_REG``) or masks (``CLS_AGNOSTIC_MASK``) are the same for
+all classes."""
 
 RETINANET_SETTINGS = (
     *REQUIRED,
@@ -67,10 +67,8 @@ def from_detectron2(state: Mapping[str, Any]) -> Imported:
         return Imported(from_state(_TABLE, kept), dropped=dropped, settings=RETINANET_SETTINGS, required=REQUIRED)
     scores, boxes = (_rows(kept, f"roi_heads.box_predictor.{name}") for name in ("cls_score", "bbox_pred"))
     classes = scores - 1  # the last is background
-    agnostic = (AGNOSTIC,) if boxes == 4 and classes > 1 else ()
-    if _rows(kept, "roi_heads.mask_head.predictor") == 1 and classes > 1:
-        for key in (f"roi_heads.mask_head.predictor.{part}" for part in ("weight", "bias")):
-            kept |= {key: np.repeat(kept[key], classes, axis=0)} if key in kept else {}
+    masks = _rows(kept, "roi_heads.mask_head.predictor")
+    agnostic = ((ONE_BOX,) if boxes == 4 and classes > 1 else ()) + ((ONE_MASK,) if masks == 1 and classes > 1 else ())
     return Imported(
         from_state(_TABLE, kept),
         dropped=dropped,

@@ -16,7 +16,7 @@ from jaxdet.data.convert.found import Tally
 from jaxdet.data.convert.from_coco import FORMATS, from_coco
 from jaxdet.data.convert.layouts import NAMES
 from jaxdet.data.convert.to_coco import PLACINGS, Outcome, to_coco
-from jaxdet.data.validation.entries import printable
+from jaxdet.data.validation.entries import counted, printable
 
 _SUMMARY = "Write a data set of another tool's format as COCO's, or COCO's as YOLO's or labelme's."
 _EXAMPLES = 3  #: places that are shown of each kind
@@ -84,10 +84,11 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     _print_tally(console, outcome.tally)
     console.print(f"split by {outcome.split_by}", soft_wrap=True)
     names = ", ".join(outcome.categories[:20]) + (", ..." if len(outcome.categories) > 20 else "")
-    console.print(f"{len(outcome.categories)} classes (model.num_classes): {_shown(names)}", soft_wrap=True)
+    classes = counted(len(outcome.categories), "class")
+    console.print(f"{classes} (model.num_classes): {_shown(names)}", soft_wrap=True)
     for split, path in outcome.annotations.items():
         images, objects = outcome.counts[split]
-        console.print(f"{_shown(str(path))}: {images} images, {objects} objects", soft_wrap=True)
+        console.print(f"{_shown(str(path))}: {counted(images, 'image')}, {counted(objects, 'object')}", soft_wrap=True)
         command = f"jaxdet data check {path} --images {outcome.images}"
         console.print(f"  now run {_shown(command)}", soft_wrap=True)
 

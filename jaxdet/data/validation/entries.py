@@ -90,6 +90,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
 
 
+def counted(number: int, one: str) -> str:
+    """Say how many there are of a thing: 1 image, 2 images, 3 classes."""
+    return f"{number} {one}" if number == 1 else f"{number} {one}{'es' if one.endswith('s') else 's'}"
+
+
 # Single values.
 
 

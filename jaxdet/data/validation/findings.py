@@ -22,6 +22,7 @@ from jaxdet.data.validation.entries import (
     MAX_ANNOTATIONS,
     MAX_BOX_VALUE,
     check_categories,
+    counted,
     file_name_of,
     flag,
     is_number,
@@ -303,7 +304,7 @@ def usage_findings(
     if not annotations:
         use = "to be predicted: jaxdet eval --out; there is nothing to train on or to score by"
         kind = f"json without annotations ({use})"
-        yield Finding("note", kind, f"{len(images)} images")
+        yield Finding("note", kind, counted(len(images), "image"))
         return
     if not has_masks(annotations):
         kind = "data set without masks (train with data.masks=false and a model without masks; scored by boxes)"

@@ -60,7 +60,8 @@ class FCN(nn.Module):
 
     A ``linked`` head also reads the features of an earlier pass, over the same crops or over those of other boxes; its
     link has a ReLU (``link_relu``), and ``link_start`` says whether it begins with random weights or with none.  With
-    ``norm`` a normalisation follows each of the ``convs`` convolutions, which then have no bias.
+    ``norm`` a normalisation follows each of the ``convs`` convolutions, which then have no bias.  With
+    ``class_agnostic`` there is one mask for all classes, K = 1 (section 4.3 of the paper).
     """
 
     channels: int = 256
@@ -69,6 +70,7 @@ class FCN(nn.Module):
     link_relu: bool = True
     link_start: Literal["kaiming", "zeros"] = "kaiming"
     norm: StillNorm | None = None
+    class_agnostic: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self, channels=CHANNELS, convs=LAYERS)
@@ -84,7 +86,7 @@ class FCN(nn.Module):
                 setattr(self, f"norm{i}", make_norm(self.norm))
 
     def __call__(self, crops: jax.Array, num_classes: int) -> jax.Array:
-        """Crops ``[N, 14, 14, C]`` -> logits ``[N, 28, 28, K]``, K = ``num_classes``, of an only pass."""
+        """Crops ``[N, 14, 14, C]`` -> logits ``[N, 28, 28, K]`` of an only pass, K = ``num_classes`` or 1."""
         return self.classify(self.features(crops, self.empty_features(crops)), num_classes)
 
     def empty_features(self, crops: jax.Array) -> jax.Array:
@@ -106,7 +108,10 @@ class FCN(nn.Module):
 
     @nn.compact
     def classify(self, features: jax.Array, num_classes: int, labels: jax.Array | None = None) -> jax.Array:
-        """Logits of features ``[N, 14, 14, channels]``: ``[N, 28, 28, K]``, or of classes ``labels [N]`` alone."""
+        """Logits of features ``[N, 14, 14, channels]``: ``[N, 28, 28, K]``; with ``labels [N]`` ``[N, 28, 28]``."""
         # As 2x2 blocks up to the logits: interleaving one number a pixel moves less than its 256 channels.
         x = nn.relu(Upsample(self.channels, name="upsample")(features))
-        return interleave(_ByClass(num_classes, name="logits")(x, labels))
+        if not self.class_agnostic:
+            return interleave(_ByClass(num_classes, name="logits")(x, labels))
+        only = _ByClass(1, name="logits")(x)
+        return interleave(only if labels is None else only[..., 0])

@@ -28,9 +28,9 @@ class MLflow:
 
     def __init__(self, experiment: str = "jaxdet", tracking_uri: str | None = None) -> None:
         self._experiment, self._uri = experiment, tracking_uri
+        self._mlflow = package("mlflow")
 
     def start(self, workdir: Path, settings: Settings, step: int) -> None:
-        self._mlflow = package("mlflow")
         self._client: Any = self._mlflow.MlflowClient(self._uri)
         self._id, begun = kept_id(workdir / "mlflow_id", lambda: self._new_run(workdir.resolve().name))
         if begun:

@@ -24,9 +24,9 @@ class Trackio:
 
     def __init__(self, project: str = "jaxdet", **options: Any) -> None:
         self._project, self._options = project, options
+        self._trackio = package("trackio")
 
     def start(self, workdir: Path, settings: Settings, step: int) -> None:
-        self._trackio = package("trackio")
         given = {"project": self._project, "name": workdir.resolve().name, "resume": "allow", "embed": False}
         self._run = self._trackio.init(**(given | {"config": dict(settings)} | self._options))
 

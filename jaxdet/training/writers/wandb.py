@@ -25,9 +25,9 @@ class WandB:
 
     def __init__(self, project: str = "jaxdet", **options: Any) -> None:
         self._project, self._options = project, options
+        self._wandb = package("wandb")
 
     def start(self, workdir: Path, settings: Settings, step: int) -> None:
-        self._wandb = package("wandb")
         name, _ = kept_id(workdir / "wandb_id", lambda: uuid.uuid4().hex[:8])
         given = {"project": self._project, "name": workdir.resolve().name, "id": name, "resume": "allow"}
         self._run = self._wandb.init(**(given | {"dir": str(workdir), "config": dict(settings)} | self._options))

@@ -1,8 +1,8 @@
 """What a run tells those who keep its numbers: files of its own, or an experiment tracker."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ Settings: TypeAlias = Mapping[str, bool | int | float | str | None]
 """The config by dotted keys, as ``{"optimizer.lr": 0.02}`` (`jaxdet.config.flat_settings`)."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Gets what a run logs.  Of several processes the first one calls it, from the thread that trains.
 
@@ -40,3 +41,13 @@ class Writer(Protocol):
     def close(self) -> None:
         """The run has ended, however it did; nothing comes after it."""
         ...
+
+
+def check_writers(writers: Sequence[object]) -> None:
+    """Make sure that each is a `Writer`; ValueError where one is not."""
+    for writer in writers:
+        if isinstance(writer, type) or not isinstance(writer, Writer):
+            raise ValueError(
+                "writers: expected objects with the methods start, scalars, image and close, such as "
+                f"jaxdet.training.writers.WandB(), got {writer!r}"
+            )
