@@ -5,11 +5,11 @@ trained this one on COCO yet.
 
 Both phases, the first into runs/mr_rcnn/before:
 
-    python train.py --config configs/mr_rcnn_r50_fpn.py --workdir runs/mr_rcnn before.init_from=weights/resnet50.pth
+    jaxdet train --config mr_rcnn_r50_fpn --workdir runs/mr_rcnn before.init_from=weights/resnet50.pth
 
 The second alone, from a Mask R-CNN that is trained already, of jaxdet, mmdetection or torchvision:
 
-    python train.py --config configs/mr_rcnn_r50_fpn.py --workdir runs/mr_rcnn run.init_from=runs/mask_rcnn
+    jaxdet train --config mr_rcnn_r50_fpn --workdir runs/mr_rcnn run.init_from=runs/mask_rcnn
 """
 
 from jaxdet.configs.base import mask_rcnn

@@ -5,7 +5,7 @@ rdsnet_refine_r50_fpn_1x); nobody has trained this one on COCO yet.
 
 The refinement has 10 parameters, which start at the published values.  To train them on a model that is trained:
 
-    python train.py --config configs/rdsnet_refine_r50_fpn.py --workdir runs/refine \
+    jaxdet train --config rdsnet_refine_r50_fpn --workdir runs/refine \
         run.init_from=runs/rdsnet "run.train_only=^params/boundaries/" \
         optimizer.schedule.unit=steps optimizer.schedule.length=1000 optimizer.schedule.drops= \
         optimizer.lr=0.01 optimizer.weight_decay=0

@@ -1,6 +1,6 @@
 """Search for settings with Optuna, where trials that do badly are ended early (``pip install 'jaxdet[optuna]'``).
 
-    python examples/optuna_search.py --config configs/demo.py --trials 20 --workdir runs/search
+    python examples/optuna_search.py --config demo --trials 20 --workdir runs/search
 
 A trial is a run in a folder of its own, ``trial_0`` and so on.  Trials lie in a file beside them, so that the same
 command adds more.  What is drawn is in `draw`: change it.

@@ -1,11 +1,14 @@
 """A Mask R-CNN that is small enough for the notebooks: it learns generated scenes of 96 pixels on a processor.
 
-ResNet-18 with a quarter of the channels and without its last stage, a pyramid of 32 channels, and Muon, because there
-are neither pretrained weights nor time for SGD.
+ResNet-18 with a quarter of the channels and without its last stage, a pyramid of 32 channels, and the demo's optimizer,
+Muon, because there are neither pretrained weights nor time for SGD.
 """
 
+import dataclasses
+
+from jaxdet.configs import demo
 from jaxdet.data.settings import Data, Scenes
-from jaxdet.experiment import Experiment, Optimizer, Run, Schedule
+from jaxdet.experiment import Experiment, Run, Schedule
 from jaxdet.models.dense import rpn
 from jaxdet.models.parts.masks import MaskPrediction
 from jaxdet.models.roi.heads import BoxBranch, MaskBranch
@@ -53,14 +56,5 @@ def get_config() -> Experiment:
         workers=0,
     )
     schedule = Schedule(length=400, unit="steps", decay="cosine", drops=(), warmup_steps=40)
-    optimizer = Optimizer(
-        rule="muon",
-        lr=3e-3,
-        base_batch=4,
-        weight_decay=1e-2,
-        muon_steps=3,
-        muon_norm="schatten",
-        clip_norm=10.0,
-        schedule=schedule,
-    )
+    optimizer = dataclasses.replace(demo.get_config().optimizer, schedule=schedule)
     return Experiment(model, data, optimizer, Run(log_every=25, checkpoint_every=200, eval_every=0, eval_batch=4))

@@ -7,6 +7,7 @@ changes.  The demo and the worked example are run as a whole elsewhere.
 import argparse
 import ast
 import importlib.util
+import os
 import re
 import shlex
 import sys
@@ -77,7 +78,11 @@ def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
     def error(parser: argparse.ArgumentParser, message: str) -> None:
         raise ValueError(message)
 
+    def again(*_: object) -> None:
+        raise AssertionError(f"{module} starts the process again before it parses its arguments")
+
     with monkeypatch.context() as patch:
+        patch.setattr(os, "execv", again)  # or the tests would end here, as if all had passed
         for name in ("parse_args", "parse_intermixed_args"):
             patch.setattr(argparse.ArgumentParser, name, stopping(getattr(argparse.ArgumentParser, name)))
         patch.setattr(argparse.ArgumentParser, "error", error)
@@ -95,7 +100,11 @@ def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
 
 def fault_of(command: list[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
     """What is wrong with a command, as far as can be said without its data; None if nothing is."""
+    if command[:3] == ["python", "-m", "jaxdet"]:  # the same command, which would start this process again
+        command = ["jaxdet", *command[3:]]
     if command[0] == "jaxdet":
+        if command[1:] in ([], ["--help"], ["--version"]):
+            return None
         verb = next((verb for verb in VERBS if tuple(command[1 : 1 + len(verb)]) == verb), None)
         if verb is None:
             return f"jaxdet has no {command[1]}"
@@ -147,6 +156,11 @@ def test_the_commands_of_the_programs_are_found() -> None:
     assert {*documents, *programs} <= set(COMMANDS)
 
 
+@pytest.mark.parametrize("command", ["jaxdet --help", "python -m jaxdet", "python -m jaxdet data check FOLDER"])
+def test_the_command_itself_is_taken(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fault_of(command.split(), monkeypatch) is None
+
+
 @pytest.mark.parametrize(
     ("command", "fault"),
     [
@@ -161,6 +175,8 @@ def test_the_commands_of_the_programs_are_found() -> None:
         ("python -m jaxdet.data.scenes OUT --trian 1000", "unrecognized arguments"),
         ("jaxdet predict --checkpoint runs/demo --nothing a.jpg", "unrecognized arguments: --nothing"),
         ("jaxdet fit", "jaxdet has no fit"),
+        ("python -m jaxdet fit", "jaxdet has no fit"),
+        ("python -m jaxdet predict --nothing a.jpg", "unrecognized arguments: --nothing"),
         ("python -m tools.nothing", "there is no tools.nothing"),
     ],
 )

@@ -36,10 +36,10 @@ MISSING = "missing"
 
 HEAD = """# Model zoo
 
-Made by `python -m tools.zoo` from `configs/`; not edited by hand. A name in the column *config* is what `train.py`,
-`eval.py` and `predict.py` take: `--config configs/sbr_cnn.py`, or `--config configs/tables/sbr_table6.py:row_3` for
-`sbr_table6:row_3`. Each model stands once, in one of the first two tables; rows of the papers' tables link to it, and
-may differ from it in how it is trained.
+Made by `python -m tools.zoo` from `configs/`; not edited by hand. A name in the column *config* is what `--config` of
+`jaxdet train`, `jaxdet eval` and `jaxdet predict` takes, as `--config sbr_cnn` and `--config sbr_table6:row_3`. Each
+model stands once, in one of the first two tables; rows of the papers' tables link to it, and may differ from it in how
+it is trained.
 
 - **parameters**, and those of them that are **trained** (stem and first stage of the backbone are frozen), counted in
   this code; trained ones counted in the **authors' code**, and as printed in the **paper**, where they are cut off.

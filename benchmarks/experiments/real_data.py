@@ -5,7 +5,7 @@
 
 ``--coco`` holds ``images/`` and ``annotations/instances_train2017.json``, ``--data`` holds ``images/``,
 ``annotations/instances_train.json`` and ``annotations/instances_val.json``; ``--weights`` is an ImageNet ResNet-18.
-``--config configs/sbr_cnn_r18_fpn_small.py`` trains SBR-CNN in place of Mask R-CNN.
+``--config sbr_cnn_r18_fpn_small`` trains SBR-CNN in place of Mask R-CNN.
 """
 
 import argparse

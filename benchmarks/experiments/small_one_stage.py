@@ -1,6 +1,6 @@
 """Small one-stage models that learn the demo's generated scenes from scratch; their AP is in docs/RESULTS.md.
 
-    python train.py --config benchmarks/experiments/small_one_stage.py:retinanet --workdir runs/retinanet
+    jaxdet train --config benchmarks/experiments/small_one_stage.py:retinanet --workdir runs/retinanet
 
 Names are ``retinanet``, ``rdsnet``, ``mbrm`` (rdsnet with refined boxes), ``direct`` (boxes around masks), ``linear``
 (linear combinations of prototypes in place of correlation) and ``condinst``.  Backbone, data and optimizer are those

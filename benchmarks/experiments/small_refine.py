@@ -1,7 +1,7 @@
 """A small Mask R-CNN on scenes whose objects huddle, and what MR R-CNN's refining step adds to it.
 
-    python train.py --config benchmarks/experiments/small_refine.py:mask_rcnn --workdir runs/refine/mask_rcnn
-    python train.py --config benchmarks/experiments/small_refine.py:sara --workdir runs/refine/sara \
+    jaxdet train --config benchmarks/experiments/small_refine.py:mask_rcnn --workdir runs/refine/mask_rcnn
+    jaxdet train --config benchmarks/experiments/small_refine.py:sara --workdir runs/refine/sara \
         run.init_from=runs/refine/mask_rcnn
 
 Names are ``mask_rcnn``, which is trained first, and those that start from its weights: ``control``, the same model
@@ -11,7 +11,7 @@ plain crops; and ``sara``, the step on crops by Shape-aware RoIAlign (the rows o
 
 Backbone, neck, proposals and optimizer are those of ``configs/demo.py``.  AP over huddled objects alone:
 
-    python eval.py --checkpoint runs/refine/sara --out runs/refine/sara/results.json
+    jaxdet eval --checkpoint runs/refine/sara --out runs/refine/sara/results.json
     python -m benchmarks.experiments.huddled_ap instances_val.json runs/refine/sara/results.json
 
 where the json lies in the folder of the scenes (``~/.cache/jaxdet``).

@@ -1,6 +1,6 @@
 """What the files of the papers' tables share: a row, models with the settings of mmdetection 1.x, and RDSNet_s.
 
-A table file has ``ROWS`` and ``get_config``, so that ``--config configs/tables/sbr_table6.py:row_3`` trains row 3.
+A table file has ``ROWS`` and ``get_config``, so that ``--config sbr_table6:row_3`` trains row 3.
 """
 
 import dataclasses
