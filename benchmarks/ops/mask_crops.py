@@ -135,20 +135,23 @@ def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float((a & b).sum()) / union if union else 1.0
 
 
-def table(source: Source, data: Data, sizes: list[int], limit: int) -> tuple[str, int]:
-    """Over the first ``limit`` images, as a table: mean IoU and median time; and the number of instances."""
+def measure(
+    source: Source, data: Data, sizes: list[int], limit: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Over the first ``limit`` images mean IoU and median time as of `overlaps`, and the number of instances."""
     rng = np.random.default_rng(0)
     results = [row for index in range(min(limit, len(source))) for row in overlaps(source[index], data, sizes, rng)]
-    overlap, microseconds = zip(*results, strict=True)
-    ious, times = np.mean(overlap, axis=0), np.median(microseconds, axis=0)
-    cells = [
-        [f"{annotated:.4f}", f"{moved:.4f}", us] for annotated, moved, us in zip(*ious, times.tolist(), strict=True)
-    ]
-    number = len(sizes)
-    lines = [[str(size), *cells[place], *cells[number + place]] for place, size in enumerate(sizes)]
+    ious, times = zip(*results, strict=True)
+    return np.mean(ious, axis=0), np.median(times, axis=0), len(results)
+
+
+def table(ious: NDArray[np.float64], times: NDArray[np.float64], sizes: list[int]) -> str:
+    """A line for each size, and one for whole masks."""
+    columns = zip(*ious, times.tolist(), strict=True)
+    cells = [[f"{annotated:.4f}", f"{moved:.4f}", us] for annotated, moved, us in columns]
+    lines = [[str(size), *cells[place], *cells[len(sizes) + place]] for place, size in enumerate(sizes)]
     lines.append(["whole", "", "", "", *cells[-1]])
-    head = ["mask_size", "polygons", "moved boxes", "us", "bitmaps", "moved boxes", "us"]
-    return markdown(head, lines), len(results)
+    return markdown(["mask_size", "polygons", "moved boxes", "us", "bitmaps", "moved boxes", "us"], lines)
 
 
 def main() -> None:
@@ -163,8 +166,9 @@ def main() -> None:
     options = parser.parse_args()
     data = dataclasses.replace(Data(), short_side=options.short_side, long_side=options.long_side)
     source = open_source(CocoFolder(options.images, options.annotations))
-    found, count = table(source, data, options.sizes, options.limit)
-    print(f"{count} instances of polygons, images resized to {options.short_side} x {options.long_side}\n\n{found}")
+    ious, times, count = measure(source, data, options.sizes, options.limit)
+    print(f"{count} instances of polygons, images resized to {options.short_side} x {options.long_side}\n")
+    print(table(ious, times, options.sizes))
 
 
 if __name__ == "__main__":

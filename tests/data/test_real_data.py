@@ -100,7 +100,11 @@ def _benchmark() -> ModuleType:
 
 
 def test_crops_cost_little_of_the_targets(shared):
-    """Mean IoU of 28x28 targets with full-resolution ones, at the default settings."""
-    measured, instances = _benchmark().measure(open_source(_coco(shared, "val")), Data(), [Data().mask_size], limit=12)
+    """Mean IoU of 28x28 targets with those of the polygons, at the default settings, on 54 instances."""
+    source = open_source(_coco(shared, "val"))
+    ious, _, instances = _benchmark().measure(source, Data(), [Data().mask_size], limit=8)
+    polygons, bitmaps, whole = ious.T
     assert instances > 50
-    assert (measured >= 0.985).all()
+    assert (polygons >= 0.96).all()
+    assert (polygons > whole + 0.03).all()  # where the stored pixels are repeated
+    assert (np.abs(bitmaps - whole) < 0.005).all()
