@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Compiled programs are kept, so that a second run starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 
-.PHONY: help venv demo test lint types unit parity page newer site notebooks outputs fuzz lock clean
+.PHONY: help venv demo test lint types unit parity page newer site notebooks outputs accelerators fuzz lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -76,6 +76,21 @@ notebooks: $(DOCS) ## the notebooks from the first cell to the last, on small se
 # The first leaves a run for the others.
 outputs: $(DOCS) ## the notebooks at full size, some minutes; stores what they show
 	$(RUN) -m jupyter nbconvert --to notebook --execute --inplace notebooks/predict.ipynb notebooks/own_data.ipynb notebooks/inside.ipynb
+
+# XLA's compilers for GPUs and TPUs alone, beside the jax of $(VENV); they need neither device nor driver.
+COMPILERS := build/accelerators/$(notdir $(VENV))
+COMPILER_cuda12 := ^(jax-cuda12-|nvidia-(cuda-(cupti|nvcc|nvrtc|runtime)|nvjitlink)-cu12)
+COMPILER_tpu := ^libtpu
+
+$(COMPILERS)/%/.installed: requirements/%.lock $(INSTALLED)
+	rm -rf $(@D)
+	grep -E '$(COMPILER_$*)' $< | $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) \
+	  --requirement /dev/stdin
+	@touch $@
+
+# ROWS="--configs sbr_cnn --targets v5e:2x4": other models and devices (python -m benchmarks.models.accelerators --help).
+accelerators: $(COMPILERS)/cuda12/.installed $(COMPILERS)/tpu/.installed ## programs of all families compiled for GPUs and TPUs that need not be there
+	$(RUN) -m benchmarks.models.accelerators $(ROWS)
 
 fuzz: venv ## many spoilt data sets and checkpoints, about half an hour
 	$(RUN) -m tests.fuzz

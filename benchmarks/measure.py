@@ -189,11 +189,11 @@ def program_cost(program: Compiled) -> Cost:
 
 def later_rounds(jaxpr: Any) -> float:
     """FLOPs of matrix products and convolutions in all rounds but the first of the scans in a program."""
-    return _products(jaxpr, whole=True) - _products(jaxpr, whole=False)
+    return products(jaxpr) - products(jaxpr, whole=False)
 
 
-def _products(jaxpr: Any, *, whole: bool) -> float:
-    """FLOPs of matrix products and convolutions, scans taken ``whole`` or for one round."""
+def products(jaxpr: Any, *, whole: bool = True) -> float:
+    """FLOPs of matrix products and convolutions over all devices, scans taken ``whole`` or for one round."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -205,7 +205,9 @@ def _products(jaxpr: Any, *, whole: bool) -> float:
             features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
             total += 2 * math.prod(result) * math.prod(kernel) / features
         rounds = equation.params["length"] if whole and equation.primitive.name == "scan" else 1
-        total += rounds * sum(_products(inner, whole=whole) for inner in _programs_in(equation.params))
+        if equation.primitive.name == "shard_map":  # inside it are the shapes of one device
+            rounds = equation.params["mesh"].size
+        total += rounds * sum(products(inner, whole=whole) for inner in _programs_in(equation.params))
     return total
 
 

@@ -80,7 +80,7 @@ def names_missing_file(word: str) -> bool:
     first, _, rest = word.partition("/")
     bases = [ROOT, ROOT / "jaxdet"]
     is_source = word.endswith((".py", ".md")) and (rest or first in ("train.py", "eval.py", "predict.py"))
-    in_repository = (ROOT / first).is_dir() and first not in ("runs", "data") and (rest or word.endswith("/"))
+    in_repository = (ROOT / first).is_dir() and first not in ("build", "runs", "data") and (rest or word.endswith("/"))
     if not is_source and not in_repository:
         return False
     return not any(any(base.glob(word.rstrip("/"))) for base in bases)

@@ -119,10 +119,12 @@ def predict_batch(
 @cache
 def _compiled() -> Any:
     """Not made before the first use: importing a module must not start jax, which may have other processes to join."""
-    return jax.jit(_predict_batch, static_argnums=(0, 1), compiler_options=compiler_options())
+    return jax.jit(predict_on_mesh, static_argnums=(0, 1), compiler_options=compiler_options())
 
 
-def _predict_batch(model: Detector, mesh: Mesh, variables: Any, batch: Batch, limits: Limits | None) -> Detections:
+def predict_on_mesh(model: Detector, mesh: Mesh, variables: Any, batch: Batch, limits: Limits | None) -> Detections:
+    """What `predict_batch` compiles."""
+
     # Every device runs its own images, so that no loop of one (NMS, say) waits for another's.
     def one_device(variables: Any, batch: Batch, limits: Limits | None) -> Detections:
         limited = model if limits is None else with_limits(model, limits)

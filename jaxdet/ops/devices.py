@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-#: The kind of device that is traced for; None: that of this process.  What jax has traced and kept is not used again
-#: under another value, which a variable of our own could not promise.
+#: The kind of device that is traced for and their number; None: those of this process.  What jax has traced and kept is
+#: not used again under another value, which a variable of our own could not promise.
 _target = jax.make_user_context(None)
 #: The devices over which gradients of cast parameters are summed in float32; None: as the compiler sums them.
 _summed_over = jax.make_user_context(None)
@@ -24,13 +24,13 @@ _portable = jax.make_user_context(False)
 
 def backend() -> str:
     """What ``jax.default_backend()`` is where the program that is traced will run: ``cpu``, ``gpu`` or ``tpu``."""
-    return _target.value or jax.default_backend()
+    return _target.value[0] if _target.value else jax.default_backend()
 
 
 @contextmanager
-def traced_for(kind: str) -> Iterator[None]:
-    """What is traced inside will run on one device of that kind (``cpu``, ``gpu``, ``tpu``), whatever there is here."""
-    with _target(kind):
+def traced_for(kind: str, devices: int = 1) -> Iterator[None]:
+    """What is traced inside will run on devices of that kind (``cpu``, ``gpu``, ``tpu``), whatever there is here."""
+    with _target((kind, devices)):
         yield
 
 
@@ -44,11 +44,12 @@ def portable() -> Iterator[None]:
 def devices_of_arrays() -> int:
     """Over how many devices an array may be split where this is traced.
 
-    All of them, as the compiler decides; but one inside `jax.shard_map`, where each device has arrays of its own, and
-    inside `traced_for`.
+    All of them, as the compiler decides; but one inside `jax.shard_map`, where each device has arrays of its own.
     """
     # Manual axes are those that a surrounding shard_map has taken over.
-    return 1 if _target.value or jax.sharding.get_abstract_mesh().manual_axes else jax.device_count()
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        return 1
+    return _target.value[1] if _target.value else jax.device_count()
 
 
 def runs_kernels() -> bool:

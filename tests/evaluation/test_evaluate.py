@@ -208,7 +208,7 @@ def test_second_evaluation_compiles_nothing(caplog: pytest.LogCaptureFixture) ->
         caplog.clear()
         with jax.log_compiles():
             evaluate(DarkSquare(), VARIABLES, Squares(3), DATA, batch_size=2)
-        counts.append(sum("compilation of jit(_predict_batch)" in record.getMessage() for record in caplog.records))
+        counts.append(sum("compilation of jit(predict_on_mesh)" in record.getMessage() for record in caplog.records))
     assert counts == [2, 0]  # a landscape and a portrait canvas
 
 

@@ -79,6 +79,8 @@ def test_compiled_here_is_for_here() -> None:
         with traced_for("gpu"):
             assert backend() == "gpu"
         assert backend() == "tpu"
+        with traced_for("tpu", 256):
+            assert devices_of_arrays() == 256
     assert (backend(), devices_of_arrays()) == (here, jax.device_count())
 
 
