@@ -21,7 +21,9 @@ from benchmarks.programs import Inputs, inference, make_inputs, make_weights, op
 from jaxdet.config import load_config
 
 
-def torchvision_works(torch: Any, torchvision: Any, inputs: Inputs, dtype: str) -> list[Callable[[], Any]]:
+def torchvision_works(
+    torch: Any, torchvision: Any, inputs: Inputs, dtype: str, *, channels_last: bool = False
+) -> list[Callable[[], Any]]:
     """Inference and training step of torchvision's model, on the GPU if torch sees one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     height, width = (int(side) for side in inputs.batch.true_hw[0])
@@ -32,6 +34,8 @@ def torchvision_works(torch: Any, torchvision: Any, inputs: Inputs, dtype: str) 
         backbone_name="resnet50", weights=None, norm_layer=torchvision.ops.FrozenBatchNorm2d, trainable_layers=3
     )
     net = detection.MaskRCNN(backbone, num_classes=81, **sizes).to(device)
+    if channels_last:  # what a convolution computes has the layout of its kernel
+        net = net.to(memory_format=torch.channels_last)
     images, targets = to_torch(torch, inputs, (height, width), device)
     trained = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4)
