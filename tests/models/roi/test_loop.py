@@ -48,6 +48,7 @@ class TellsMasks:
 
     linked: bool = True
     by: float = 1.0
+    method: None = None  # of sampling
 
     def crops(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:
         return jnp.zeros((boxes.shape[0] * boxes.shape[1], 1, 1, 1))
