@@ -52,7 +52,7 @@ LEAST = {"torchvision": 20, "roi_align": 10, "tests": 40, "demo": 60}
 #: Share of the memory of a GPU that processes get which this one starts; it takes the rest itself.
 OTHERS_MEMORY = 0.1
 TESTS = (
-    *("tests/ops/test_roi_align.py", "tests/ops/test_suppression.py", "tests/ops/test_top_k.py"),
+    *("tests/ops/test_roi_align.py", "tests/ops/test_suppression.py", "tests/ops/test_selection.py"),
     *("tests/nn/test_layers.py", "tests/training/test_compiled_step.py"),
 )
 #: With ``--small``: a model of 0.3 million parameters.

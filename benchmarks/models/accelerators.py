@@ -313,7 +313,7 @@ def moved_too_much(contents: hlo.Contents, gradient: int) -> list[str]:
         found.append(
             f"it moves {moved / 1e6:.1f} MB between devices beside sums, the most by {others[0].kind} at "
             f"{others[0].where!r}: XLA cannot split an operation along the images; write it for one image under "
-            "jax.vmap, and leave out what cannot be split, as `top_k` in jaxdet/ops/devices.py does"
+            "jax.vmap, and leave out what cannot be split, as `top_k` in jaxdet/ops/selection.py does"
         )
     return found
 

@@ -21,7 +21,6 @@ from jaxdet.nn.heads.codes import Codes, read_codes
 from jaxdet.nn.heads.dense import DenseHead, RPNHead
 from jaxdet.ops.anchors import Anchors, Places, inside, on_image
 from jaxdet.ops.boxes import BoxCoder, DeltaCoder, area, clip, safe
-from jaxdet.ops.devices import top_k
 from jaxdet.ops.losses import (
     BinaryCrossEntropy,
     BoxLoss,
@@ -34,6 +33,7 @@ from jaxdet.ops.losses import (
 from jaxdet.ops.matching import Assigner, Matcher
 from jaxdet.ops.rounding import whole_parts
 from jaxdet.ops.sampling import Choice, HardNegatives, Sampler
+from jaxdet.ops.selection import largest_first, top_k
 from jaxdet.ops.suppression import NMS, Suppression
 from jaxdet.ranges import SHARE, WEIGHT, Range, check_ranges
 from jaxdet.structures import Detections, Features, Proposals, Targets
@@ -335,7 +335,7 @@ def _cut(detections: Detections, hw: jax.Array, least_side: float) -> Detections
     """Detections ``[D]`` of an image of size ``hw [2]`` cut to it; those without area go, and the others move up."""
     boxes = clip(detections.boxes, hw, least_side)
     cut = dataclasses.replace(detections, boxes=boxes, valid=detections.valid & (area(boxes) > 0))
-    order = jnp.argsort(~cut.valid, stable=True)
+    order = largest_first(cut.valid.astype(jnp.float32))
     moved: Detections = jax.tree.map(lambda leaf: leaf[order], cut)
     return moved
 

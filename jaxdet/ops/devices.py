@@ -100,16 +100,3 @@ def apply_cast(function: Callable[..., jax.Array], x: Any, *parameters: jax.Arra
         x, *parameters
     )
     return applied
-
-
-def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The ``k`` largest of ``values [N]``, largest first, and where they are; of equal ones the first comes first.
-
-    ``values`` hold no NaN.  With several devices the values are sorted: for ``jax.lax.top_k`` XLA first brings a batch
-    that is split over the devices to every one of them (jax 0.10), a sort leaves it where it is.
-    """
-    if devices_of_arrays() == 1:
-        largest, index = jax.lax.top_k(values, k)
-        return largest, index
-    index = jnp.argsort(values, descending=True, stable=True)[:k]
-    return values[index], index

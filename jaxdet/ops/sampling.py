@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxdet.ops.devices import top_k
 from jaxdet.ops.matching import Match
+from jaxdet.ops.selection import largest_first, last_of_largest, top_k
 from jaxdet.ranges import DETECTIONS, SHARE, check_ranges, positive
 
 
@@ -66,8 +66,8 @@ class Sampler:
         is_negative &= jnp.arange(self.number) < self.number - is_positive.sum()
         index = jnp.concatenate([positive, negative])
         valid = jnp.concatenate([is_positive, is_negative])
-        # Valid ones to the front; a stable sort keeps positives before negatives.
-        front = jnp.argsort(~valid, stable=True)[: self.number]
+        # Valid ones to the front, positives still before negatives.
+        front = largest_first(valid.astype(jnp.float32))[: self.number]
         valid = valid[front]
         # The first max_positive candidates were positives, wherever they stand now.
         return Choice(jnp.where(valid, index[front], 0), valid & (front < self.max_positive), valid)
@@ -79,20 +79,16 @@ def hardest(values: jax.Array, candidate: jax.Array, number: jax.Array) -> jax.A
     Values are not negative; those of others, NaN included, have no effect.  Values that tie for the last places share
     them, so that the weighted sum is that of the largest ``number`` whatever their order.  No gradient flows.
 
-    There is no sort: the smallest value that still counts is found bit by bit, in 31 passes of counting.
+    There is no sort (`selection.last_of_largest`).
     """
     values = jax.lax.stop_gradient(values.astype(jnp.float32))
     number = jnp.minimum(number, candidate.sum(-1)).astype(jnp.int32)
     # The bits of floats that are not negative, read as whole numbers, are in the order of the floats; those of -0.0 are
-    # the lowest of all, and become those of 0.
-    bits = jnp.where(candidate, jnp.maximum(jax.lax.bitcast_convert_type(values, jnp.int32), 0), -1)
-
-    def add_bit(i: jax.Array, limit: jax.Array) -> jax.Array:
-        higher = limit | (jnp.int32(1) << (30 - i))
-        return jnp.where((bits >= higher[..., None]).sum(-1) >= number, higher, limit)
-
-    limit = jax.lax.fori_loop(0, 31, add_bit, jnp.zeros_like(number))[..., None]
-    above, tied = bits > limit, (bits == limit) & candidate
+    # the lowest of all, and become those of 0.  Below them all is what is no candidate.
+    bits = jnp.maximum(jax.lax.bitcast_convert_type(values, jnp.int32), 0).astype(jnp.uint32)
+    keys = jnp.where(candidate, bits + 1, 0)
+    limit = last_of_largest(keys, number)[..., None]
+    above, tied = keys > limit, (keys == limit) & candidate
     share = (number - above.sum(-1)) / jnp.maximum(tied.sum(-1), 1)
     return above + tied * share[..., None]
 

@@ -20,6 +20,7 @@ from flax import struct
 
 from jaxdet.ops.boxes import area, intersection
 from jaxdet.ops.rounding import product, quotient
+from jaxdet.ops.selection import largest_first, top_k
 from jaxdet.ranges import DETECTIONS, SHARE, Range, check_ranges
 from jaxdet.structures import Detections
 
@@ -148,7 +149,7 @@ class FastNMS:
         candidate = valid[:, None] & jnp.isfinite(boxes).all(-1) & (scores > self.score_threshold)
 
         def one_class(boxes: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-            best, row = jax.lax.top_k(scores, min(self.per_class, n))
+            best, row = top_k(scores, min(self.per_class, n))
             # Above the diagonal: row i suppresses column j only if it has the higher score.
             better = jnp.triu(overlaps(boxes[row], boxes[row], self.iou_threshold), 1) & (best > 0)[:, None]
             return jnp.where(better.any(0), 0.0, best), row
@@ -158,7 +159,7 @@ class FastNMS:
         safe_scores = jnp.where(candidate, scores, 0.0)
         found, rows = jax.vmap(one_class, in_axes=(1, 1))(safe_boxes, safe_scores)  # [K, per_class]
         limit = min(self.max_detections, found.size)
-        best, place = jax.lax.top_k(found.reshape(-1), limit)
+        best, place = top_k(found.reshape(-1), limit)
         spare = (0, self.max_detections - limit)
         is_valid = jnp.pad(best > 0, spare)
         # A place in the flattened [K, per_class] is the class and the rank inside it.
@@ -213,8 +214,7 @@ def nms(
     if scores.shape[0] == 0:
         return Kept(jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool))
     valid = valid & jnp.isfinite(scores) & jnp.isfinite(boxes).all(-1)
-    # Invalid ones last; stable, so that the lower index goes first among equal scores.
-    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
+    order = largest_first(jnp.where(valid, scores, -jnp.inf))  # invalid ones last
     block = min(block, math.ceil(order.shape[0] / PART) * PART)
     blocks = math.ceil(order.shape[0] / block)
     order = jnp.pad(order, (0, blocks * block - order.shape[0]))

@@ -18,8 +18,9 @@ import jaxdet
 from jaxdet.exporting.programs import PLATFORMS, Program, trace
 from jaxdet.nn.blocks.layers import convolve
 from jaxdet.ops.conv.grouped import grouped_conv
-from jaxdet.ops.devices import backend, devices_of_arrays, top_k, traced_for
+from jaxdet.ops.devices import backend, devices_of_arrays, traced_for
 from jaxdet.ops.rounding import quotient
+from jaxdet.ops.selection import top_k
 from tests.exporting.halves import Halves
 from tests.models.small import initialize, make_batch, make_rdsnet, make_targets
 

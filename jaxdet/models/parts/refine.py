@@ -33,9 +33,9 @@ from jaxdet.models.roi.masks import (
 from jaxdet.models.roi.refining import RefineTraining
 from jaxdet.models.roi.scan import choose
 from jaxdet.ops.boxes import iou
-from jaxdet.ops.devices import top_k
 from jaxdet.ops.losses import masked_sum
 from jaxdet.ops.masks import mask_targets
+from jaxdet.ops.selection import top_k
 from jaxdet.ranges import DETECTIONS, Range, check_ranges
 from jaxdet.structures import Detections, Features, Masks, Samples, Targets
 
