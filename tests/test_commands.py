@@ -176,7 +176,7 @@ def test_the_command_itself_is_taken(command: str, monkeypatch: pytest.MonkeyPat
         ("jaxdet predict --checkpoint runs/demo --nothing a.jpg", "unrecognized arguments: --nothing"),
         ("jaxdet fit", "jaxdet has no fit"),
         ("python -m jaxdet fit", "jaxdet has no fit"),
-        ("python -m jaxdet predict --nothing a.jpg", "unrecognized arguments: --nothing"),
+        ("python -m jaxdet predict --checkpoint runs/demo --nothing a.jpg", "unrecognized arguments: --nothing"),
         ("python -m tools.nothing", "there is no tools.nothing"),
     ],
 )
