@@ -117,7 +117,8 @@ def _timed(base: Experiment, folder: Path, minutes: float, workdir: Path, overri
     """The experiment of a new run, for which a step is timed."""
     train, val = find_data(folder, workdir)
     photos = describe(open_source(train))
-    write_json(workdir / _BEGUN, {"data": str(folder.resolve()), "minutes": minutes})  # it is a data set
+    # Not before the annotations could be read: a folder that is no data set does not claim this one.
+    write_json(workdir / _BEGUN, {"data": str(folder.resolve()), "minutes": minutes})
     _log.info("%s", photos)
     seconds = _FOR_STEPS * 60 * minutes
     # The time of a step does not depend on the length of the schedule.

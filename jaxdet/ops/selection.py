@@ -11,10 +11,6 @@ import jax.numpy as jnp
 
 from jaxdet.ops.devices import backend, devices_of_arrays
 
-_DIGIT = {"cpu": 1}
-"""Bits of the threshold that one pass over the values finds; 4 elsewhere.  A digit of 4 bits is found by 15
-comparisons at once, which costs a CPU as much as so many passes, and others hardly more than one."""
-
 _COMPARED = 2**14
 """Values up to which each is compared with each, in place of a sort."""
 
@@ -65,7 +61,9 @@ def last_of_largest(keys: jax.Array, number: jax.Array) -> jax.Array:
 
     There is no sort: the threshold is found digit by digit, each in a pass of counting.
     """
-    bits = _DIGIT.get(backend(), 4)
+    # A digit of 4 bits takes 15 comparisons at once, which cost a CPU as much as 15 passes, and others hardly more
+    # than one.
+    bits = 1 if backend() == "cpu" else 4
     digits = jnp.arange(1, 2**bits, dtype=jnp.uint32)
 
     def add_digit(i: jax.Array, limit: jax.Array) -> jax.Array:
