@@ -67,7 +67,7 @@ def last_of_largest(keys: jax.Array, number: jax.Array) -> jax.Array:
     digits = jnp.arange(1, 2**bits, dtype=jnp.uint32)
 
     def add_digit(i: jax.Array, limit: jax.Array) -> jax.Array:
-        shift = (32 - bits * (i + 1)).astype(jnp.uint32)
+        shift = jnp.asarray(32 - bits * (i + 1), jnp.uint32)
         higher = limit[..., None] | (digits << shift)
         enough = (keys[..., None, :] >= higher[..., None]).sum(-1) >= number[..., None]
         return limit | (enough.sum(-1).astype(jnp.uint32) << shift)
