@@ -21,8 +21,8 @@ from jaxdet.checkpoints.public.table import find_public
 from jaxdet.checkpoints.reading import has_checkpoint
 from jaxdet.config import from_data, load_config, override
 from jaxdet.data import CocoFolder, Data, LargeScaleJitter, Source, open_source, train_batches
-from jaxdet.data.validation.entries import counted
 from jaxdet.experiment import Experiment, Schedule, as_experiment
+from jaxdet.messages import counted
 from jaxdet.models.two_stage import TwoStage
 from jaxdet.runtime.files import read_json_file, write_json
 from jaxdet.runtime.mesh import all_devices, data_mesh, layout_of, replicated_key, split_batch
