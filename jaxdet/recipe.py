@@ -24,6 +24,7 @@ from jaxdet.data import CocoFolder, Data, LargeScaleJitter, Source, open_source,
 from jaxdet.experiment import Experiment, Schedule, as_experiment
 from jaxdet.messages import counted
 from jaxdet.models.two_stage import TwoStage
+from jaxdet.runtime.agreement import from_all
 from jaxdet.runtime.files import read_json_file, write_json
 from jaxdet.runtime.mesh import all_devices, data_mesh, layout_of, replicated_key, split_batch
 from jaxdet.training.optimizer import frozen_parameters, learning_rate, update_direction
@@ -90,12 +91,36 @@ def small_data(
     with locked(workdir):
         if has_checkpoint(workdir):
             return override(_begun(folder, minutes, workdir, trusted), overrides)
-        note = workdir / _BEGUN
-        if note.exists() and (there := read_json_file(note, "the note")["data"]) != str(folder.resolve()):
+        if (there := _begun_for(workdir)) not in (None, str(folder.resolve())):
             raise ValueError(
                 f"--data {folder}: {workdir} is the folder of a run on {there}; choose another --workdir, or remove it"
             )
         return _timed(base, folder, minutes, workdir, overrides)
+
+
+def refuse_begun(workdir: Path) -> None:
+    """Keep a run of a config out of a folder that `small_data` has taken for its data.
+
+    A folder with a checkpoint is left to `training.workdir.claimed`, which compares configs.  All processes call this.
+
+    Raises:
+        ValueError: the folder has no checkpoint yet, and is for a run on a small data set.
+    """
+
+    def refuse() -> None:
+        if not has_checkpoint(workdir) and (there := _begun_for(workdir)):
+            raise ValueError(
+                f"{workdir} is the folder of a run on {there}; go on with that by --data {there}, choose "
+                "another --workdir, or remove it"
+            )
+
+    from_all(refuse)
+
+
+def _begun_for(workdir: Path) -> str | None:
+    """The folder of data that a run was begun for in ``workdir``."""
+    note = workdir / _BEGUN
+    return read_json_file(note, "the note")["data"] if note.exists() else None
 
 
 def _begun(folder: Path, minutes: float, workdir: Path, trusted: Sequence[str]) -> Experiment:

@@ -16,7 +16,16 @@ from jaxdet.config import load_config, to_data
 from jaxdet.data import CocoFolder, Data, LargeScaleJitter, open_source
 from jaxdet.data.scenes.write import write_scenes
 from jaxdet.experiment import Experiment
-from jaxdet.recipe import Photos, default_base, describe, find_data, seen_side, small_data, training_side
+from jaxdet.recipe import (
+    Photos,
+    default_base,
+    describe,
+    find_data,
+    refuse_begun,
+    seen_side,
+    small_data,
+    training_side,
+)
 from jaxdet.runtime.files import write_json
 from jaxdet.training.workdir import locked
 
@@ -114,6 +123,22 @@ def test_a_run_that_goes_on_has_its_settings(
     with pytest.raises(ValueError, match="holds a run on other data; choose another --workdir"):
         small_data(base, other, 30, run)
     assert len(timed) == 2
+
+
+def test_a_config_does_not_begin_in_the_folder_of_a_data_set(
+    base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    refuse_begun(run)  # nobody's yet
+    small_data(base, folder, 1, run)
+    before = sorted(run.rglob("*"))
+    config = Path(__file__).parent / "training" / "tiny.py"
+    assert train_command(["--config", str(config), "--workdir", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert f"{run} is the folder of a run on {folder}; go on with that by --data {folder}, choose another" in said
+    assert sorted(run.rglob("*")) == before
+    (run / "checkpoints" / "3").mkdir(parents=True)
+    refuse_begun(run)  # whose config says whose it is
 
 
 def test_two_runs_do_not_begin_in_one_folder(
