@@ -75,7 +75,8 @@ notebooks: $(DOCS) ## the notebooks from the first cell to the last, on small se
 
 # The first leaves a run for the others.
 outputs: $(DOCS) ## the notebooks at full size, some minutes; stores what they show
-	$(RUN) -m jupyter nbconvert --to notebook --execute --inplace notebooks/predict.ipynb notebooks/own_data.ipynb notebooks/inside.ipynb
+	$(RUN) -m jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False notebooks/predict.ipynb notebooks/own_data.ipynb notebooks/inside.ipynb
 
 # XLA's compilers for GPUs and TPUs alone, beside the jax of $(VENV); they need neither device nor driver.
 COMPILERS := build/accelerators/$(notdir $(VENV))
