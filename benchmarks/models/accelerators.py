@@ -39,9 +39,9 @@ from jaxdet.experiment import Experiment
 from jaxdet.ops.devices import traced_for
 from jaxdet.runtime.mesh import data_mesh, layout_of
 from jaxdet.structures import Batch
-from jaxdet.training.optimizer import learning_rate, update_direction
+from jaxdet.training.optimizer import frozen_parameters, learning_rate, update_direction
 from jaxdet.training.state import init_state, init_variables
-from jaxdet.training.step import make_train_step
+from jaxdet.training.step import step_of_run
 
 ROOT = Path(__file__).parents[2]
 #: Where `make` puts XLA's compilers for the environment that this runs in.
@@ -209,19 +209,11 @@ def compile_row(row: Row) -> Found:
 def training(experiment: Experiment, mesh: Mesh, images: int) -> Program:
     """The training step."""
     model, optimizer = experiment.model, experiment.optimizer
-    direction = update_direction(optimizer, model.is_frozen)
+    direction = update_direction(optimizer, frozen_parameters(model, experiment.run.train_only))
     averaged = optimizer.ema is not None
     state = jax.eval_shape(lambda: init_state(init_variables(model, jax.random.key(0)), direction, averaged=averaged))
     layout = layout_of(state, mesh, split=experiment.run.shard_parameters)
-    step: Any = make_train_step(
-        model,
-        direction,
-        learning_rate(optimizer, images * mesh.size, 1000),
-        mesh,
-        skip_nonfinite=experiment.run.skip_nonfinite > 0,
-        layout=layout,
-        ema=optimizer.ema,
-    )
+    step: Any = step_of_run(experiment, direction, learning_rate(optimizer, images * mesh.size, 1000), mesh, layout)
     whole = NamedSharding(mesh, P())
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = _spread(_training_batch(experiment.data.in_training()), mesh, images)
