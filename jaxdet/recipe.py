@@ -29,7 +29,7 @@ from jaxdet.runtime.files import read_json_file, write_json
 from jaxdet.runtime.mesh import all_devices, data_mesh, layout_of, replicated_key, split_batch
 from jaxdet.training.optimizer import frozen_parameters, learning_rate, update_direction
 from jaxdet.training.state import init_state, init_variables
-from jaxdet.training.step import make_train_step
+from jaxdet.training.step import step_of_run
 from jaxdet.training.workdir import locked
 
 _HELD_OUT = 5  #: one of so many images is for validation, where the folder says nothing about it
@@ -326,14 +326,13 @@ def step_seconds(experiment: Experiment) -> float:
     """Measure a training step on this machine, fresh weights and the first batches of the data: seconds."""
     model, optimizer, data = experiment.model, experiment.optimizer, experiment.data
     mesh = data_mesh()
-    frozen = frozen_parameters(model, experiment.run.train_only)
-    direction = update_direction(optimizer, frozen)
-    rate = learning_rate(optimizer, data.batch_size, 1)
-    step = make_train_step(model, direction, rate, mesh, is_frozen=frozen, ema=optimizer.ema)
+    direction = update_direction(optimizer, frozen_parameters(model, experiment.run.train_only))
     averaged = optimizer.ema is not None
     state: Any = init_state(init_variables(model, jax.random.key(0)), direction, averaged=averaged)
+    layout = layout_of(state, mesh, split=experiment.run.shard_parameters)
+    step = step_of_run(experiment, direction, learning_rate(optimizer, data.batch_size, 1), mesh, layout)
     # Where a step leaves it: from elsewhere the second step would be compiled anew.
-    state = jax.device_put(state, layout_of(state, mesh, split=experiment.run.shard_parameters))
+    state = jax.device_put(state, layout)
     key = replicated_key(0, mesh)
     # Batches of one canvas, so that one program is compiled; in this process, since workers would cost their start.
     one = dataclasses.replace(data, workers=0)

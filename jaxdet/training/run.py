@@ -38,7 +38,7 @@ from jaxdet.training.position import CATEGORIES, DATA, POSITION, Position, check
 from jaxdet.training.profile import Profile, steps_of
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState, start_state
-from jaxdet.training.step import StepByCanvas, make_train_step
+from jaxdet.training.step import StepByCanvas, step_of_run
 from jaxdet.training.validate import validate, write_metrics
 from jaxdet.training.workdir import claimed, read_metrics, stopped_at
 from jaxdet.training.writers.writer import Writer, check_writers
@@ -273,18 +273,7 @@ class _Job:
         skip = self.experiment.run.skip_nonfinite
         # The step keeps the state as it lies, on one device or split over many.
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step = make_train_step(
-            self.experiment.model,
-            direction,
-            rate,
-            self.mesh,
-            skip_nonfinite=skip > 0,
-            layout=layout,
-            is_frozen=frozen_parameters(self.experiment.model, self.experiment.run.train_only),
-            statistics=not self.experiment.run.train_only,
-            ema=optimizer.ema,
-            reduce_dtype=self.experiment.run.reduce_dtype,
-        )
+        step = step_of_run(self.experiment, direction, rate, self.mesh, layout)
         train_step = StepByCanvas(step, hooks.meter.leave_out, hooks.stop.at_once)
         check = FiniteCheck(self.workdir, self.source.image_ids, skip)
         try:
