@@ -7,6 +7,7 @@ its first checkpoint there is nothing to go on with, and it begins anew; but its
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from jaxdet.runtime.agreement import from_all
 from jaxdet.runtime.files import read_json_file, write_json
 from jaxdet.runtime.mesh import all_devices, data_mesh, layout_of, replicated_key, split_batch
 from jaxdet.training.optimizer import frozen_parameters, learning_rate, update_direction
-from jaxdet.training.state import init_state, init_variables
+from jaxdet.training.run import open_data
+from jaxdet.training.state import check_weights, init_state, init_variables
 from jaxdet.training.step import step_of_run
 from jaxdet.training.workdir import locked
 
@@ -40,6 +42,7 @@ _SMALL = 24  #: pixels that a small object's side is to have in evaluation
 _OUTLINES = 320  #: short side at which outlines of large objects are as good as the masks' bitmaps
 _LEAST, _LARGEST = 192, 640  #: short side of the canvases of training
 _ENOUGH = 600  #: steps that a run is to have before its canvases grow
+_FEW_STEPS = 150  #: below them few objects are found, and their outlines are coarse
 _MOST_STEPS, _MOST_EPOCHS = 3000, 200  #: beyond both a small data set is only learned by heart
 _FEW = 5  #: objects in a photo
 _BEGUN = "small_data.json"  #: in the folder of the run: for which data and how many minutes it was begun
@@ -141,13 +144,17 @@ def _begun(folder: Path, minutes: float, workdir: Path, trusted: Sequence[str]) 
 def _timed(base: Experiment, folder: Path, minutes: float, workdir: Path, overrides: Sequence[str]) -> Experiment:
     """The experiment of a new run, for which a step is timed."""
     train, val = find_data(folder, workdir)
-    photos = describe(open_source(train))
+    source = open_source(train)
+    photos = describe(source)
+    # The time of a step does not depend on the length of the schedule.
+    draft = override(_fitted(base, train, val, photos, base.data.short_side, steps=1000), overrides)
+    # What training refuses is refused now: to time a step takes minutes.
+    open_data(draft.data, photos.classes, draft.run)
     # Not before the annotations could be read: a folder that is no data set does not claim this one.
     write_json(workdir / _BEGUN, {"data": str(folder.resolve()), "minutes": minutes})
     _log.info("%s", photos)
+    check_weights(draft, [category.name for category in source.categories])
     seconds = _FOR_STEPS * 60 * minutes
-    # The time of a step does not depend on the length of the schedule.
-    draft = override(_fitted(base, train, val, photos, base.data.short_side, steps=1000), overrides)
     _log.info("timing a step: it is compiled for that, which may take minutes that are not part of --minutes")
     at_draft = step_seconds(draft)
     side = training_side(photos, base.data, at_draft, seconds)
@@ -157,6 +164,9 @@ def _timed(base: Experiment, folder: Path, minutes: float, workdir: Path, overri
     steps = min(max(int(seconds / each), _EVALUATIONS), max(_MOST_STEPS, _MOST_EPOCHS * photos.images // batch))
     _log.info("a step at %d pixels takes %.2f s here: %d steps, which is %.0f minutes of %g",
               side, each, steps, steps * each / 60, minutes)  # fmt: skip
+    if steps < _FEW_STEPS:
+        wanted = math.ceil(_ENOUGH * each / 60 / _FOR_STEPS)
+        _log.warning("%d steps teach a model little; --minutes %d would be %d steps here", steps, wanted, _ENOUGH)
     return override(_fitted(base, train, val, photos, side, steps), overrides)
 
 
