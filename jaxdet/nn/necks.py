@@ -92,8 +92,8 @@ class FPN(nn.Module):
         return {**pyramid, **self.top(features[last], pyramid[last], last)}
 
     def _conv(self, x: jax.Array, kernel: int, name: str) -> jax.Array:
-        x = Conv(self.channels, kernel, bias=self.norm is None, kernel_init=xavier_uniform, name=name)(x)
-        return x if self.norm is None else make_norm(self.norm, f"{name}_norm")(x)
+        norm = None if self.norm is None else make_norm(self.norm, f"{name}_norm")
+        return Conv(self.channels, kernel, bias=norm is None, kernel_init=xavier_uniform, name=name)(x, norm)
 
 
 def upsample_to(x: jax.Array, like: jax.Array) -> jax.Array:

@@ -31,6 +31,8 @@ class Lattice:
     bin: jax.Array  #: ``[B, N, 2]`` float32 (y, x)
     count: jax.Array  #: ``[B, N, 2]`` int32; 0: the box is empty or invalid, its result is 0
     own: "Lattice | None" = None  #: the same samples on the boxes' own maps, if they have any
+    #: samples in each bin of all boxes that have any, where their number is set; else 0
+    fixed: int = struct.field(pytree_node=False, default=0)
 
     @property
     def rounds(self) -> jax.Array:
@@ -52,7 +54,7 @@ def make_lattice(
     # No sample, no gradient and no work: an invalid box is one with a count of 0.
     count = jnp.where(valid[..., None], count, 0).astype(jnp.int32)
     nothing = jnp.zeros_like(count)
-    return Lattice(nothing[..., 0], nothing[..., 0], nothing, start, bins, count)
+    return Lattice(nothing[..., 0], nothing[..., 0], nothing, start, bins, count, fixed=sampling_ratio**2)
 
 
 def sample_position(

@@ -24,8 +24,7 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     ``values`` are float32 without NaN.
     """
     if backend() == "tpu":
-        keys = ordered(values)
-        index = _by_comparing(keys)[:k] if len(values) <= _COMPARED else _by_counting(keys, k)
+        index = _largest(ordered(values), k)
     elif devices_of_arrays() == 1:
         largest, index = jax.lax.top_k(values, k)
         return largest, index
@@ -36,14 +35,20 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return values[index], index
 
 
-def largest_first(values: jax.Array) -> jax.Array:
-    """Where the largest of ``values [N]`` float32 is, the next and so on, ``[N]`` int32, the first of equal ones first.
+def sorts_at_once(number: int) -> bool:
+    """Whether it takes a compiler no long time to order so many values; else choose the largest ones only."""
+    return backend() != "tpu" or number <= _COMPARED
 
-    NaN is not among the values.
+
+def largest_first(values: jax.Array, number: int | None = None) -> jax.Array:
+    """Where the largest of ``values [N]`` float32 is, the next and so on, the first of equal ones first.
+
+    ``[number]`` int32, None: of all.  NaN is not among the values.
     """
-    if backend() == "tpu" and len(values) <= _COMPARED:
-        return _by_comparing(ordered(jnp.where(values == 0, 0.0, values)))  # -0.0 is 0.0 for a sort
-    return jnp.argsort(values, descending=True, stable=True)
+    if backend() == "tpu" and (number is not None or len(values) <= _COMPARED):
+        keys = ordered(jnp.where(values == 0, 0.0, values))  # -0.0 is 0.0 for a sort
+        return _largest(keys, len(values) if number is None else number)
+    return jnp.argsort(values, descending=True, stable=True)[:number]
 
 
 def ordered(values: jax.Array) -> jax.Array:
@@ -73,6 +78,10 @@ def last_of_largest(keys: jax.Array, number: jax.Array) -> jax.Array:
         return limit | (enough.sum(-1).astype(jnp.uint32) << shift)
 
     return jax.lax.fori_loop(0, 32 // bits, add_digit, jnp.zeros(keys.shape[:-1], jnp.uint32))
+
+
+def _largest(keys: jax.Array, k: int) -> jax.Array:
+    return _by_comparing(keys)[:k] if len(keys) <= _COMPARED else _by_counting(keys, k)
 
 
 def _by_counting(keys: jax.Array, k: int) -> jax.Array:

@@ -5,22 +5,26 @@ threshold.  Here the sorted boxes are taken in blocks.  A block first loses what
 remains is settled at once by iterating "a box stays iff no staying better box suppresses it" until nothing
 changes.  That recursion is the sequential rule itself, so its only fixed point is the sequential result, and the
 number of iterations is the length of the longest chain of suppressions, a handful, not the number of boxes.  Where
-chains are longer, a block is settled in parts.  Blocks stop when enough boxes are kept.
+chains are longer, a CPU settles a block in parts.  Accelerators always iterate as often, since a loop whose end the
+data say has a GPU wait for its host in each round, and the next block begins behind the boxes that are settled.
+Blocks stop when enough boxes are kept.
 
 Letters in shapes: N candidates, K classes, D detections, M boxes of a block; boxes are in pixels.
 """
 
 import dataclasses
 import math
-from typing import Literal, Protocol, TypeAlias
+from functools import partial
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxdet.ops.boxes import area, intersection
+from jaxdet.ops.devices import backend
 from jaxdet.ops.rounding import product, quotient
-from jaxdet.ops.selection import largest_first, top_k
+from jaxdet.ops.selection import largest_first, sorts_at_once, top_k
 from jaxdet.ranges import DETECTIONS, SHARE, Range, check_ranges
 from jaxdet.structures import Detections
 
@@ -30,11 +34,19 @@ BLOCK = 512
 ROUNDS = 8
 """Iterations of a whole block; few candidates of a detector hang together in longer chains."""
 
+FIRST = 4096
+"""The best boxes, to which a TPU looks first, where there are more than can be ordered at once."""
+
 PART = 64
 """Boxes settled at once in a block that takes more rounds, part after part, so that a long chain costs small rounds."""
 
 
-_State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+class _Kept(NamedTuple):
+    """What is kept on the way: how many boxes, those boxes ``[limit, 4]``, and which they are ``[limit]`` int32."""
+
+    number: jax.Array
+    boxes: jax.Array
+    rows: jax.Array
 
 
 class Suppression(Protocol):
@@ -214,46 +226,80 @@ def nms(
     if scores.shape[0] == 0:
         return Kept(jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool))
     valid = valid & jnp.isfinite(scores) & jnp.isfinite(boxes).all(-1)
-    order = largest_first(jnp.where(valid, scores, -jnp.inf))  # invalid ones last
-    block = min(block, math.ceil(order.shape[0] / PART) * PART)
-    blocks = math.ceil(order.shape[0] / block)
-    order = jnp.pad(order, (0, blocks * block - order.shape[0]))
-    total = valid.sum()
+    ranked = jnp.where(valid, scores, -jnp.inf)  # invalid ones last
     # Boxes without area have an IoU of 0 with everything: what is invalid cannot suppress, nor spread NaN.
     boxes = jnp.where(valid[:, None], boxes, 0.0)
+    none_yet = _Kept(jnp.int32(0), jnp.zeros((limit, 4), boxes.dtype), jnp.zeros(limit, jnp.int32))
+    walk = partial(_walk, boxes, threshold=threshold, block=block)
+    if sorts_at_once(len(ranked)):
+        kept = walk(largest_first(ranked), valid.sum(), none_yet)
+        return Kept(kept.rows, jnp.arange(limit) < kept.number)
 
-    def unfinished(state: _State) -> jax.Array:
-        step, count, _, _ = state
-        return (step * block < total) & (count < limit)
+    def unfinished(state: tuple[jax.Array, _Kept]) -> jax.Array:
+        left, kept = state
+        return left.any() & (kept.number < limit)
 
-    def settle(state: _State) -> _State:
-        step, count, kept_boxes, kept_index = state
-        rows = step * block + jnp.arange(block)
-        index = jax.lax.dynamic_slice_in_dim(order, step * block, block)
+    def next_best(state: tuple[jax.Array, _Kept]) -> tuple[jax.Array, _Kept]:
+        left, kept = state
+        order = largest_first(jnp.where(left, ranked, -jnp.inf), FIRST)
+        return left.at[order].set(False), walk(order, left[order].sum(), kept)
+
+    _, kept = jax.lax.while_loop(unfinished, next_best, (valid, none_yet))
+    return Kept(kept.rows, jnp.arange(limit) < kept.number)
+
+
+def _walk(boxes: jax.Array, order: jax.Array, total: jax.Array, kept: _Kept, *, threshold: float, block: int) -> _Kept:
+    """Go down the first ``total`` rows of ``boxes [N, 4]`` in ``order [n]``, to add to ``kept`` what stays."""
+    limit = len(kept.rows)
+    block = min(block, math.ceil(len(order) / PART) * PART)
+    order = jnp.pad(order, (0, block))
+
+    def unfinished(state: tuple[jax.Array, _Kept]) -> jax.Array:
+        start, kept = state
+        return (start < total) & (kept.number < limit)
+
+    def settle(state: tuple[jax.Array, _Kept]) -> tuple[jax.Array, _Kept]:
+        start, kept = state
+        place = jnp.arange(block)
+        index = jax.lax.dynamic_slice_in_dim(order, start, block)
         candidates = boxes[index]
-        filled = jnp.arange(limit) < count
+        filled = jnp.arange(limit) < kept.number
         # Not suppressed by any box of an earlier block; rows from ``total`` on are invalid or fill the last block.
-        free = ~(overlaps(kept_boxes, candidates, threshold) & filled[:, None]).any(0) & (rows < total)
-        stays = _settle_block(candidates, free, threshold)
-        slot = jnp.where(stays, count + jnp.cumsum(stays) - 1, limit)  # beyond the limit: dropped by the scatter
-        return (
-            step + 1,
-            count + stays.sum(),
-            kept_boxes.at[slot].set(candidates, mode="drop"),
-            kept_index.at[slot].set(index, mode="drop"),
+        free = ~(overlaps(kept.boxes, candidates, threshold) & filled[:, None]).any(0) & (start + place < total)
+        # [block, block]: row i has the higher score and would suppress column j.
+        better = jnp.triu(overlaps(candidates, candidates, threshold), 1)
+        stays, settled = (_settle_all if backend() == "cpu" else _settle_first)(better, free)
+        stays &= place < settled
+        # Beyond the limit: dropped by the scatter.
+        slot = jnp.where(stays, kept.number + jnp.cumsum(stays) - 1, limit)
+        added = _Kept(
+            kept.number + stays.sum(),
+            kept.boxes.at[slot].set(candidates, mode="drop"),
+            kept.rows.at[slot].set(index, mode="drop"),
         )
+        return start + settled, added
 
-    start = (jnp.int32(0), jnp.int32(0), jnp.zeros((limit, 4), boxes.dtype), jnp.zeros(limit, order.dtype))
-    _, count, _, kept = jax.lax.while_loop(unfinished, settle, start)
-    return Kept(kept.astype(jnp.int32), jnp.arange(limit) < count)
+    return jax.lax.while_loop(unfinished, settle, (jnp.int32(0), kept))[1]
 
 
-def _settle_block(boxes: jax.Array, free: jax.Array, threshold: float) -> jax.Array:
-    """Which of ``boxes [M, 4]``, in order of score, stay among themselves; only ``free [M]`` ones count."""
-    # [M, M]: row i has the higher score and would suppress column j.
-    better = jnp.triu(overlaps(boxes, boxes, threshold), 1)
+def _settle_first(better: jax.Array, free: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which of a block's boxes stay, and how many of them, from the best on, a few rounds tell that of.
+
+    A round can change a box only where one before it was changed.  So all before the first that the last round changed
+    stay as they are, and that one too.
+    """
+    better = better & free[:, None]
+    before = stays = free
+    for _ in range(ROUNDS):
+        before, stays = stays, free & ~(better & stays[:, None]).any(0)
+    changed = before != stays
+    return stays, jnp.where(changed.any(), changed.argmax() + 1, len(free))
+
+
+def _settle_all(better: jax.Array, free: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `_settle_first`, of all of a block's boxes."""
     stays, settled = _iterate(better, free, ROUNDS)
-    size = math.gcd(len(boxes), PART)
+    size = math.gcd(len(free), PART)
 
     def settle_part(k: jax.Array, stays: jax.Array) -> jax.Array:
         rows = jax.lax.dynamic_slice_in_dim(better, k * size, size, 0)
@@ -263,8 +309,9 @@ def _settle_block(boxes: jax.Array, free: jax.Array, threshold: float) -> jax.Ar
         return stays & ~(rows & decided[:, None]).any(0)
 
     # No part at all where a few rounds were enough: not a `cond`, of which a batch would compute both ways.
-    parts = jnp.where(settled, 0, len(boxes) // size)
-    return jax.lax.fori_loop(0, parts, settle_part, jnp.where(settled, stays, free))
+    parts = jnp.where(settled, 0, len(free) // size)
+    stays = jax.lax.fori_loop(0, parts, settle_part, jnp.where(settled, stays, free))
+    return stays, jnp.int32(len(free))
 
 
 def _iterate(better: jax.Array, free: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:

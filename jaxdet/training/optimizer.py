@@ -94,6 +94,15 @@ def update_direction(optimizer: Optimizer, is_frozen: IsFrozen) -> optax.Gradien
     return optax.partition(transforms, lambda params: _labels(params, is_frozen))
 
 
+def descend(params: Any, updates: Any, rate: jax.Array, is_frozen: IsFrozen) -> Any:
+    """Subtract what `update_direction` gives, times the learning rate; a step need not touch what is frozen."""
+
+    def less(param: jax.Array, update: jax.Array, label: str) -> jax.Array:
+        return param - rate * update if label == "trained" else param
+
+    return jax.tree.map(less, params, updates, _labels(params, is_frozen))
+
+
 def frozen_parameters(model: Detector, train_only: Sequence[str]) -> IsFrozen:
     """Tells which parameters of a run are frozen: those of the model, and all that ``run.train_only`` does not match.
 

@@ -18,7 +18,7 @@ from jaxdet.models.features import Dtype
 from jaxdet.ops.devices import summed_in_float32
 from jaxdet.runtime.compiling import breakable
 from jaxdet.structures import Batch
-from jaxdet.training.optimizer import IsFrozen, LearningRateSchedule, frozen_parameters, trained_norm
+from jaxdet.training.optimizer import IsFrozen, LearningRateSchedule, descend, frozen_parameters, trained_norm
 from jaxdet.training.state import TrainState
 
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -121,7 +121,7 @@ def make_train_step(
         gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params, state, batch, step_key)
         updates, opt_state = direction.update(gradients, state.opt_state, state.params)
         lr = rate(state.step)
-        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+        params = descend(state.params, updates, lr, is_frozen or model.is_frozen)
         norm = trained_norm(gradients, is_frozen or model.is_frozen)
         average = None if ema is None else optax.incremental_update(params, state.average, averaging(ema, state.step))
         new = TrainState(state.step + 1, params, batch_stats, opt_state, average)

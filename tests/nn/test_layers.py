@@ -1,11 +1,15 @@
 from functools import partial
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet.nn.blocks.deform import DeformConv
 from jaxdet.nn.blocks.layers import BatchNorm, Conv, GroupNorm, Linear, Upsample, interleave
+from jaxdet.ops.devices import traced_for
 from tests.nn.blocks import KEY, slow_conv
 
 
@@ -115,6 +119,64 @@ def test_batch_norm_uses_stored_statistics() -> None:
     }
     out = BatchNorm(epsilon=0.0).apply(variables, x)
     np.testing.assert_allclose(out[0, 0], [[0.5, -1.0], [2.5, 1.0]], rtol=1e-6)
+
+
+class Normed(nn.Module):
+    """A convolution and its norm: as one, or one after the other."""
+
+    conv: nn.Module
+    norm: nn.Module
+    together: bool
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(x, self.norm) if self.together else self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    "conv", [Conv(8, 1, 2, bias=False), Conv(8, (7, 3)), Conv(8, 3, 2, groups=2), DeformConv(8, kind="v2")]
+)
+def test_a_norm_that_is_a_line_is_folded_into_the_convolution(conv: nn.Module) -> None:
+    """Same values and gradients; on accelerators without a map before the norm."""
+    x = jax.random.normal(KEY, (2, 6, 7, 4))
+    apart, together = (Normed(conv, BatchNorm(), together) for together in (False, True))
+    like = apart.init(KEY, x)
+    leaves = [
+        jax.random.uniform(jax.random.key(i), leaf.shape, minval=0.1, maxval=0.3)
+        for i, leaf in enumerate(jax.tree.leaves(like))
+    ]
+    variables = jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def found(module: nn.Module) -> Any:
+        def total(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = module.apply(variables, x)
+            return jnp.sin(y).mean(), y
+
+        return jax.jit(jax.grad(total, (0, 1), has_aux=True))(variables, x)
+
+    def products(module: nn.Module) -> int:
+        """Products as large as the result, beside those of the convolution itself."""
+        y = jax.eval_shape(module.apply, variables, x)
+        traced = jax.make_jaxpr(module.apply)(variables, x)
+        return sum(each.primitive.name == "mul" and each.outvars[0].aval.shape == y.shape for each in traced.eqns)
+
+    expected = found(apart)
+    assert products(together) == products(apart)
+    with traced_for("gpu"):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found(together), expected)
+        assert products(together) == products(apart) - 1
+
+
+def test_statistics_of_a_batch_are_not_folded() -> None:
+    x = jax.random.normal(KEY, (2, 6, 7, 4))
+    apart, together = (Normed(Conv(8), BatchNorm(frozen=False), together) for together in (False, True))
+    variables = apart.init(KEY, x)
+    with traced_for("gpu"):
+        found, expected = (each.apply(variables, x, mutable=["batch_stats"]) for each in (together, apart))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        assert np.abs(found[1]["batch_stats"]["norm"]["mean"]).max() > 0
+        # In prediction they stay, and are.
+        found, expected = (each.apply(variables, x) for each in (together, apart))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_group_norm_statistics_and_error() -> None:

@@ -7,10 +7,12 @@ import pytest
 
 from jaxdet.nn.extractors.single_level import SingleLevel
 from jaxdet.ops import roi_align as module
+from jaxdet.ops.devices import traced_for
 from jaxdet.ops.roi_align import roi_align
 from jaxdet.structures import Features
 from tests.ops import oracles
 from tests.ops.golden import INPUTS, OPS, compare, normal
+from tests.programs import equations
 
 SIZES = ((9, 11), (5, 6))
 SCALES = (0.5, 0.25)
@@ -117,6 +119,28 @@ def test_group_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     for group in (1, 3, 10):
         monkeypatch.setattr(module, "GROUP", group)
         np.testing.assert_allclose(roi_align(maps, SCALES, boxes, level, valid, size=(3, 2)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "ratio"), [("gpu", 0), ("gpu", 3), ("tpu", 2)])
+def test_accelerators_sample_the_same(kind: str, ratio: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several samples a round, in other groups; some boxes are invalid, a whole group of them."""
+    monkeypatch.setattr(module, "GROUP_ON_ACCELERATORS", 4)
+    rng = np.random.default_rng(9)
+    maps, boxes = make_maps(rng, 1), np.concatenate([wild_boxes(), oracles.random_boxes(rng, 5, EXTENT)])[None]
+    level, valid = rng.integers(0, 2, (1, 14)).astype(np.int32), np.arange(14)[None] > 5
+
+    def total(maps: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        crops = roi_align(maps, SCALES, boxes, level, valid, size=(3, 2), sampling_ratio=ratio)
+        return jnp.sin(crops).sum(), crops
+
+    expected = jax.jit(jax.grad(total, has_aux=True))(maps)
+    with traced_for(kind):
+        traced = jax.jit(jax.grad(total, has_aux=True)).trace(maps)
+        found = traced.lower().compile()(maps)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), found, expected)
+    # A number of rounds that is known makes a scan.
+    loops = {equation.primitive.name for equation, _ in equations(traced.jaxpr)} & {"while", "scan"}
+    assert loops == ({"scan"} if ratio else {"while", "scan"})
 
 
 def test_no_boxes_give_no_crops() -> None:

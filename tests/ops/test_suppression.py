@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -6,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet.ops import selection
+from jaxdet.ops import suppression as module
 from jaxdet.ops.devices import traced_for
 from jaxdet.ops.suppression import NMS, FastNMS, Kept, Suppression, nms, offset_by_group
 from tests.ops import oracles
 from tests.ops.golden import OPS
+from tests.programs import equations
 
 
 @partial(jax.jit, static_argnames=("threshold", "limit", "block"))
@@ -101,6 +105,42 @@ def test_chains_longer_than_a_few_rounds_are_settled_in_parts() -> None:
     )
     assert np.asarray(together.index[1, : len(expected)]).tolist() == expected
     assert together.valid.sum(1).tolist() == [len(oracles.nms(apart, scores, 0.3, 300)), len(expected)]
+
+
+@pytest.fixture(params=["gpu", "tpu"])
+def accelerator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Programs for one, run here; a TPU has more boxes than it orders at once."""
+    monkeypatch.setattr(selection, "_COMPARED", 100)
+    monkeypatch.setattr(module, "FIRST", 64)
+    with traced_for(request.param):
+        yield request.param
+
+
+def test_accelerators_keep_the_same_boxes(accelerator: str) -> None:
+    """Chains longer than the rounds, through all blocks; many ties, negative scores, both zeros, some invalid."""
+    rng, number = np.random.default_rng(8), 150
+    valid = rng.random(number) < 0.9
+    for spread in (5.0, 20.0, 60.0, 200.0):
+        boxes = oracles.random_boxes(rng, number, spread)
+        scores = (rng.integers(-9, 9, number) / 8).astype(np.float32)
+        scores[(scores == 0) & (rng.random(number) < 0.5)] = -0.0
+        rows = np.flatnonzero(valid)
+        expected = rows[oracles.nms(boxes[rows], scores[rows], 0.2, 40)].tolist()
+        assert kept_of(boxes, scores, 0.2, 40, valid=valid, block=64) == expected
+    boxes, scores = chain(number)
+    together = jax.jit(jax.vmap(partial(nms, threshold=0.3, limit=number, block=64)))(
+        np.stack([boxes, boxes]), np.stack([scores, scores[::-1]]), np.ones((2, number), bool)
+    )
+    assert together.index[:, : number // 2].tolist() == [list(range(0, number, 2)), list(range(number - 1, 0, -2))]
+    assert together.valid.sum(1).tolist() == [number // 2] * 2
+
+
+def test_accelerators_have_no_loop_in_a_block(accelerator: str) -> None:
+    """One over blocks, and one over the best, the next best and so on where not all are ordered."""
+    traced = jax.make_jaxpr(partial(nms, threshold=0.3, limit=9))(*chain(150), np.ones(150, bool))
+    loops = [outer for equation, outer in equations(traced.jaxpr) if equation.primitive.name == "while"]
+    assert loops == ([()] if accelerator == "gpu" else [(), ("while",)])
+    assert "sort" not in {equation.primitive.name for equation, _ in equations(traced.jaxpr)} or accelerator == "gpu"
 
 
 @pytest.mark.parametrize("value", oracles.GARBAGE)

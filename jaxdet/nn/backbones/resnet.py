@@ -55,21 +55,20 @@ class _Block(nn.Module):
         if self.bottleneck:
             inner = bottleneck_channels(self.channels, self.groups, self.group_width)
             first, second = (self.stride, 1) if self.style == "caffe" else (1, self.stride)
-            y = Conv(inner, 1, first, bias=False, name="conv1")(x)
-            y = nn.relu(make_norm(self.norm, "bn1")(y))
-            y = nn.relu(make_norm(self.norm, "bn2")(self._conv2(inner, second)(y)))
-            y = Conv(features, 1, bias=False, name="conv3")(y)
+            y = nn.relu(Conv(inner, 1, first, bias=False, name="conv1")(x, make_norm(self.norm, "bn1")))
+            y = nn.relu(self._conv2(inner, second)(y, make_norm(self.norm, "bn2")))
+            last: nn.Module = Conv(features, 1, bias=False, name="conv3")
         else:
-            y = Conv(features, 3, self.stride, bias=False, name="conv1")(x)
-            y = self._conv2(features, 1)(nn.relu(make_norm(self.norm, "bn1")(y)))
+            y = nn.relu(Conv(features, 3, self.stride, bias=False, name="conv1")(x, make_norm(self.norm, "bn1")))
+            last = self._conv2(features, 1)
         # No ReLU behind the last norm: the paper adds the shortcut first and rectifies the sum.
-        y = make_norm(self.norm, "bn3" if self.bottleneck else "bn2", nn.initializers.zeros)(y)
+        y = last(y, make_norm(self.norm, "bn3" if self.bottleneck else "bn2", nn.initializers.zeros))
         if self.context is not None:
             y = GlobalContext(self.context, name="context")(y)
         # The shortcut is a projection only where the shape changes (the paper's option B, section 4.1).
         if self.stride != 1 or x.shape[-1] != features:
-            x = Conv(features, 1, self.stride, bias=False, name="downsample_conv")(x)
-            x = make_norm(self.norm, "downsample_bn")(x)
+            shortcut = Conv(features, 1, self.stride, bias=False, name="downsample_conv")
+            x = shortcut(x, make_norm(self.norm, "downsample_bn"))
         return nn.relu(x + y)
 
     def _conv2(self, features: int, stride: int) -> nn.Module:
@@ -152,9 +151,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array) -> Levels:
         # The stem leaves a map at a stride of 4 pixels: convolution and pooling halve it once each.
-        x = Conv(self.width, 7, 2, bias=False, name="conv1")(image)
-        x = nn.relu(make_norm(self._norm(0), "bn1")(x))
-        x = max_pool(x)
+        x = Conv(self.width, 7, 2, bias=False, name="conv1")(image, make_norm(self._norm(0), "bn1"))
+        x = max_pool(nn.relu(x))
         x = self._freeze(x, 0)
         block_type = functools.partial(
             nn.remat(_Block) if self.remat else _Block,

@@ -84,6 +84,8 @@ class Conv(nn.Module):
     kernel's shape (7x3 with padding 1 maps 7x7 to 3x7); None is half the kernel of each axis.  ``method`` None is the
     fastest (:func:`convolve`); spectral needs stride 1.  Each of ``groups`` of channels is convolved by itself, always
     by the direct method; their number divides C and ``features``.
+
+    A ``norm`` that is given is applied to the result.
     """
 
     features: int
@@ -97,12 +99,13 @@ class Conv(nn.Module):
     groups: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, norm: nn.Module | None = None) -> jax.Array:
         # The parameters belong to this module's scope, so the tree reads conv1/kernel, not conv1/Conv_0/kernel.
         kh, kw = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
         shape = (kh, kw, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         biases = [self.param("bias", self.bias_init, (self.features,))] if self.bias else []
+        kernel, biases, norm = folded(kernel, biases, norm)
         pads = (kh // 2, kw // 2) if self.padding is None else (self.padding, self.padding)
 
         def convolved(x: jax.Array, kernel: jax.Array, *biases: jax.Array) -> jax.Array:
@@ -112,7 +115,8 @@ class Conv(nn.Module):
                 y = grouped_conv(x, kernel, self.stride, pads)
             return y + biases[0] if biases else y
 
-        return apply_cast(convolved, x, kernel, *biases)
+        y = apply_cast(convolved, x, kernel, *biases)
+        return y if norm is None else norm(y)
 
 
 class Linear(nn.Module):
@@ -173,14 +177,24 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
     constant: bool = False
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1],)
+        gain, shift = self.line(x.shape[-1], x)
+        return apply_cast(lambda x, gain, shift: x * gain + shift, x, gain, shift)
+
+    @property
+    def is_line(self) -> bool:
+        """Whether it multiplies and adds the same numbers, whatever it reads."""
+        # Initialisation sees a made-up input, whose statistics must not enter the running ones.
+        return self.frozen or self.is_initializing() or not self.is_mutable_collection("batch_stats")
+
+    @nn.compact
+    def line(self, channels: int, x: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """What each channel is multiplied by, and what is added: ``[C]`` float32; of ``x``, unless `is_line`."""
+        shape = (channels,)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         mean, var = running_mean.value, running_var.value
-        # Initialisation sees a made-up input, whose statistics must not enter the running ones.
-        if not self.frozen and self.is_mutable_collection("batch_stats") and not self.is_initializing():
+        if x is not None and not self.is_line:
             mean, var = moments(x)
             count = x.size // x.shape[-1]
             unbiased = var * count / max(count - 1, 1)  # what torch stores
@@ -192,8 +206,22 @@ class BatchNorm(nn.Module):
         if self.constant:
             scale, bias = jax.lax.stop_gradient((scale, bias))
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        shift = bias - mean * gain
-        return apply_cast(lambda x, gain, shift: x * gain + shift, x, gain, shift)
+        return gain, bias - mean * gain
+
+
+def folded(
+    kernel: jax.Array, biases: list[jax.Array], norm: nn.Module | None
+) -> tuple[jax.Array, list[jax.Array], nn.Module | None]:
+    """Kernel ``[.., F]`` and biases of a convolution that does what its norm would, and what is left of the norm.
+
+    A batch norm with stored statistics multiplies each channel and adds to it.  On accelerators its factors are
+    multiplied into the kernel, in float32, so that the map before it is neither kept for its gradient nor gone through
+    once more.  A CPU gains nothing by it: a product for each number of a kernel costs as much as one for each of a map.
+    """
+    if backend() == "cpu" or not isinstance(norm, BatchNorm) or not norm.is_line:
+        return kernel, biases, norm
+    gain, shift = norm.line(kernel.shape[-1])
+    return kernel * gain, [sum((bias * gain for bias in biases), shift)], None
 
 
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -97,8 +97,7 @@ class FCN(nn.Module):
         """Features ``[N, 14, 14, channels]`` of crops ``[N, 14, 14, C]`` and of the features of the pass before."""
         x = self.join(crops, previous)
         for i in range(1, self.convs + 1):
-            x = getattr(self, f"conv{i}")(x)
-            x = nn.relu(x if self.norm is None else getattr(self, f"norm{i}")(x))
+            x = nn.relu(getattr(self, f"conv{i}")(x, None if self.norm is None else getattr(self, f"norm{i}")))
         return x
 
     def join(self, crops: jax.Array, previous: jax.Array) -> jax.Array:

@@ -109,8 +109,8 @@ class PixelBranch(nn.Module):
         return Conv(self.code, 1, kernel_init=kaiming_uniform, name="codes")(total)
 
     def _conv(self, x: jax.Array, name: str) -> jax.Array:
-        x = Conv(self.channels, 3, bias=False, kernel_init=kaiming_uniform, name=name)(x)
-        return nn.relu(BatchNorm(frozen=False, name=name.replace("conv", "norm"))(x))
+        norm = BatchNorm(frozen=False, name=name.replace("conv", "norm"))
+        return nn.relu(Conv(self.channels, 3, bias=False, kernel_init=kaiming_uniform, name=name)(x, norm))
 
 
 def _check_order(module: nn.Module, levels: tuple[int, ...]) -> None:

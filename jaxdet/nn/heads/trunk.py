@@ -46,8 +46,8 @@ class ConvFC(nn.Module):
     def __call__(self, crops: jax.Array) -> jax.Array:
         x = crops
         for i in range(1, self.convs + 1):
-            x = Conv(self.channels, 3, bias=self.norm is None, name=f"conv{i}")(x)
-            x = nn.relu(x if self.norm is None else make_norm(self.norm, f"norm{i}")(x))
+            norm = None if self.norm is None else make_norm(self.norm, f"norm{i}")
+            x = nn.relu(Conv(self.channels, 3, bias=norm is None, name=f"conv{i}")(x, norm))
         return nn.relu(Linear(self.features, name="fc1")(_flatten(x)))
 
 
