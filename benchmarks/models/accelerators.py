@@ -160,7 +160,7 @@ class Found:
     collectives: dict[str, int]  #: bytes by kind
     flops: float  #: of products and convolutions, on each device
     bytes: int  #: that kernels read and write, if each reads its operands whole
-    seconds: float  #: to compile, of one core
+    seconds: float  #: to compile, of one core; without the processes that XLA starts, which is the assembler of GPUs
     wrong: list[str]  #: what must not be, each with what to do
 
 
