@@ -167,8 +167,10 @@ def _walk(all_: Mapping[str, list[Operation]], name: str, found: Contents, *, ro
         if operation.code == "while":
             known = _rounds(all_, operation)
             place = len(found.loops)
-            body = next(called for key, called in operation.called if key == "body")
-            inside = _walk(all_, body, found, rounds=rounds * (known or 1), depth=depth + 1)
+            parts = dict(operation.called)
+            # Where images are split over devices, a loop that ends when all images are done asks all devices for that.
+            _inside(all_, parts["condition"], found, rounds * (known or 1))
+            inside = _walk(all_, parts["body"], found, rounds=rounds * (known or 1), depth=depth + 1)
             found.loops.insert(place, Loop(known, inside, operation.where, depth))
             continue
         if operation.code not in _NO_KERNEL and not operation.code.endswith("-done"):

@@ -82,6 +82,13 @@ def test_a_program_for_several_devices() -> None:
     assert found.callbacks == []
 
 
+def test_a_loop_that_asks_all_devices_whether_to_go_on() -> None:
+    less = "%less = pred[]{:T(512)} constant(true)"
+    asked = "%less = pred[]{:T(512)} all-reduce(%mine), to_apply=%add"
+    before, after = (hlo.contents(SPLIT.replace(less, condition)).collectives for condition in (less, asked))
+    assert [each for each in after if each not in before] == [hlo.Collective("all-reduce", 3 * 1, "")]
+
+
 def test_kernels_beside_a_large_collective() -> None:
     text = SPLIT.replace("y: bf16[2,8,8,4]", "y: bf16[2,800,800,4]").replace("bf16[4,8,8,4]", "bf16[4,800,800,4]")
     assert hlo.contents(text).beside == 1
