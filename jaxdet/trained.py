@@ -165,7 +165,8 @@ def check_settings(model: Any, imported: Imported, where: str) -> None:
 def _has(model: Any, settings: Sequence[str], unknown: bool = False) -> bool:
     """Whether overrides change nothing of a model; ``unknown``: the answer for one that knows no such settings."""
     try:
-        return bool(described(override(model, settings)) == described(model))
+        # By the keys that they have in an experiment: some begin with `model.`.
+        return bool(described(override({"model": model}, settings)["model"]) == described(model))
     except ValueError:
         # A model of another family: the merge says which parts do not fit.
         return unknown

@@ -123,10 +123,12 @@ def fault_of(command: list[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
 def fault_of_settings(arguments: list[str]) -> str | None:
     """What the config of a command says of its settings.
 
-    Without ``--config`` it is that of the run ``runs/demo``, or, of another run, any: then all configs must take them.
+    Without ``--config`` it is the recipe's, if there is ``--data``; else that of the run ``runs/demo``, or, of another
+    run, any: then all configs must take them.
     """
     settings = [word for word in arguments if re.match(r"[\w*]+(\.[\w*]+)+=", word)]
-    named = arguments[arguments.index("--config") + 1] if "--config" in arguments else None
+    recipe = "mask_rcnn_r18_fpn_small" if "--data" in arguments else None
+    named = arguments[arguments.index("--config") + 1] if "--config" in arguments else recipe
     if named in new_files() or not (settings or named):
         return None
     if named is None:

@@ -139,6 +139,7 @@ def test_a_box_and_a_mask_for_all_classes_are_settings() -> None:
     logits = merged["params"]["masks"]["heads_0"]["head"]["logits"]
     np.testing.assert_array_equal(logits["kernel"][0, 0], state["roi_heads.mask_head.predictor.weight"][:, :, 0, 0].T)
     np.testing.assert_array_equal(logits["bias"], state["roi_heads.mask_head.predictor.bias"])
+    check_settings(model.model, imported, "weights")
     plain = load_config("configs/mask_rcnn_r50_fpn.py").model
     with pytest.raises(
         ValueError, match=r"of another network than the model, which needs .*heads\.\*\.class_agnostic=true'$"
