@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdet.data import Category, Source
-from jaxdet.data.validation.entries import counted
 from jaxdet.evaluation.evaluate import score_together
 from jaxdet.evaluation.inference import detect
 from jaxdet.evaluation.tables import summary_table
 from jaxdet.experiment import Experiment
+from jaxdet.messages import counted
 from jaxdet.runtime.files import replacing, write_json
 from jaxdet.training.log import RunLog
 from jaxdet.training.workdir import METRICS
