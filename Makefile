@@ -38,11 +38,14 @@ lint: venv
 types: venv
 	$(RUN) -m mypy
 
-# These tests compile hundreds of small programs and run each once or twice; optimising them takes longer than it saves.
+# These tests compile hundreds of small programs and run each once or twice; optimising them takes longer than it saves,
+# and XLA's newer code generator a third longer than the one before it.  Parity tests have both.
+FAST_COMPILING := JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_use_fusion_emitters=false"
+
 # Two at a time, whole files, since tests of a file share what they have compiled; each takes up to 5 GB.  The order is
 # that of tests/conftest.py, and not pytest-xdist's, which begins with the files of most tests.
 unit: venv
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "not parity" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(FAST_COMPILING) $(RUN) -m pytest -m "not parity" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # PARITY_SHARE=3: a model of each family, and a third of the others, chosen by the commit; PARITY_LONG=1: also what is
 # left out otherwise (tests/parity/conftest.py).
@@ -75,7 +78,8 @@ notebooks: $(DOCS) ## the notebooks from the first cell to the last, on small se
 
 # The first leaves a run for the others.
 outputs: $(DOCS) ## the notebooks at full size, some minutes; stores what they show
-	$(RUN) -m jupyter nbconvert --to notebook --execute --inplace notebooks/predict.ipynb notebooks/own_data.ipynb notebooks/inside.ipynb
+	$(RUN) -m jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False notebooks/predict.ipynb notebooks/own_data.ipynb notebooks/inside.ipynb
 
 # XLA's compilers for GPUs and TPUs alone, beside the jax of $(VENV); they need neither device nor driver.
 COMPILERS := build/accelerators/$(notdir $(VENV))

@@ -7,6 +7,7 @@ its first checkpoint there is nothing to go on with, and it begins anew; but its
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +22,16 @@ from jaxdet.checkpoints.public.table import find_public
 from jaxdet.checkpoints.reading import has_checkpoint
 from jaxdet.config import from_data, load_config, override
 from jaxdet.data import CocoFolder, Data, LargeScaleJitter, Source, open_source, train_batches
-from jaxdet.data.validation.entries import counted
 from jaxdet.experiment import Experiment, Schedule, as_experiment
+from jaxdet.messages import counted
 from jaxdet.models.two_stage import TwoStage
+from jaxdet.runtime.agreement import from_all
 from jaxdet.runtime.files import read_json_file, write_json
 from jaxdet.runtime.mesh import all_devices, data_mesh, layout_of, replicated_key, split_batch
 from jaxdet.training.optimizer import frozen_parameters, learning_rate, update_direction
-from jaxdet.training.state import init_state, init_variables
-from jaxdet.training.step import make_train_step
+from jaxdet.training.run import open_data
+from jaxdet.training.state import check_weights, init_state, init_variables
+from jaxdet.training.step import step_of_run
 from jaxdet.training.workdir import locked
 
 _HELD_OUT = 5  #: one of so many images is for validation, where the folder says nothing about it
@@ -39,6 +42,7 @@ _SMALL = 24  #: pixels that a small object's side is to have in evaluation
 _OUTLINES = 320  #: short side at which outlines of large objects are as good as the masks' bitmaps
 _LEAST, _LARGEST = 192, 640  #: short side of the canvases of training
 _ENOUGH = 600  #: steps that a run is to have before its canvases grow
+_FEW_STEPS = 150  #: below them few objects are found, and their outlines are coarse
 _MOST_STEPS, _MOST_EPOCHS = 3000, 200  #: beyond both a small data set is only learned by heart
 _FEW = 5  #: objects in a photo
 _BEGUN = "small_data.json"  #: in the folder of the run: for which data and how many minutes it was begun
@@ -90,12 +94,36 @@ def small_data(
     with locked(workdir):
         if has_checkpoint(workdir):
             return override(_begun(folder, minutes, workdir, trusted), overrides)
-        note = workdir / _BEGUN
-        if note.exists() and (there := read_json_file(note, "the note")["data"]) != str(folder.resolve()):
+        if (there := _begun_for(workdir)) not in (None, str(folder.resolve())):
             raise ValueError(
                 f"--data {folder}: {workdir} is the folder of a run on {there}; choose another --workdir, or remove it"
             )
         return _timed(base, folder, minutes, workdir, overrides)
+
+
+def refuse_begun(workdir: Path) -> None:
+    """Keep a run of a config out of a folder that `small_data` has taken for its data.
+
+    A folder with a checkpoint is left to `training.workdir.claimed`, which compares configs.  All processes call this.
+
+    Raises:
+        ValueError: the folder has no checkpoint yet, and is for a run on a small data set.
+    """
+
+    def refuse() -> None:
+        if not has_checkpoint(workdir) and (there := _begun_for(workdir)):
+            raise ValueError(
+                f"{workdir} is the folder of a run on {there}; go on with that by --data {there}, choose "
+                "another --workdir, or remove it"
+            )
+
+    from_all(refuse)
+
+
+def _begun_for(workdir: Path) -> str | None:
+    """The folder of data that a run was begun for in ``workdir``."""
+    note = workdir / _BEGUN
+    return read_json_file(note, "the note")["data"] if note.exists() else None
 
 
 def _begun(folder: Path, minutes: float, workdir: Path, trusted: Sequence[str]) -> Experiment:
@@ -116,13 +144,17 @@ def _begun(folder: Path, minutes: float, workdir: Path, trusted: Sequence[str]) 
 def _timed(base: Experiment, folder: Path, minutes: float, workdir: Path, overrides: Sequence[str]) -> Experiment:
     """The experiment of a new run, for which a step is timed."""
     train, val = find_data(folder, workdir)
-    photos = describe(open_source(train))
+    source = open_source(train)
+    photos = describe(source)
+    # The time of a step does not depend on the length of the schedule.
+    draft = override(_fitted(base, train, val, photos, base.data.short_side, steps=1000), overrides)
+    # What training refuses is refused now: to time a step takes minutes.
+    open_data(draft.data, photos.classes, draft.run)
     # Not before the annotations could be read: a folder that is no data set does not claim this one.
     write_json(workdir / _BEGUN, {"data": str(folder.resolve()), "minutes": minutes})
     _log.info("%s", photos)
+    check_weights(draft, [category.name for category in source.categories])
     seconds = _FOR_STEPS * 60 * minutes
-    # The time of a step does not depend on the length of the schedule.
-    draft = override(_fitted(base, train, val, photos, base.data.short_side, steps=1000), overrides)
     _log.info("timing a step: it is compiled for that, which may take minutes that are not part of --minutes")
     at_draft = step_seconds(draft)
     side = training_side(photos, base.data, at_draft, seconds)
@@ -132,6 +164,9 @@ def _timed(base: Experiment, folder: Path, minutes: float, workdir: Path, overri
     steps = min(max(int(seconds / each), _EVALUATIONS), max(_MOST_STEPS, _MOST_EPOCHS * photos.images // batch))
     _log.info("a step at %d pixels takes %.2f s here: %d steps, which is %.0f minutes of %g",
               side, each, steps, steps * each / 60, minutes)  # fmt: skip
+    if steps < _FEW_STEPS:
+        wanted = math.ceil(_ENOUGH * each / 60 / _FOR_STEPS)
+        _log.warning("%d steps teach a model little; --minutes %d would be %d steps here", steps, wanted, _ENOUGH)
     return override(_fitted(base, train, val, photos, side, steps), overrides)
 
 
@@ -301,14 +336,13 @@ def step_seconds(experiment: Experiment) -> float:
     """Measure a training step on this machine, fresh weights and the first batches of the data: seconds."""
     model, optimizer, data = experiment.model, experiment.optimizer, experiment.data
     mesh = data_mesh()
-    frozen = frozen_parameters(model, experiment.run.train_only)
-    direction = update_direction(optimizer, frozen)
-    rate = learning_rate(optimizer, data.batch_size, 1)
-    step = make_train_step(model, direction, rate, mesh, is_frozen=frozen, ema=optimizer.ema)
+    direction = update_direction(optimizer, frozen_parameters(model, experiment.run.train_only))
     averaged = optimizer.ema is not None
     state: Any = init_state(init_variables(model, jax.random.key(0)), direction, averaged=averaged)
+    layout = layout_of(state, mesh, split=experiment.run.shard_parameters)
+    step = step_of_run(experiment, direction, learning_rate(optimizer, data.batch_size, 1), mesh, layout)
     # Where a step leaves it: from elsewhere the second step would be compiled anew.
-    state = jax.device_put(state, layout_of(state, mesh, split=experiment.run.shard_parameters))
+    state = jax.device_put(state, layout)
     key = replicated_key(0, mesh)
     # Batches of one canvas, so that one program is compiled; in this process, since workers would cost their start.
     one = dataclasses.replace(data, workers=0)

@@ -25,8 +25,8 @@ from jaxdet.config import load_config, override
 from jaxdet.data import Category, CocoFolder, Data, Source, open_source
 from jaxdet.data.pipeline.batches import TrainBatches
 from jaxdet.data.pipeline.plans import Share, TrainPlan, train_plan, trainable
-from jaxdet.data.validation.entries import counted
 from jaxdet.experiment import as_experiment
+from jaxdet.messages import counted
 from jaxdet.runtime.files import replacing
 from jaxdet.visualize import overlay
 

@@ -18,8 +18,9 @@ from jaxdet.checkpoints.public.table import PublicWeights, find_public
 from jaxdet.checkpoints.reading import load as load_checkpoint
 from jaxdet.config import described, from_data, load_config, override, trusted_modules
 from jaxdet.data import Category, Data, single_batch
-from jaxdet.data.validation.entries import category_of, each, short, whole
+from jaxdet.data.validation.entries import category_of, each, whole
 from jaxdet.experiment import Experiment, as_experiment
+from jaxdet.messages import short
 from jaxdet.runtime.mesh import Copies, all_devices
 
 _log = logging.getLogger(__name__)

@@ -13,26 +13,28 @@ ENTRY_POINTS = ("train", "eval", "predict")
 ALLOWED = {
     "structures": set[str](),
     "config": set[str](),
+    "messages": set[str](),
     "ranges": set[str](),
-    "runtime": {"structures", "config"},
+    "runtime": {"structures", "config", "messages"},
     "ops": {"structures", "ranges"},
     "nn": {"structures", "ranges", "ops"},
     "models": {"structures", "ranges", "ops", "nn"},
-    "data": {"structures", "ranges", "runtime"},
+    "data": {"structures", "messages", "ranges", "runtime"},
     "checkpoints": {"structures", "runtime"},
     "visualize": {"data", "runtime"},
     "experiment": {"ranges", "models", "data"},
 }
-ALLOWED["trained"] = {"structures", "config", "data", "checkpoints", "runtime", "experiment"}  # what a checkpoint holds
+# What a checkpoint holds.
+ALLOWED["trained"] = {"structures", "config", "messages", "data", "checkpoints", "runtime", "experiment"}
 ALLOWED["evaluation"] = {*ALLOWED} - {"visualize", "nn"}  # a model over data, and its numbers
 ALLOWED["report"] = {"data", "evaluation", "runtime", "trained"}  # which says where a model goes wrong
 BELOW = set(ALLOWED) - {"report"}
 ALLOWED |= {"training": BELOW, "prediction": BELOW}  # neither knows the other
 ALLOWED["exporting"] = {"structures", "ops", "models", "data", "checkpoints", "runtime", "evaluation", "trained"}
 ALLOWED["zoo"] = {*BELOW, "training"}
-ALLOWED["show"] = {"config", "data", "experiment", "runtime", "visualize"}
+ALLOWED["show"] = {"config", "messages", "data", "experiment", "runtime", "visualize"}
 # Settings from a folder and minutes.
-ALLOWED["recipe"] = {"checkpoints", "config", "data", "experiment", "models", "runtime", "training"}
+ALLOWED["recipe"] = {"checkpoints", "config", "messages", "data", "experiment", "models", "runtime", "training"}
 ALLOWED["commands"] = {*ALLOWED}
 ALLOWED["__main__"] = {"commands"}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,7 +17,16 @@ from jaxdet.config import load_config, to_data
 from jaxdet.data import CocoFolder, Data, LargeScaleJitter, open_source
 from jaxdet.data.scenes.write import write_scenes
 from jaxdet.experiment import Experiment
-from jaxdet.recipe import Photos, default_base, describe, find_data, seen_side, small_data, training_side
+from jaxdet.recipe import (
+    Photos,
+    default_base,
+    describe,
+    find_data,
+    refuse_begun,
+    seen_side,
+    small_data,
+    training_side,
+)
 from jaxdet.runtime.files import write_json
 from jaxdet.training.workdir import locked
 
@@ -116,6 +126,22 @@ def test_a_run_that_goes_on_has_its_settings(
     assert len(timed) == 2
 
 
+def test_a_config_does_not_begin_in_the_folder_of_a_data_set(
+    base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    refuse_begun(run)  # nobody's yet
+    small_data(base, folder, 1, run)
+    before = sorted(run.rglob("*"))
+    config = Path(__file__).parent / "training" / "tiny.py"
+    assert train_command(["--config", str(config), "--workdir", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert f"{run} is the folder of a run on {folder}; go on with that by --data {folder}, choose another" in said
+    assert sorted(run.rglob("*")) == before
+    (run / "checkpoints" / "3").mkdir(parents=True)
+    refuse_begun(run)  # whose config says whose it is
+
+
 def test_two_runs_do_not_begin_in_one_folder(
     base: Experiment, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: list[Experiment]
 ) -> None:
@@ -126,6 +152,34 @@ def test_two_runs_do_not_begin_in_one_folder(
     with pytest.raises(ValueError, match="expected a folder with annotated photos"):
         small_data(base, tmp_path / "none", 1, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_what_training_refuses_is_refused_before_a_step_is_timed(
+    base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment]
+) -> None:
+    """To compile a step takes minutes, and the folder of a run that never was is not claimed."""
+    with pytest.raises(FileNotFoundError, match=r"\(run\.init_from\): none\.pth does not exist"):
+        small_data(base, folder, 1, tmp_path / "run", ["run.init_from=none.pth"])
+    convs = {"conv1.weight": np.zeros((8, 3, 7, 7)), "layer1.0.conv1.weight": np.zeros((8, 8, 3, 3))}
+    np.savez(tmp_path / "some.npz", **convs)
+    with pytest.raises(ValueError, match=r"init_from=.*some\.npz: the weights do not fit the model"):
+        small_data(base, folder, 1, tmp_path / "run", [f"run.init_from={tmp_path / 'some.npz'}"])
+    shutil.move(folder / "images", folder / "elsewhere")
+    with pytest.raises(ValueError, match="expected a file for every image, got none for 11 of them"):
+        small_data(base, folder, 1, tmp_path / "other")
+    assert not (tmp_path / "other" / "small_data.json").exists()
+    assert not timed
+
+
+def test_a_time_for_few_steps_is_warned_of(
+    base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment], caplog: pytest.LogCaptureFixture
+) -> None:
+    """At half a second a step three quarters of a minute are 90 steps, and 600 take 6 and two thirds of them."""
+    small_data(base, folder, 1, tmp_path / "run")
+    assert "90 steps teach a model little; --minutes 7 would be 600 steps here" in caplog.text
+    caplog.clear()
+    small_data(base, folder, 2, tmp_path / "run")
+    assert "teach a model little" not in caplog.text
 
 
 def photos(**changes: Any) -> Photos:

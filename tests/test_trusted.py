@@ -85,8 +85,18 @@ def test_a_trusted_module_gives_its_classes(trusted: str, name: str) -> None:
     assert to_data(config, modules) == data
     assert described(config) == data
     assert flat_settings(config) == {"loss": "Loss", "loss.scale": 2.0}
-    with pytest.raises(ValueError, match=rf"running the code of {name}.*--trusted {name}"):
+    with pytest.raises(ValueError, match=rf"running their code.*--trusted {name.partition('.')[0]}"):
         to_data(config)
+
+
+def test_all_that_a_config_has_of_ones_own_is_named_at_once() -> None:
+    """Of a package with several of them the package is what to trust; one after the other would take many tries."""
+    data = [{"class": "my_package.heads.Loss"}, {"class": "my_package.losses.Loss"}]
+    config = from_data(data, trusted_modules(["my_package"]))
+    with pytest.raises(ValueError, match=r"my_package\.heads\.Loss, my_package\.losses\.Loss.*--trusted my_package$"):
+        to_data(config)
+    with pytest.raises(ValueError, match=r"define: my_package\.losses\.Loss\. .*--trusted my_package\.losses$"):
+        to_data(config, ["my_package.heads"])
 
 
 def test_all_that_is_not_trusted_is_named_before_anything_runs() -> None:

@@ -15,9 +15,9 @@ they share a device.  There is no authentication and no encryption: put it behin
 import argparse
 import importlib.util
 import io
+import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,28 +33,24 @@ Threshold = Annotated[float | None, Query(ge=0, le=1, description="least score; 
 
 
 def create_app(folder: Path, *, most_bytes: int = MOST_BYTES, most_pixels: int = MOST_PIXELS) -> FastAPI:
-    """Make the application.
+    """Compile all programs of an exported model, and make the application.
 
     Args:
         folder: what ``jaxdet export`` has written.
         most_bytes: largest upload; a larger one is answered with 413.
         most_pixels: largest image; a larger one is answered with 413.
+
+    Raises:
+        ValueError: it is no such folder, or the model in it cannot be used here.
     """
-    served: dict[str, Any] = {}
+    loader = _loader_of(folder)
+    model = loader.Model(folder)
+    model.warm_up()
     turn = threading.Lock()
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        served["loader"] = _loader_of(folder)
-        served["model"] = served["loader"].Model(folder)
-        served["model"].warm_up()
-        yield
-
-    app = FastAPI(title="jaxdet", lifespan=lifespan)
+    app = FastAPI(title="jaxdet")
 
     @app.get("/health")
     def health() -> dict[str, Any]:
-        model = served["model"]
         categories = [category["name"] for category in model.categories]
         return {"status": "ok", "device": str(model.device), "categories": categories}
 
@@ -85,9 +81,9 @@ def create_app(folder: Path, *, most_bytes: int = MOST_BYTES, most_pixels: int =
         if size[0] * size[1] > most_pixels:
             raise HTTPException(413, f"expected an image of at most {most_pixels} pixels, got {size[0]} x {size[1]}")
         try:
-            pixels = served["loader"].read_image(encoded)
+            pixels = loader.read_image(encoded)
             with turn:
-                return pixels, served["model"](pixels, score_threshold=score_threshold)
+                return pixels, model(pixels, score_threshold=score_threshold)
         except ValueError as error:  # a broken file, or an image whose canvas the export has not
             raise HTTPException(422, str(error)) from error
 
@@ -106,9 +102,12 @@ async def _body(request: Request, most: int) -> bytes:
 
 def _loader_of(folder: Path) -> Any:
     """The module ``load.py`` of an exported folder."""
+    missing = [name for name in ("export.json", "load.py") if not (folder / name).is_file()]
     spec = importlib.util.spec_from_file_location("jaxdet_load", folder / "load.py")
-    if spec is None or spec.loader is None or not (folder / "load.py").is_file():
-        raise ValueError(f"{folder}: expected a folder that jaxdet export has written, it has no load.py")
+    if missing or spec is None or spec.loader is None:
+        raise ValueError(
+            f"{folder}: expected a folder that jaxdet export has written, it has no {' and no '.join(missing)}"
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -130,18 +129,24 @@ def _drawn(pixels: np.ndarray, found: Any) -> bytes:
     return buffer.getvalue()
 
 
-def main() -> None:
-    """Parse, and serve until the process is stopped."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse, and serve until the process is stopped; 1 with a message where the folder cannot be served."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what jaxdet export has written")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all")
     parser.add_argument("--port", type=int, default=8000)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
+    try:
+        app = create_app(options.folder)
+    except (ValueError, ImportError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
 
     import uvicorn
 
-    uvicorn.run(create_app(options.folder), host=options.host, port=options.port)
+    uvicorn.run(app, host=options.host, port=options.port)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -46,11 +46,7 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
             not the published one of its name.
         OSError: public weights cannot be downloaded.
     """
-    check_local(path, "the weights")
-    public = located(os.fspath(path))
-    weights, path = public if public else (None, Path(path))
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a run folder or a file of weights{near_names(path)}")
+    path, weights = find_weights(path)
     if path.is_dir():  # jaxdet's own checkpoints are folders, those of others are files
         variables, metadata = load(path)
         ids, names = _categories(metadata.get("categories") or [], path)
@@ -61,6 +57,22 @@ def import_weights(path: str | os.PathLike[str], like: Mapping[str, Any]) -> Imp
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return imported if weights is None else _with_categories(imported, weights)
+
+
+def find_weights(path: str | os.PathLike[str]) -> tuple[Path, PublicWeights | None]:
+    """Find a folder or file of weights, and what is known of public ones, which are downloaded if they are not there.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``, and no public weights have that name.
+        ValueError: ``path`` is an address, or a file is not the published one of its name.
+        OSError: public weights cannot be downloaded.
+    """
+    check_local(path, "the weights")
+    public = located(os.fspath(path))
+    weights, found = public if public else (None, Path(path))
+    if not found.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a run folder or a file of weights{near_names(found)}")
+    return found, weights
 
 
 def _with_categories(imported: Imported, weights: PublicWeights) -> Imported:

@@ -7,6 +7,7 @@ everything that does not fit.
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,23 @@ _CLASS_DEPENDENT = (
 #: The first level above the backbone's last, whose shape says which map it is made from.
 _FIRST_OF_TOP = re.compile(r"/neck/top/conv6/kernel$")
 
+#: The first convolution of a block in the third stage of a ResNet.
+_THIRD_STAGE = re.compile(r"/backbone/layer3_(\d+)/conv1/")
+
+#: Depths of ResNets by the blocks of the third stage, and whether these are bottlenecks.
+_RESNETS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101}
+
 #: Settings that give a model the normalisations of some weights, by what is in the names of these.
 _NORMS = {"/neck/lateral3_norm/": "model.neck.norm=batch", "/dense/head/class_norm1/": "model.dense.head.groups=32"}
 
 
 class Misfit(ValueError):
     """Weights and model do not fit each other; the message lists everything that does not."""
+
+    def __init__(self, message: str, lacking: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        #: a pattern for ``run.init_skip``: of the part that the weights lack if that is all that is wrong
+        self.pattern = _part(lacking) or "^params/neck/"
 
 
 @dataclass(frozen=True)
@@ -87,8 +99,9 @@ def merge(
     outside = {name for name in ours if not _is_within(name, within)}
     loaded = [name for name in ours if name in theirs and name not in skipped | outside]
     misfits = {name: text for name in loaded if (text := _misfit(name, ours[name], theirs[name]))}
+    lacking = set(ours) - set(theirs) - skipped - outside
     problems = [
-        *_listed("only here (no value for them)", set(ours) - set(theirs) - skipped - outside),
+        *_listed("only here (no value for them)", lacking),
         *_listed("only there (no place for them)", set(theirs) - set(ours) - skipped),
         *_listed(f"there, but outside {within!r}", set(theirs) & outside - skipped),
         *_listed("do not fit", misfits.values()),
@@ -96,8 +109,11 @@ def merge(
     ]
     if problems:
         raise Misfit(
-            "the weights do not fit the model\n" + "\n".join(problems) + _advice(misfits, set(theirs) - set(ours))
+            "the weights do not fit the model\n" + "\n".join(problems) + _advice(misfits, ours, theirs),
+            () if len(problems) > 1 + len(lacking) else lacking,
         )
+    if skip and not loaded:
+        raise Misfit(f"the patterns to skip ({', '.join(skip)}) leave nothing of the weights to load")
     merged = {name: np.asarray(theirs[name], dtype=np.float32) for name in loaded}
     kept = tuple(name for name in ours if name not in merged and name not in outside)
     dropped = tuple(sorted(name for name in skipped if name not in ours))
@@ -118,6 +134,14 @@ def is_skipped(name: str, skip: Sequence[str]) -> bool:
 def _named(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves by names such as ``params/backbone/conv1/kernel``."""
     return {"/".join(path): value for path, value in flatten(variables).items()}
+
+
+def _part(names: Iterable[str]) -> str | None:
+    """A pattern of the part that these names share: of ``params/backbone/layer4_0/..`` ``/backbone/layer4``."""
+    paths = sorted(name.partition("/")[2] for name in names)
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(paths[0], paths[-1], strict=False)) if paths else ()
+    first, _, second = "".join(letter for letter, _ in same).partition("/")
+    return f"/{first}/{second.partition('/')[0].rstrip('_')}" if second else None
 
 
 def _is_within(name: str, part: str) -> bool:
@@ -141,11 +165,18 @@ def _listed(title: str, names: Any) -> list[str]:
     return [f"  {title}: {len(lines)}", *lines] if lines else []
 
 
-def _advice(misfits: Iterable[str], homeless: Collection[str]) -> str:
-    """What mends it, where that is known; ``homeless`` are names that the model has no place for."""
+def _advice(misfits: Iterable[str], ours: Collection[str], theirs: Collection[str]) -> str:
+    """What mends it, where that is known, from the names of what does not fit and of all arrays on both sides."""
+    homeless = set(theirs) - set(ours)
     hints = [hint for name, hint in _NORMS.items() if any(name in path for path in homeless)]
     if hints:
         return f"\nthe weights have normalisations that the model has not: set {' '.join(hints)}"
+    here, there = _resnet_depth(ours), _resnet_depth(theirs)
+    if here and there and here != there:
+        return (
+            f"\nthe weights are of a ResNet-{there}, and the model has a ResNet-{here}: take others, or set "
+            f"'*backbone.depth={there}'"
+        )
     if not any(_FIRST_OF_TOP.search(name) for name in misfits):
         return ""
     return (
@@ -153,3 +184,10 @@ def _advice(misfits: Iterable[str], homeless: Collection[str]) -> str:
         "model.neck.top.source=pyramid model.neck.top.relu=true, for mmdetection's model.neck.top.source=backbone "
         "model.neck.top.relu=false"
     )
+
+
+def _resnet_depth(names: Collection[str]) -> int | None:
+    """The depth of the ResNet with these arrays, told by the blocks of its third stage; None if it has none."""
+    blocks = {match[1] for name in names if (match := _THIRD_STAGE.search(name))}
+    bottleneck = any("/backbone/layer3_0/conv3/" in name for name in names)
+    return _RESNETS.get((len(blocks), bottleneck))

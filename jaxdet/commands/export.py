@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
     from jaxdet.config import load_config, trusted_modules
-    from jaxdet.data.validation.entries import counted
     from jaxdet.evaluation.tables import show_progress
     from jaxdet.exporting import export
+    from jaxdet.messages import counted
     from jaxdet.trained import load
 
     try:

@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
     from jaxdet.config import load_config, trusted_modules
-    from jaxdet.data.validation.entries import counted
     from jaxdet.evaluation.augmented import TestTimeAugmentation
     from jaxdet.evaluation.tables import show_progress
+    from jaxdet.messages import counted
     from jaxdet.prediction import RESULTS, Predictor, is_video, predict_files, predict_video
     from jaxdet.trained import load
 

@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     import jax
 
     from jaxdet.config import config_name, load_config, override, print_config, trusted_modules
-    from jaxdet.recipe import default_base
+    from jaxdet.recipe import default_base, refuse_begun
     from jaxdet.training import train
     from jaxdet.training.profile import steps_of
     from jaxdet.training.writers import TRACKERS
@@ -53,7 +53,9 @@ def main(words: Sequence[str] | None = None) -> int:
             logging.getLogger("jaxdet").setLevel(logging.WARNING)
         name = config_name(arguments.config) if arguments.config else arguments.data.resolve().name
         workdir = arguments.workdir or Path("runs") / name
-        if arguments.data is not None:
+        if arguments.data is None:
+            refuse_begun(workdir)
+        else:
             experiment = _small_data(base, workdir, arguments, trusted)
         metrics = train(
             experiment,

@@ -12,7 +12,7 @@ from typing import Any
 import typeguard
 
 from jaxdet.config.tree import field_annotations, fit, is_node, walk, wrong_type
-from jaxdet.config.trusted import KIND, class_name, config_class, refuse_foreign
+from jaxdet.config.trusted import KIND, check_classes, class_name, config_class, refuse_foreign
 
 _MAX_DEPTH = 40  #: levels of nested data; real configs have about 6
 _TEXT_WIDTH = 100  #: columns
@@ -29,7 +29,14 @@ def to_data(config: Any, trusted: Sequence[str] = ()) -> Any:
         ValueError: the tree has something that `from_data` could not rebuild: a class from elsewhere, a list, a
             function.
     """
+    check_classes(_classes(config), trusted)  # all at once, so that one message says what to trust
     return _to_data(config, partial(class_name, trusted=trusted))
+
+
+def _classes(config: Any) -> Iterator[type]:
+    """The classes of a config and of its parts."""
+    nodes = (config, *(child.value for _, child in walk(config, type(config))))
+    return (type(node) for node in nodes if is_node(node))
 
 
 def described(config: Any) -> Any:

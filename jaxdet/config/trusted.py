@@ -108,14 +108,17 @@ def _refuse_name(name: str) -> None:
         )
 
 
-def class_name(cls: type, trusted: Sequence[str]) -> str:
-    """The name under which a class is stored, after making sure that `config_class` finds it again.
+def check_classes(classes: Iterable[type], trusted: Sequence[str]) -> None:
+    """Make sure that `config_class` would find the classes of a config again.
 
     Raises:
-        ValueError: it would not; says why, and what to do.
+        ValueError: it would not; says why, and what to do.  Of classes in modules that are not trusted it lists all.
     """
-    module, name = cls.__module__, f"{cls.__module__}.{cls.__qualname__}"
-    if module not in _own_modules():
+    foreign = []
+    for cls in classes:
+        module, name = cls.__module__, f"{cls.__module__}.{cls.__qualname__}"
+        if module in _own_modules():
+            continue
         if "." in cls.__qualname__:
             raise ValueError(f"{name}: the class is defined inside of another one or of a function. {_remedy(cls)}")
         if module == "__main__" or getattr(sys.modules.get(module), cls.__name__, None) is not cls:
@@ -124,13 +127,30 @@ def class_name(cls: type, trusted: Sequence[str]) -> str:
                 f"imported again when the checkpoint is loaded. {_remedy(cls)}"
             )
         if not _is_trusted(module, trusted):
-            raise ValueError(
-                f"{name}: the class is not one of the classes defined in jaxdet, so that its checkpoint can only be "
-                f"loaded by running the code of {module}. If you trust it, {_advice([module])}"
-            )
+            foreign.append(name)
+    if foreign:
+        foreign = list(dict.fromkeys(foreign))
+        raise ValueError(
+            f"the config has classes that jaxdet does not define: {', '.join(foreign)}. Its checkpoint can only be "
+            f"loaded by running their code. If you trust it, {_advice(map(_module_of, foreign))}"
+        )
+
+
+def class_name(cls: type, trusted: Sequence[str]) -> str:
+    """The name under which a class is stored, after making sure that `config_class` finds it again.
+
+    Raises:
+        ValueError: as `check_classes`.
+    """
+    check_classes([cls], trusted)
+    name = f"{cls.__module__}.{cls.__qualname__}"
     if config_class(name, trusted) is not cls:  # a class of a test or a notebook that has jaxdet's name
         raise ValueError(f"{name}: the class is not the one that can be imported under this name")
     return name
+
+
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _remedy(cls: type) -> str:
@@ -141,7 +161,7 @@ def _remedy(cls: type) -> str:
 
 
 def _advice(modules: Iterable[str]) -> str:
-    modules = list(modules)
+    modules = list(dict.fromkeys(modules))
     tops = [module.partition(".")[0] for module in modules]
     # Of several modules of a package the package: a list of its parts is long, and to import one runs the package.
     names = list(dict.fromkeys(t if tops.count(t) > 1 else m for t, m in zip(tops, modules, strict=True)))
@@ -151,15 +171,14 @@ def _advice(modules: Iterable[str]) -> str:
 def refuse_foreign(names: Iterable[str], trusted: Sequence[str]) -> None:
     """Raise a ValueError if classes are from elsewhere; it lists all of them, and says what to pass to trust them."""
     own = _own_modules()
-    foreign = [name for name in dict.fromkeys(names) if name.rpartition(".")[0] not in own]
-    foreign = [name for name in foreign if not _is_trusted(name.rpartition(".")[0], trusted)]
+    foreign = [name for name in dict.fromkeys(names) if _module_of(name) not in own]
+    foreign = [name for name in foreign if not _is_trusted(_module_of(name), trusted)]
     for name in foreign:
-        module = name.rpartition(".")[0]
-        top = module.partition(".")[0]
+        top = _module_of(name).partition(".")[0]
         if not _is_module_name(name) or top in {*sys.stdlib_module_names, "__main__", "jaxdet"}:
             raise ValueError(f"{name}: config data may only name classes defined in jaxdet, or in a module you trust")
     if foreign:
-        modules = list(dict.fromkeys(name.rpartition(".")[0] for name in foreign))
+        modules = list(dict.fromkeys(map(_module_of, foreign)))
         raise ValueError(
             f"the config names classes outside of jaxdet: {', '.join(foreign)}. To build them the code of "
             f"{', '.join(modules)} has to run on this machine. If you trust that code, {_advice(modules)}"

@@ -25,7 +25,7 @@ from jaxdet.data.convert.layouts import foreign
 from jaxdet.data.masks import has_masks
 from jaxdet.data.settings import Data
 from jaxdet.data.sources.coco import read_json, stored_hw
-from jaxdet.data.validation.entries import counted, file_name_of, printable, short
+from jaxdet.data.validation.entries import file_name_of
 from jaxdet.data.validation.findings import (
     Finding,
     annotation_findings,
@@ -37,6 +37,7 @@ from jaxdet.data.validation.findings import (
     usage_findings,
 )
 from jaxdet.data.validation.names import other_spelling
+from jaxdet.messages import counted, printable, short
 from jaxdet.runtime.files import read_json_file
 
 _SUMMARY = "Say what is in a COCO data set, and everything that is wrong with it."

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from jaxdet.data.records import Segmentation
-from jaxdet.data.validation.entries import MAX_COORDINATE, MAX_OUTLINE, short
+from jaxdet.data.validation.entries import MAX_COORDINATE, MAX_OUTLINE
+from jaxdet.messages import short
 
 _Bitmap: TypeAlias = NDArray[np.uint8]
 _Points: TypeAlias = NDArray[np.float64]

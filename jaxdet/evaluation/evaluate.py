@@ -41,8 +41,13 @@ def evaluate(
     """COCO's twelve numbers, for boxes and (if the model has them, and ``data.masks`` is set) for masks.
 
     Args:
-        model, variables, source, data, mesh, settings: as for ``inference.detect``.
+        model: any `Detector`.
+        variables: of the model.
+        source: images and ground truth.
+        data: settings of resize, canvas and workers.
+        mesh: devices, with one axis ``data``; None for all there are.
         max_detections: as for ``score``.
+        settings: as for ``inference.detect``.
 
     Returns:
         ``bbox/AP``, ``bbox/AP50``, ... ``segm/AR_l`` (``evaluation.STATISTICS``); -1 where the ground truth has

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from jaxdet.data.masks import encode_mask
 from jaxdet.data.validation.entries import MAX_BOX_VALUE as BOX
-from jaxdet.data.validation.entries import check_ids_differ, each, hw_of, is_number, short, whole
+from jaxdet.data.validation.entries import check_ids_differ, each, hw_of, is_number, whole
 from jaxdet.evaluation.paste import paste_rle, snapped
+from jaxdet.messages import short
 from jaxdet.runtime.files import read_json_file, write_json
 
 if TYPE_CHECKING:  # `structures` imports jax, which scoring a file of results does without

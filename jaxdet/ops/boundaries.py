@@ -98,9 +98,13 @@ def boundary_loss(
     """Cross entropy of the posteriors with the true sides, ``-log q(t)``.
 
     Args:
-        profiles, pixels, weights, bias, gamma: as in `log_posteriors`.
+        profiles: of masks, ``[..., S]``.
+        pixels: ``[..., 4]``, the regressed sides.
         targets: ``[..., 4]``, the true sides, whole numbers; those outside of the image are moved to its border.
         valid: ``[...]`` bool, which rectangles count; others, and those that are not finite, may hold anything.
+        weights: as in `log_posteriors`.
+        bias: as in `log_posteriors`.
+        gamma: as in `log_posteriors`.
 
     Returns:
         The loss ``[..., 4]`` of each side, and which of them count, bool ``[..., 4]``: where the prior is 0 at the true

@@ -48,7 +48,8 @@ def predict_files(
         score_threshold: detections below it are left out; None: the predictor's, or 0.5.
         upright: without a predictor: turn images as their EXIF orientation says, and draw and count pixels there; see
             `predict`.
-        tile, overlap: predict images by tiles (`Predictor.tiled`); None: as a whole.
+        tile: predict images by tiles with this side in pixels (`Predictor.tiled`); None: as a whole.
+        overlap: share of a tile's side that neighbours have in common.
         progress: called with the number of tiles that are done, and of all, of each image.
 
     Raises:

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdet.messages import counted
 from jaxdet.structures import Batch
 
 _T = TypeVar("_T")
@@ -39,7 +40,7 @@ def device_kinds(mesh: Mesh) -> str:
     """Say how many devices of which kind a mesh has, as in ``8 devices (gpu: NVIDIA H200)``."""
     devices = list(mesh.devices.flat)
     kinds = sorted({_kind(device) for device in devices})
-    return f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({', '.join(kinds)})"
+    return f"{counted(len(devices), 'device')} ({', '.join(kinds)})"
 
 
 def _kind(device: jax.Device) -> str:

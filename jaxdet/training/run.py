@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 import jaxdet
+from jaxdet.checkpoints.importing import find_weights
 from jaxdet.checkpoints.reading import has_checkpoint
 from jaxdet.checkpoints.store import CheckpointStore
 from jaxdet.config import check, flat_settings, to_data, trusted_modules
@@ -38,7 +39,7 @@ from jaxdet.training.position import CATEGORIES, DATA, POSITION, Position, check
 from jaxdet.training.profile import Profile, steps_of
 from jaxdet.training.signals import StopRequest, stop_on_signal
 from jaxdet.training.state import TrainState, start_state
-from jaxdet.training.step import StepByCanvas, make_train_step
+from jaxdet.training.step import StepByCanvas, step_of_run
 from jaxdet.training.validate import validate, write_metrics
 from jaxdet.training.workdir import claimed, read_metrics, stopped_at
 from jaxdet.training.writers.writer import Writer, check_writers
@@ -273,18 +274,7 @@ class _Job:
         skip = self.experiment.run.skip_nonfinite
         # The step keeps the state as it lies, on one device or split over many.
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step = make_train_step(
-            self.experiment.model,
-            direction,
-            rate,
-            self.mesh,
-            skip_nonfinite=skip > 0,
-            layout=layout,
-            is_frozen=frozen_parameters(self.experiment.model, self.experiment.run.train_only),
-            statistics=not self.experiment.run.train_only,
-            ema=optimizer.ema,
-            reduce_dtype=self.experiment.run.reduce_dtype,
-        )
+        step = step_of_run(self.experiment, direction, rate, self.mesh, layout)
         train_step = StepByCanvas(step, hooks.meter.leave_out, hooks.stop.at_once)
         check = FiniteCheck(self.workdir, self.source.image_ids, skip)
         try:
@@ -314,7 +304,11 @@ def _prepare(experiment: Experiment, workdir: Path, trusted: Sequence[str], list
         if listeners.profile is not None:
             steps_of(listeners.profile)
         _check_class_weights(experiment.model)
-        return _open(experiment.data, experiment.model.num_classes, experiment.run)
+        if experiment.run.init_from is not None and not has_checkpoint(workdir):
+            # Before the variables are made, which takes a minute's compiling.
+            with named("the weights to start from (run.init_from)"):
+                find_weights(experiment.run.init_from)
+        return open_data(experiment.data, experiment.model.num_classes, experiment.run)
 
     def described(sources: tuple[Source, Source | None]) -> dict[str, Any]:
         # Pixels are not compared: it would mean reading all of them.
@@ -353,8 +347,20 @@ def _check_class_weights(model: Any) -> None:
             raise ValueError(f"model.{key}.{error}") from None
 
 
-def _open(data: Data, classes: int, run: Run) -> tuple[Source, Source | None]:
-    """Open training and validation data, and check that their categories fit a model of ``classes`` classes."""
+def open_data(data: Data, classes: int, run: Run) -> tuple[Source, Source | None]:
+    """Open training and validation data.
+
+    Args:
+        data: settings.
+        classes: number of the model's classes.
+        run: settings, of which ``keep_best`` is to have its scores.
+
+    Returns:
+        The training set, and the validation set if there is one.
+
+    Raises:
+        ValueError: there is none to train on, files or masks are missing, or categories do not fit the model.
+    """
     if data.train is None:
         raise ValueError("data.train: expected a source such as CocoFolder(images=..., annotations=...), got none")
     if run.keep_best is not None and data.val is None:
@@ -370,9 +376,10 @@ def _open(data: Data, classes: int, run: Run) -> tuple[Source, Source | None]:
     source = open_source(data.train)
     names = [category.name for category in source.categories]
     if len(names) != classes:
+        shown = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
         raise ValueError(
-            f"model.num_classes: expected {len(names)}, the categories of the training data "
-            f"({', '.join(names[:5])}, ...), got {classes}; set model.num_classes={len(names)}"
+            f"model.num_classes: expected {len(names)}, the categories of the training data ({shown}), got {classes}; "
+            f"set model.num_classes={len(names)}"
         )
     check_trainable(source, data, jax.process_index(), jax.process_count())
     # Opened, matched and read now: a mistake must not show at the first evaluation, hours later.

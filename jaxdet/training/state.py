@@ -14,13 +14,15 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from jaxdet.checkpoints.importing import find_weights
 from jaxdet.checkpoints.reading import VARIABLES
 from jaxdet.checkpoints.store import CheckpointStore
-from jaxdet.experiment import Run
+from jaxdet.experiment import Experiment, Run
 from jaxdet.models.detector import Detector
 from jaxdet.runtime.mesh import layout_of
 from jaxdet.structures import Batch
-from jaxdet.training.weights import start_variables
+from jaxdet.training.phases import first_phase, named
+from jaxdet.training.weights import start_variables, with_weights
 
 _OPTIMIZER = "optimizer"  #: the checkpoint's item with step and optimizer state
 
@@ -118,6 +120,29 @@ def start_state(
     state = init_state(variables, direction, averaged=averaged)
     placed: TrainState = jax.device_put(state, layout_of(state, mesh, split=run.shard_parameters))
     return placed
+
+
+def check_weights(experiment: Experiment, classes: Sequence[str] = ()) -> None:
+    """Make sure that the weights to start from are there and fit, before anything is compiled.
+
+    Args:
+        experiment: the run; of two phases the first one's weights count.
+        classes: as in `start_state`.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: they do not fit the model.
+        OSError: public weights cannot be downloaded.
+    """
+    started = first_phase(experiment) or experiment
+    if started.run.init_from is None:
+        return
+    setting = "run.init_from" if started is experiment else "before.init_from"
+    with named(f"the weights to start from ({setting})"):
+        find_weights(started.run.init_from)  # before the model is traced
+        shapes = jax.eval_shape(lambda: init_variables(started.model, jax.random.key(0)))
+        fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        with_weights(started.model, fresh, started.run, classes)
 
 
 def to_save(state: TrainState) -> dict[str, Any]:

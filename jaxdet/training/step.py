@@ -12,12 +12,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdet.experiment import Experiment
 from jaxdet.models.detector import Detector
 from jaxdet.models.features import Dtype
 from jaxdet.ops.devices import summed_in_float32
 from jaxdet.runtime.compiling import breakable
 from jaxdet.structures import Batch
-from jaxdet.training.optimizer import IsFrozen, LearningRateSchedule, descend, trained_norm
+from jaxdet.training.optimizer import IsFrozen, LearningRateSchedule, descend, frozen_parameters, trained_norm
 from jaxdet.training.state import TrainState
 
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -135,3 +136,22 @@ def make_train_step(
     outputs = (replicated if layout is None else layout, replicated)
     compiled: TrainStep = jax.jit(step, donate_argnums=0, out_shardings=outputs)
     return compiled
+
+
+def step_of_run(
+    experiment: Experiment, direction: optax.GradientTransformation, rate: LearningRateSchedule, mesh: Mesh, layout: Any
+) -> TrainStep:
+    """The step that an experiment asks for: `make_train_step` for its model, as its settings say."""
+    run = experiment.run
+    return make_train_step(
+        experiment.model,
+        direction,
+        rate,
+        mesh,
+        skip_nonfinite=run.skip_nonfinite > 0,
+        layout=layout,
+        is_frozen=frozen_parameters(experiment.model, run.train_only),
+        statistics=not run.train_only,
+        ema=experiment.optimizer.ema,
+        reduce_dtype=run.reduce_dtype,
+    )

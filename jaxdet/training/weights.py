@@ -80,7 +80,7 @@ def with_weights(
             within=imported.within,
         )
     except Misfit as error:
-        hint = "If a part is meant to differ, skip it by a pattern, as in 'run.init_skip=^params/neck/'"
+        hint = f"If a part is meant to differ, skip it by a pattern, as in 'run.init_skip={error.pattern}'"
         hint += "" if run.init_new_classes else "; for other classes, set run.init_new_classes=true"
         raise ValueError(f"run.init_from={run.init_from}: {error}\n{hint}") from None
     _log.info("weights from %s: %s", run.init_from, report)

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxdet.checkpoints.merge import merge
+from jaxdet.checkpoints.merge import Misfit, merge
 
 
 def model(classes=3, value=0.0):
@@ -67,6 +67,41 @@ def test_a_pattern_skips_on_both_sides():
     assert "unmapped" not in merged
 
 
+def test_patterns_that_skip_all_are_refused():
+    """A shell takes the quotes of run.init_skip=["neck"] away, and what is left is a class of single letters."""
+    with pytest.raises(ValueError, match=r"patterns to skip \(\[neck\]\) leave nothing of the weights to load"):
+        merge(model(), model(), skip=("[neck]",))
+
+
+def test_the_part_that_weights_lack_is_named_as_a_pattern():
+    there = model()
+    del there["params"]["backbone"]["bn1"], there["batch_stats"]
+    with pytest.raises(Misfit) as caught:
+        merge(model(), there)
+    assert caught.value.pattern == "/backbone/bn1"
+    assert len(merge(model(), there, skip=(caught.value.pattern,))[1].kept) == 4
+    # Nothing in common, or something else is wrong as well: no pattern that follows would be right.
+    for wrong in ("backbone", "masks"):
+        without = model(classes=3 if wrong == "masks" else 2)
+        del without["params"]["heads_0"], without["params"][wrong]
+        with pytest.raises(Misfit) as caught:
+            merge(model(), without)
+        assert caught.value.pattern == "^params/neck/"
+
+
+def test_another_depth_of_the_backbone_is_named():
+    def resnet(blocks, bottleneck):
+        convs = ("conv1", "conv2", "conv3")[: 3 if bottleneck else 2]
+        block = {conv: {"kernel": np.zeros((1, 1, 2, 2), np.float32)} for conv in convs}
+        return {"params": {"backbone": {f"layer3_{i}": block for i in range(blocks)}}}
+
+    with pytest.raises(Misfit, match=r"of a ResNet-18, and the model has a ResNet-50: .*'\*backbone\.depth=18'"):
+        merge(resnet(6, True), resnet(2, False))
+    with pytest.raises(Misfit) as caught:
+        merge(resnet(6, True), model())
+    assert "ResNet" not in str(caught.value)
+
+
 def test_new_classes_keep_their_own_output_layers_and_say_so():
     merged, report = merge(model(classes=1, value=1), model(classes=80, value=7), new_classes=True)
     head = merged["params"]["heads_0"]["head"]
@@ -116,7 +151,8 @@ def test_new_classes_holds_for_all_that_knows_classes():
 @pytest.mark.parametrize(("here", "there"), [(16, 8), (8, 16)])
 def test_a_top_level_made_from_another_map_is_explained(here, there):
     def neck(channels):
-        return {"params": {"neck": {"top": {"conv6": {"kernel": np.zeros((3, 3, channels, 8), np.float32)}}}}}
+        kernel = np.zeros((3, 3, channels, 8), np.float32)
+        return {"params": {"neck": {"lateral2": {"bias": np.zeros(8)}, "top": {"conv6": {"kernel": kernel}}}}}
 
     with pytest.raises(ValueError, match=r"model\.neck\.top\.source=pyramid model\.neck\.top\.relu=true"):
         merge(neck(here), neck(there))

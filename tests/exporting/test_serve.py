@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import jaxdet
+from jaxdet.exporting import loader
 from tests.exporting.halves import grey, halves
 
 pytest.importorskip("flatbuffers", reason="of the extra `export`")
@@ -19,6 +20,7 @@ pytest.importorskip("fastapi", reason="of the extra `serve`")
 pytest.importorskip("httpx", reason="by which fastapi's test client asks")
 
 APP = Path(__file__).parents[2] / "examples" / "serve" / "app.py"
+LOADER = Path(loader.__file__).read_text()
 
 
 def encoded(image: np.ndarray) -> bytes:
@@ -28,7 +30,17 @@ def encoded(image: np.ndarray) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def app() -> Any:
+    spec = importlib.util.spec_from_file_location("serve_app", APP)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def client(app: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Of a model for images that are wider than high."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # starlette 1.x names the successor of httpx as soon as it is imported
@@ -36,12 +48,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     folder = tmp_path_factory.mktemp("served") / "halves"
     jaxdet.export(halves(), folder, image=(32, 64))
-    spec = importlib.util.spec_from_file_location("serve_app", APP)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with TestClient(module.create_app(folder, most_bytes=20_000, most_pixels=5_000)) as client:
+    with TestClient(app.create_app(folder, most_bytes=20_000, most_pixels=5_000)) as client:
         yield client
 
 
@@ -90,3 +97,23 @@ def test_what_is_refused(client: Any, path: str) -> None:
     assert client.post(f"{path}?score_threshold=2", content=whole).status_code == 422
     assert client.get(path).status_code == 405
     assert client.post(path, content=whole).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "it has no export.json and no load.py"),
+        ({"load.py": "raise RuntimeError('somebody else's')"}, "it has no export.json"),
+        ({"export.json": "{}"}, "it has no load.py"),
+        ({"export.json": "{}", "load.py": LOADER}, f"expected format {loader.FORMAT}, got None"),
+    ],
+)
+def test_a_folder_that_cannot_be_served(
+    app: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str], said: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert app.main([str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line
+    assert said in line

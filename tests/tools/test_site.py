@@ -1,6 +1,7 @@
 """The pages of the site: every document is one, links work in both views, the API names what is documented."""
 
 import importlib
+import logging
 import re
 import tomllib
 from pathlib import Path
@@ -77,6 +78,32 @@ def test_names_of_the_api_are_there_and_have_docstrings() -> None:
         if not (found.__doc__ or "").strip() or attribute.startswith("_"):
             bare.append(name)
     assert not bare
+
+
+def warnings_of(package: str, folder: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What griffe says of the docstrings of all modules, shown or not; each is parsed as for the site."""
+    griffe = pytest.importorskip("griffe", reason="pip install 'jaxdet[docs]'")
+
+    def parse(found: Any) -> None:
+        if found.docstring:
+            found.docstring.parse("google")
+        for member in found.members.values():
+            if not member.is_alias:
+                parse(member)
+
+    with caplog.at_level(logging.WARNING):
+        parse(griffe.load(package, search_paths=[folder]))
+    return [record.getMessage() for record in caplog.records if record.name.startswith("griffe")]
+
+
+def test_docstrings_are_in_the_form_that_griffe_reads(caplog: pytest.LogCaptureFixture) -> None:
+    assert warnings_of("jaxdet", ROOT, caplog) == []
+
+
+def test_a_docstring_in_another_form_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = ("def f(a: int, b: int) -> None:", '    """F.', "", "    Args:", "        a, b: two.", '    """')
+    (tmp_path / "grouped.py").write_text("\n".join(lines))
+    assert any("'a, b'" in text for text in warnings_of("grouped", tmp_path, caplog))
 
 
 def test_comments_of_attributes_are_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh
 
+from jaxdet.config import load_config
+from jaxdet.experiment import Run
 from jaxdet.nn.backbones.convnext import _Block
 from jaxdet.nn.blocks.attention import Attention
 from jaxdet.nn.blocks.context import GlobalContext, NonLocal
@@ -25,7 +28,7 @@ from jaxdet.ops.devices import summed_in_float32
 from jaxdet.runtime.mesh import data_mesh, layout_of, replicated_key, split_batch
 from jaxdet.structures import Batch
 from jaxdet.training.state import init_state
-from jaxdet.training.step import make_train_step
+from jaxdet.training.step import step_of_run
 from tests.devices import run_on_devices
 from tests.nn.blocks import random_variables
 from tests.training.stub import batch_of
@@ -98,12 +101,13 @@ def test_the_step_sums_in_the_dtype_that_is_asked_for() -> None:
 
 
 def gradient(dtype: Any) -> tuple[set[str], Any]:
-    """Dtypes of what devices add up, scalars left out, and the gradient."""
+    """Dtypes of what devices add up under ``run.reduce_dtype``, scalars left out, and the gradient."""
     model, mesh, direction = Few(), data_mesh(), optax.identity()
     # A stored variance is not negative.
     state = init_state(jax.tree.map(np.abs, random_variables(model, batch_of(0))), direction)
     layout, rate = layout_of(state, mesh, split=False), lambda step: jnp.float32(1)
-    step: Any = make_train_step(model, direction, rate, mesh, layout=layout, reduce_dtype=dtype)  # type: ignore[arg-type]
+    experiment: Any = replace(load_config("tests/training/tiny.py"), model=model, run=Run(reduce_dtype=dtype))
+    step: Any = step_of_run(experiment, direction, rate, mesh, layout)
     before = jax.tree.map(np.array, state.params)
     arguments = jax.device_put(state, layout), split_batch(batch_of(0), mesh), replicated_key(0, mesh)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from jaxdet.data.convert.found import Tally
 from jaxdet.data.convert.from_coco import FORMATS, from_coco
 from jaxdet.data.convert.layouts import NAMES
 from jaxdet.data.convert.to_coco import PLACINGS, Outcome, to_coco
-from jaxdet.data.validation.entries import counted, printable
+from jaxdet.messages import counted, printable
 
 _SUMMARY = "Write a data set of another tool's format as COCO's, or COCO's as YOLO's or labelme's."
 _EXAMPLES = 3  #: places that are shown of each kind

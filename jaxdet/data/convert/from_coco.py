@@ -15,7 +15,8 @@ from jaxdet.data.convert.outlines import one_ring, outlines
 from jaxdet.data.convert.shapes import Ring, cut
 from jaxdet.data.masks import decode_mask, has_mask
 from jaxdet.data.sources.coco import read_categories, read_json, stored_hw
-from jaxdet.data.validation.entries import file_name_of, short
+from jaxdet.data.validation.entries import file_name_of
+from jaxdet.messages import short
 from jaxdet.runtime.files import write_json, write_text
 
 FORMATS = ("yolo", "labelme")

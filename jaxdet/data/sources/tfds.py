@@ -14,7 +14,8 @@ from jaxdet.data.images import decode_image
 from jaxdet.data.records import Annotation, Record
 from jaxdet.data.sources.coco import read_categories
 from jaxdet.data.sources.stored import SharedArrays, StoredSource
-from jaxdet.data.validation.entries import annotation_of, check_sides, short, text
+from jaxdet.data.validation.entries import annotation_of, check_sides, text
+from jaxdet.messages import short
 from jaxdet.runtime.files import read_json_file
 
 _BUILDER = "jaxdet_coco"  #: its name, written here again: importing the builder would register it with TFDS

@@ -22,15 +22,14 @@ from jaxdet.data.validation.entries import (
     MAX_ANNOTATIONS,
     MAX_BOX_VALUE,
     check_categories,
-    counted,
     file_name_of,
     flag,
     is_number,
-    short,
     text,
     whole,
 )
 from jaxdet.data.validation.names import missing_text
+from jaxdet.messages import counted, short
 
 #: Brightest value, of 255, below which an image of more than 8 bits counts as read dark: 14 bits of 16.
 _DARK = 64

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
-from jaxdet.data.validation.entries import file_name_of, short
+from jaxdet.data.validation.entries import file_name_of
+from jaxdet.messages import short
 
 
 def missing_files(folder: Path, names: Iterable[str]) -> list[str]:

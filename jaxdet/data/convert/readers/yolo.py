@@ -16,7 +16,7 @@ import yaml
 from jaxdet.data.convert.folder import Folder
 from jaxdet.data.convert.found import SPLITS, Contents, Found, Picture, Unusable, one_word, split_of
 from jaxdet.data.convert.shapes import box, polygon
-from jaxdet.data.validation.entries import short
+from jaxdet.messages import short
 
 _LARGEST_SHARE = 2.0  #: a number beyond is in pixels; up to it, an object reaches outside of the image
 
