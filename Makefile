@@ -39,18 +39,20 @@ types: venv
 	$(RUN) -m mypy
 
 # These tests compile hundreds of small programs and run each once or twice; optimising them takes longer than it saves,
-# and XLA's newer code generator a third longer than the one before it.  Parity tests have both.
+# and XLA's newer code generator a third longer than the one before it.  Parity tests are optimised, by the newer one.
 FAST_COMPILING := JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_use_fusion_emitters=false"
 
 # Two at a time, whole files, since tests of a file share what they have compiled; each takes up to 5 GB.  The order is
-# that of tests/conftest.py, and not pytest-xdist's, which begins with the files of most tests.
+# that of tests/conftest.py, and not pytest-xdist's, which begins with the files of most tests.  A process that a test has
+# ended is not replaced: the next one would begin with the same test.
 unit: venv
-	$(FAST_COMPILING) $(RUN) -m pytest -m "not parity" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(FAST_COMPILING) $(RUN) -m pytest -m "not parity" --numprocesses 2 --max-worker-restart 0 \
+	  --dist loadfile --no-loadscope-reorder
 
 # PARITY_SHARE=3: a model of each family, and a third of the others, chosen by the commit; PARITY_LONG=1: also what is
 # left out otherwise (tests/parity/conftest.py).
 parity: venv ## full-size models against their golden files
-	$(RUN) -m pytest tests/parity tests/exporting -m parity --numprocesses 2
+	$(RUN) -m pytest tests/parity tests/exporting -m parity --numprocesses 2 --max-worker-restart 0
 
 page: venv ## the page of a report in a browser without a window
 	command -v chromium || { echo "make page needs chromium on the path: apt-get install chromium"; exit 1; }

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+#: Bytes: sums of losses, counts, norms are less.
+LITTLE = 2**20
 #: Operations that move no data: names of what is there already, or of what is computed elsewhere.
 _NO_KERNEL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call"}
 _NO_KERNEL |= {"conditional", "partition-id", "replica-id", "opt-barrier", "add-dependency"}
@@ -78,6 +80,7 @@ class Contents:
     bytes: int = 0  #: that these read and write, if each reads its operands whole
     loops: list[Loop] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
+    beside: int = 0  #: of the launches, those while an asynchronous collective of more than `LITTLE` is on its way
     convolutions: Counter[str] = field(default_factory=Counter)  #: by the type of what they read, as in ``bf16``
     callbacks: list[str] = field(default_factory=list)  #: by which the program calls the host
 
@@ -153,18 +156,27 @@ def _closing(text: str) -> int:
 def _walk(all_: Mapping[str, list[Operation]], name: str, found: Contents, *, rounds: int, depth: int) -> int:
     """Add what a computation and those that it calls have; returns the kernels of one round, inner loops left out."""
     kernels, types = 0, {operation.name: operation.type for operation in all_[name]}
+    under_way: set[str] = set()
     for operation in all_[name]:
         _inspect(operation, types, found, rounds)
+        kind, _, end = operation.code.rpartition("-")
+        if kind in _COLLECTIVES and end == "start" and size(operation.type) > LITTLE:
+            under_way.add(operation.name)
+        elif kind in _COLLECTIVES and end == "done":
+            under_way -= {*operation.operands}
         if operation.code == "while":
             known = _rounds(all_, operation)
             place = len(found.loops)
-            body = next(called for key, called in operation.called if key == "body")
-            inside = _walk(all_, body, found, rounds=rounds * (known or 1), depth=depth + 1)
+            parts = dict(operation.called)
+            # Where images are split over devices, a loop that ends when all images are done asks all devices for that.
+            _inside(all_, parts["condition"], found, rounds * (known or 1))
+            inside = _walk(all_, parts["body"], found, rounds=rounds * (known or 1), depth=depth + 1)
             found.loops.insert(place, Loop(known, inside, operation.where, depth))
             continue
         if operation.code not in _NO_KERNEL and not operation.code.endswith("-done"):
             kernels += 1
             found.launches += rounds
+            found.beside += rounds * (bool(under_way) and kind not in _COLLECTIVES)
             found.bytes += rounds * sum(size(types.get(each, "")) for each in (operation.name, *operation.operands))
             if depth == 0:
                 found.kernels[_kind(operation)] += 1

@@ -10,11 +10,14 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-import optuna
-
 import jaxdet
 from jaxdet.config import load_config, override
 from jaxdet.experiment import Experiment
+
+try:
+    import optuna
+except ModuleNotFoundError:
+    raise SystemExit("this search needs optuna: pip install 'jaxdet[optuna]'") from None
 
 
 def draw(trial: optuna.Trial) -> list[str]:

@@ -44,7 +44,8 @@ class Trained:
         model = type(self.experiment.model).__name__
         size = sum(np.size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.variables)) / 1e6
         what = f"{model} of {values:,} values ({size:,.0f} MB)"
-        return f"<Trained: {what}, {len(names)} categories{named}, step {self.step}>"
+        classes = f"{len(names)} categories{named}" if names else f"{self.experiment.model.num_classes} classes"
+        return f"<Trained: {what}, {classes}, step {self.step}>"
 
 
 Checkpoint: TypeAlias = str | PathLike[str] | Trained

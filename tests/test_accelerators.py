@@ -52,8 +52,8 @@ ENTRY %main (x.1: f32[100], k: bf16[3,3,4,4], y: bf16[2,8,8,4], w: f32[4,4]) -> 
   %loop = (s32[], f32[100]{0:T(128)}) while(%start), condition=%cond, body=%body, \
 metadata={op_name="jit(step)/while"}, backend_config={"known_trip_count":{"n":"3"}}
   %gather-start = (bf16[2,8,8,4]{3,2,1,0}, bf16[4,8,8,4]{3,2,1,0}) all-gather-start(%y), dimensions={0}
-  %gather-done = bf16[4,8,8,4]{3,2,1,0} all-gather-done(%gather-start), metadata={op_name="jit(step)/sort"}
   %fusion.1 = bf16[2,8,8,4]{3,2,1,0} fusion(%y, %k, %w), kind=kOutput, calls=%fused
+  %gather-done = bf16[4,8,8,4]{3,2,1,0} all-gather-done(%gather-start), metadata={op_name="jit(step)/sort"}
   %wide = f32[2,8,8,4]{3,2,1,0} fusion(%gather-done), kind=kLoop, calls=%add
   %wide.1 = f32[3,3,4,4]{3,2,1,0} copy(%k)
   %conv.2 = (f32[2,8,8,4], u8[0]{0}) custom-call(f32[2,8,8,4]{3,2,1,0} %wide, f32[3,3,4,4]{3,2,1,0} %wide.1), \
@@ -67,7 +67,7 @@ custom_call_target="__cudnn$convForward"
 def test_a_program_for_several_devices() -> None:
     found = hlo.contents(SPLIT)
     assert found.kernels == Counter({"fusion": 2, "all-gather": 1, "copy": 1, "__cudnn$convForward": 1})
-    assert found.launches == 5 + 3
+    assert (found.launches, found.beside) == (5 + 3, 0)
     y, k, gathered = 2 * 8 * 8 * 4 * 2, 3 * 3 * 4 * 4 * 2, 4 * 8 * 8 * 4 * 2
     kernels = {"gather": y + y + gathered, "fusion.1": y + k + 64 + y, "wide": gathered + 2 * y, "wide.1": k + 2 * k}
     assert found.bytes == sum(kernels.values()) + 2 * y + 2 * k + 2 * y + 3 * 800
@@ -80,6 +80,18 @@ def test_a_program_for_several_devices() -> None:
     # The product of matrices is none.
     assert found.convolutions == Counter({"bf16": 1, "f32": 1})
     assert found.callbacks == []
+
+
+def test_a_loop_that_asks_all_devices_whether_to_go_on() -> None:
+    less = "%less = pred[]{:T(512)} constant(true)"
+    asked = "%less = pred[]{:T(512)} all-reduce(%mine), to_apply=%add"
+    before, after = (hlo.contents(SPLIT.replace(less, condition)).collectives for condition in (less, asked))
+    assert [each for each in after if each not in before] == [hlo.Collective("all-reduce", 3 * 1, "")]
+
+
+def test_kernels_beside_a_large_collective() -> None:
+    text = SPLIT.replace("y: bf16[2,8,8,4]", "y: bf16[2,800,800,4]").replace("bf16[4,8,8,4]", "bf16[4,800,800,4]")
+    assert hlo.contents(text).beside == 1
 
 
 def test_a_program_of_this_machine() -> None:
@@ -186,7 +198,7 @@ def test_a_compiler_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_table_and_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    good = Found(10**9, 2 * 10**9, 55, [[0, None, 7, "there"]], {"all-reduce": 10**6}, 2e9, 3 * 10**9, 1.5, [])
+    good = Found(10**9, 2 * 10**9, 55, [[0, None, 7, "there"]], {"all-reduce": [10**6, 2]}, 9, 2e9, 3 * 10**9, 1.5, [])
     answers = {"bfloat16": good, "float32": "the compiler aborted"}
     monkeypatch.setattr(accelerators, "run_row", lambda row, *_: answers[row.dtype])
     words = ["--configs", "tiny", "--targets", "v5e:2x4", "--programs", "training", "--loops"]
@@ -194,6 +206,7 @@ def test_the_table_and_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: py
     out = capsys.readouterr().out
     assert "| tiny, training, bfloat16, v5e:2x4 | 2 | 1,000 | 2,000 | 17% | 55 | 1 | 1 | 1 | 2 | 3 | 1.5 |" in out
     assert "an unknown number of rounds of 7 kernels: there" in out
+    assert "all-reduce: 1.00 MB in 2\n  9 of 55 kernels run beside that" in out
     with pytest.raises(SystemExit, match="1 of 2 programs are wrong"):
         accelerators.main([*words, "--dtypes", "bfloat16", "float32"])
     assert "tiny, training, float32, v5e:2x4: the compiler aborted" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxdet.commands.zoo import main as zoo_command
 from jaxdet.config import check, config_name, config_names, from_data, load_config, to_data
 from jaxdet.experiment import Experiment
 from jaxdet.models.dense import DenseDetector
@@ -162,3 +163,16 @@ def test_backbones_of_the_tables_and_of_resnext() -> None:
 def test_a_table_needs_no_array() -> None:
     """Compositions are values: reading a table computes nothing."""
     assert not [leaf for leaf in jax.tree.leaves(to_data(zoo.find("sbr_table11:row_4"))) if isinstance(leaf, jax.Array)]
+
+
+def test_the_zoo_is_searched_by_a_word_or_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo_command(["yolact"]) == 0
+    said = capsys.readouterr().out
+    assert "  yolact_r50_fpn " in said
+    assert "  yolact_r50_1x8 " in said
+    assert zoo_command(["mr_sbr*"]) == 0
+    said = capsys.readouterr().out
+    assert "  mr_sbr_cnn " in said
+    assert "published" not in said  # there are no weights of that name
+    assert zoo_command(["mask_rccn"]) == 1
+    assert "'mask_rccn'" in capsys.readouterr().err

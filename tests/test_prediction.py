@@ -282,6 +282,8 @@ class TestCheckpoint:
         assert len(repr(model)) < 200
         assert "TwoStage of" in repr(model)
         assert "8 categories (disc, ring, square, ...), step 1" in repr(model)
+        assert repr(jaxdet.Predictor(model)) == repr(model).replace("Trained", "Predictor")
+        assert ", 8 classes, " in repr(dataclasses.replace(model, categories=()))
 
     def test_settings_stand_anywhere_in_the_line(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

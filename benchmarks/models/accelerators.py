@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,8 +66,6 @@ GIBI = 2**30
 TPU_MEMORY = {"v4": 32 * GIBI, "v5e": 16 * GIBI, "v5p": 95 * GIBI, "v6e": 32 * GIBI}
 #: Of an H200 jax takes three quarters, as XLA_PYTHON_CLIENT_MEM_FRACTION says.
 H200_MEMORY = 0.75 * 150_754_820_096
-#: What else than gradients may pass between devices: sums of losses, counts, norms.
-LITTLE = 2**20
 
 # An H200 as XLA describes devices: 132 multiprocessors, 4.8 TB/s, 141 GB (NVIDIA's data sheet and cudaDeviceProp).
 H200 = """
@@ -157,10 +156,11 @@ class Found:
     temporary: int  #: bytes on each device beside them, results included
     kernels: int  #: launched in a call; of a loop of unknown length one round counts
     loops: list[list[Any]]  #: of each its depth, rounds (None: unknown), kernels of a round and place
-    collectives: dict[str, int]  #: bytes by kind
+    collectives: dict[str, list[int]]  #: bytes by kind, and how many there are
+    beside: int  #: of the kernels, those that run while more than `hlo.LITTLE` of them is on its way
     flops: float  #: of products and convolutions, on each device
     bytes: int  #: that kernels read and write, if each reads its operands whole
-    seconds: float  #: to compile, of one core
+    seconds: float  #: to compile, of one core; without the processes that XLA starts, which is the assembler of GPUs
     wrong: list[str]  #: what must not be, each with what to do
 
 
@@ -194,13 +194,14 @@ def compile_row(row: Row) -> Found:
         *compiled_again(program, compiled),
     ]
     loops = [[each.depth, each.rounds, each.kernels, each.where] for each in contents.loops]
-    kinds = {each.kind for each in contents.collectives}
+    kinds = Counter(each.kind for each in contents.collectives)
     return Found(
         arguments=memory.argument_size_in_bytes,
         temporary=temporary,
         kernels=contents.launches,
         loops=loops,
-        collectives={kind: contents.moved(kind) for kind in sorted(kinds)},
+        collectives={kind: [contents.moved(kind), kinds[kind]] for kind in sorted(kinds)},
+        beside=contents.beside,
         flops=products(program.traced.jaxpr.jaxpr) / mesh.size,
         bytes=contents.bytes,
         seconds=seconds,
@@ -305,12 +306,12 @@ def moved_too_much(contents: hlo.Contents, gradient: int, gathered: int) -> list
     sums = contents.moved("all-reduce")
     others = sorted((each for each in contents.collectives if each.kind != "all-reduce"), key=lambda each: -each.bytes)
     found = []
-    if sums > gradient + LITTLE:
+    if sums > gradient + hlo.LITTLE:
         found.append(
             f"it sums {sums / 1e6:.1f} MB over the devices, where the gradient has {gradient / 1e6:.1f} in float32: "
             "activations are summed too; keep what is computed of an image on its device (jax.vmap over images)"
         )
-    if (moved := contents.moved() - sums) > gathered + LITTLE:
+    if (moved := contents.moved() - sums) > gathered + hlo.LITTLE:
         found.append(
             f"it moves {moved / 1e6:.1f} MB between devices beside sums, the most by {others[0].kind} at "
             f"{others[0].where!r}: XLA cannot split an operation along the images; write it for one image under "
@@ -391,7 +392,7 @@ def line(row: Row, found: Found) -> list[Any]:
     """A line of the table."""
     share = (found.arguments + found.temporary) / Target(row.target).memory
     dynamic = sum(rounds is None for _, rounds, _, _ in found.loops)
-    moved = sum(found.collectives.values()) / 1e6
+    moved = sum(size for size, _ in found.collectives.values()) / 1e6
     return [
         *(str(row), row.images, found.arguments / 1e6, found.temporary / 1e6, f"{share:.0%}"),
         *(found.kernels, len(found.loops), dynamic, moved, found.flops / 1e9, found.bytes / 1e9, found.seconds),
@@ -404,7 +405,9 @@ def details(row: Row, found: Found) -> str:
     for depth, rounds, kernels, where in found.loops:
         turns = "an unknown number of" if rounds is None else str(rounds)
         said.append(f"{'  ' * (depth + 1)}{turns} rounds of {kernels} kernels: {where[-100:]}")
-    said += [f"  {kind}: {moved / 1e6:.2f} MB" for kind, moved in found.collectives.items()]
+    said += [f"  {kind}: {size / 1e6:.2f} MB in {number}" for kind, (size, number) in found.collectives.items()]
+    if found.collectives:
+        said.append(f"  {found.beside} of {found.kernels} kernels run beside that")
     return "\n".join(said)
 
 

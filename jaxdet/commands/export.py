@@ -67,7 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         "any weight file",
     )
     parser.add_argument("out", help="folder to write; an earlier export there is replaced")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],  # without it argparse says that they are required, when OUT is missing
+        metavar="KEY=VALUE",
+        help="settings to change, by dotted name",
+    )
     parser.add_argument(
         "--config", help="name of a model, FILE.py or FILE.py:ROW, in place of the checkpoint's own config"
     )

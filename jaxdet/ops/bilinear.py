@@ -91,13 +91,37 @@ def resize(x: jax.Array, hw: tuple[int, int], grid: Grid) -> jax.Array:
 
     Maps are small: a product with a matrix along each axis is cheaper than gathers.
     """
-    for axis, after in zip((-3, -2), hw, strict=True):
+    for axis, after in zip((x.ndim - 3, x.ndim - 2), hw, strict=True):
         before = x.shape[axis]
         if before != after:
-            # The hat function: 1 at a pixel, 0 from its neighbours on.
-            places = np.clip(positions(before, after, grid), 0, before - 1)
-            weights = np.maximum(1 - np.abs(places[:, None] - np.arange(before)), 0)
-            # "highest", because an accelerator would otherwise round the weights to bfloat16 or TF32.
-            matrix = jnp.asarray(weights, x.dtype)
-            x = jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis % x.ndim), precision="highest"), 0, axis)
+            places = positions(before, after, grid)
+            x = _enlarged(x, axis, places[: after // before]) if grid == "strided" else _product(x, axis, places)
     return x
+
+
+def _product(x: jax.Array, axis: int, places: np.ndarray) -> jax.Array:
+    pixels = x.shape[axis]
+    # The hat function: 1 at a pixel, 0 from its neighbours on.
+    weights = np.maximum(1 - np.abs(np.clip(places, 0, pixels - 1)[:, None] - np.arange(pixels)), 0)
+    # "highest", because an accelerator would otherwise round the weights to bfloat16 or TF32.
+    matrix = jnp.asarray(weights, x.dtype)
+    return jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis), precision="highest"), 0, axis)
+
+
+def _enlarged(x: jax.Array, axis: int, places: np.ndarray) -> jax.Array:
+    """Several pixels in place of each one, which lie ``places`` from it, less than a pixel away.
+
+    They read the same neighbours around every pixel, so there is nothing to look up, and no matrix: for the gradient of
+    a product with maps of one channel XLA:GPU finds no tiles where the width is not a multiple of 16 (jax 0.10.2).
+    """
+    first, rest = jnp.split(x, [1], axis)
+    most, last = jnp.split(x, [x.shape[axis] - 1], axis)
+    below, above = jnp.concatenate([first, most], axis), jnp.concatenate([rest, last], axis)
+    # Interpolation would be rounded twice in bfloat16.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    between = [
+        x if place == 0 else (1 - abs(place)) * x.astype(wide) + abs(place) * (below if place < 0 else above)
+        for place in places.tolist()
+    ]
+    stacked = jnp.stack([each.astype(x.dtype) for each in between], axis + 1)
+    return stacked.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])

@@ -74,6 +74,7 @@ class Predictor:
         trained = load(checkpoint, overrides=overrides, trusted=trusted)
         self.score_threshold, self.upright, self.batch_size = check_threshold(score_threshold), upright, batch_size
         self.nms_threshold, self.max_detections, self.augment = nms_threshold, max_detections, augment
+        self._trained = trained
         self._model, self._data = trained.experiment.model, trained.experiment.data
         limits_of(self._model, nms_threshold, max_detections)  # wrong ones are refused before anything is predicted
         # One device: a batch of a single image cannot be split.
@@ -84,6 +85,9 @@ class Predictor:
         if len(self.categories) != self._model.num_classes:
             given = f"{len(self.categories)} in the checkpoint, num_classes={self._model.num_classes}"
             raise ValueError(f"categories: expected one for each class of the model, got {given}")
+
+    def __repr__(self) -> str:
+        return f"<Predictor: {repr(self._trained).removeprefix('<Trained: ').removesuffix('>')}>"
 
     def __call__(
         self,

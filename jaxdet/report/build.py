@@ -71,11 +71,11 @@ def report(
             ``jaxdet.evaluate`` refuses.
     """
     if (run is None) == (results is None):
-        raise ValueError(f"report: expected a run or --results, one of them, got {run=}, {results=}")
+        raise ValueError(f"expected a run or --results, one of them, got {run=}, {results=}")
     if results is not None and truth is None:
-        raise ValueError("report: expected --truth instances.json with --results, got none")
+        raise ValueError("expected --truth instances.json with --results, got none")
     if run is not None and (truth is None) != (images is None):
-        raise ValueError(f"report: expected --truth and --images together, got {truth=}, {images=}")
+        raise ValueError(f"expected --truth and --images together, got {truth=}, {images=}")
     source: Source | None
     if results is not None:
         assert truth is not None

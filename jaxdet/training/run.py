@@ -1,7 +1,7 @@
 """A training run from beginning to end."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -96,24 +96,13 @@ def train(
     check_local(workdir, "--workdir")
     trusted = trusted_modules(trusted)
     check(as_experiment(experiment))  # a config from Python code has not been checked yet
-    listeners = _Listeners(tuple(writers), on_step, on_eval, profile)
-    job = _prepare(experiment, Path(workdir), trusted, listeners)
-    run = experiment.run
-    is_frozen = frozen_parameters(experiment.model, run.train_only)
-    direction = update_direction(experiment.optimizer, is_frozen)
+    job = _prepare(experiment, Path(workdir), trusted, _Listeners(tuple(writers), on_step, on_eval, profile))
     with (
         claimed(job.workdir, experiment, job.metadata["config"], accept_changes, trusted),
-        CheckpointStore(workdir, keep=run.keep_checkpoints) as store,
+        CheckpointStore(workdir, keep=experiment.run.keep_checkpoints) as store,
     ):
-        classes = [category.name for category in job.source.categories]
         # Claimed and checked before the first of two phases, which may take days.
-        begun = bool(store.steps())
-        again = partial(train, accept_changes=accept_changes, trusted=trusted)
-        run = start_of(experiment, job.workdir, begun=begun, train=again)
-        with named("the weights to start from (run.init_from)"):
-            averaged = experiment.optimizer.ema is not None
-            state = start_state(experiment.model, direction, run, store, job.mesh, classes, averaged=averaged)
-        check_patterns(experiment.model, state.params, run.train_only)
+        state = job.first_state(store, partial(train, accept_changes=accept_changes, trusted=trusted))
         start = int(state.step)
         stored = store.metadata(start) if start else {}
         check_data(job.workdir, stored, job.metadata, accept_changes=accept_changes)
@@ -136,9 +125,7 @@ def train(
                 return done or {}
             hooks.resume(state)
             if not over and not hooks.stopped:
-                if traced is not None and traced.begins_after(start):
-                    traced.begin()
-                state = job.steps(state, direction, batches, position, hooks)
+                state = job.steps(state, batches, position, hooks)
             metrics = hooks.evaluate(int(state.step), state)
             log.curves()
             store.wait()  # while signals are noted, or one could cut off the last checkpoint
@@ -173,6 +160,22 @@ class _Job:
     def writes(self) -> bool:
         """Whether this process writes logs and pictures, which one process of a job does."""
         return jax.process_index() == 0
+
+    @property
+    def direction(self) -> optax.GradientTransformation:
+        """What makes a direction of a gradient; frozen parameters do not move."""
+        experiment = self.experiment
+        return update_direction(experiment.optimizer, frozen_parameters(experiment.model, experiment.run.train_only))
+
+    def first_state(self, store: CheckpointStore, train: Callable[[Experiment, Path], Any]) -> TrainState:
+        """The state of the newest checkpoint, or else one to begin with; ``train`` trains the first of two phases."""
+        model, averaged = self.experiment.model, self.experiment.optimizer.ema is not None
+        run = start_of(self.experiment, self.workdir, begun=bool(store.steps()), train=train)
+        classes = [category.name for category in self.source.categories]
+        with named("the weights to start from (run.init_from)"):
+            state = start_state(model, self.direction, run, store, self.mesh, classes, averaged=averaged)
+        check_patterns(model, state.params, run.train_only)
+        return state
 
     def position(self, start: int, stored: dict[str, Any]) -> Position:
         """Where in its schedule a run is after ``start`` steps; ``stored``: the metadata of their checkpoint."""
@@ -255,7 +258,6 @@ class _Job:
     def steps(
         self,
         state: TrainState,
-        direction: optax.GradientTransformation,
         batches: BatchIterator,
         position: Position,
         hooks: Hooks,
@@ -274,9 +276,11 @@ class _Job:
         skip = self.experiment.run.skip_nonfinite
         # The step keeps the state as it lies, on one device or split over many.
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step = step_of_run(self.experiment, direction, rate, self.mesh, layout)
+        step = step_of_run(self.experiment, self.direction, rate, self.mesh, layout)
         train_step = StepByCanvas(step, hooks.meter.leave_out, hooks.stop.at_once)
         check = FiniteCheck(self.workdir, self.source.image_ids, skip)
+        if hooks.profile is not None and hooks.profile.begins_after(hooks.start):
+            hooks.profile.begin()
         try:
             return run_steps(
                 train_step,

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdet.data import Category, Source
+from jaxdet.data.validation.entries import counted
 from jaxdet.evaluation.evaluate import score_together
 from jaxdet.evaluation.inference import detect
 from jaxdet.evaluation.tables import summary_table
@@ -48,6 +49,8 @@ def validate(
         COCO's numbers by names such as ``segm/AP``.
     """
     run = experiment.run
+    # The first time the model is compiled for it: on a CPU minutes in which nothing else is said.
+    _log.info("evaluating %s", counted(len(source), "image"))
     results = detect(
         experiment.model,
         variables,

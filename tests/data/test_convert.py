@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from jaxdet.data.check import check
@@ -423,12 +424,18 @@ def test_the_command_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFix
         "shape of the kind linestrip",
         "SHA-256",
         "jaxdet data check",
+        f"data.train.images={tmp_path / 'set'} data.train.annotations={tmp_path / 'out'}/instances_train.json",
+        "data.val=none",
     ):
         assert text in said
+    assert main([str(tmp_path / "set"), str(tmp_path / "linked"), "--val-share", "0", "--images", "link"]) == 0
+    assert f"jaxdet train --data {tmp_path / 'linked'} --minutes 60" in capsys.readouterr().out
     json_path = str(tmp_path / "out/instances_train.json")
     back = [json_path, str(tmp_path / "yolo"), "--to", "yolo", "--from-images", str(tmp_path / "set")]
     assert main(back) == 0
     assert (tmp_path / "yolo/labels/a.txt").read_text().count("\n") == 3
+    # With a relative `path` Ultralytics' programs would look below the folder in which they are started.
+    assert "path" not in yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
 
 
 @pytest.mark.parametrize(

@@ -41,3 +41,10 @@ def test_other_spellings(folder, said, there):
     assert other_spelling(folder, said) == there
     expected = ascii(said) if there is None else f"{said!a}, but there is {there!a}: write that in the json"
     assert missing_text(folder, said) == expected
+
+
+def test_a_wrong_folder_is_told_from_a_missing_file(folder):
+    assert missing_text(folder / "none", "a.png") == "'a.png', there is no such folder"
+    # A json whose names begin with the folder that was named.
+    assert missing_text(folder, "images/a.png") == f"'images/a.png', but it is in {folder.parent}: name that folder"
+    assert missing_text(folder, "../secret.png") == "'../secret.png'"

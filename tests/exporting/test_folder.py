@@ -239,6 +239,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "got gpu; an NVIDIA GPU is cuda" in capsys.readouterr().err
 
 
+def test_the_command_without_a_folder_asks_for_it_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        export_script.main(["runs/mine"])
+    assert capsys.readouterr().err.endswith("required: out\n")
+
+
 def test_the_command_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export_script.main([str(tmp_path / "none"), str(tmp_path / "out")]) == 1
     assert "none" in capsys.readouterr().err

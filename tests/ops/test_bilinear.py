@@ -28,6 +28,19 @@ def test_strided_grids_are_multiples(before: tuple[int, int], after: tuple[int, 
         positions(3, 7, "strided")
 
 
+def test_strided_grids_take_no_product() -> None:
+    """XLA:GPU cannot compile the gradient of that for maps of one channel whose width is not a multiple of 16."""
+
+    def loss(x: jax.Array, grid: Grid) -> jax.Array:
+        return resize(x, (6, 10), grid).sum()
+
+    def program(grid: Grid) -> str:
+        return str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(jnp.ones((3, 5, 1)), grid))
+
+    assert "dot_general" in program("cells")
+    assert "dot_general" not in program("strided")
+
+
 def test_by_hand() -> None:
     row = jnp.asarray([[[[0.0], [6.0]]]])
     np.testing.assert_allclose(resize(row, (1, 4), "corners")[0, 0, :, 0], [0, 2, 4, 6], atol=1e-6)

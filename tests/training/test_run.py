@@ -20,8 +20,10 @@ from jaxdet.config import from_data, load_config, override
 from jaxdet.data import CocoFolder, open_source
 from jaxdet.data.scenes.write import cached_scenes
 from jaxdet.experiment import Experiment, Run
+from jaxdet.runtime.mesh import data_mesh
 from jaxdet.training import train
 from jaxdet.training.state import init_variables
+from jaxdet.training.validate import validate
 from jaxdet.training.weights import with_weights
 from jaxdet.training.writers import WandB
 from jaxdet.training.writers.jsonl import read_log
@@ -74,6 +76,21 @@ def test_a_run_leaves_what_it_promises(folder: Path, experiment: Experiment, who
     assert experiment.data.train is not None
     categories = open_source(experiment.data.train).categories
     assert metadata["categories"] == [{"id": category.id, "name": category.name} for category in categories]
+
+
+def test_an_evaluation_is_announced_before_it_takes_its_time(
+    experiment: Experiment, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "jaxdet")
+    source = open_source(experiment.data.val)
+
+    def detect(*_: Any, **__: Any) -> list[Any]:
+        assert f"evaluating {len(source)} images" in caplog.text
+        raise InterruptedError
+
+    monkeypatch.setattr("jaxdet.training.validate.detect", detect)
+    with pytest.raises(InterruptedError):
+        validate(experiment, {}, source, source.categories, data_mesh(), None, lambda done, total: None)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(

@@ -91,6 +91,23 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
         console.print(f"{_shown(str(path))}: {counted(images, 'image')}, {counted(objects, 'object')}", soft_wrap=True)
         command = f"jaxdet data check {path} --images {outcome.images}"
         console.print(f"  now run {_shown(command)}", soft_wrap=True)
+    if "train" in outcome.annotations:
+        _print_training(console, outcome)
+
+
+def _print_training(console: Console, outcome: Outcome) -> None:
+    """The command that trains on what was written."""
+    folder = outcome.annotations["train"].parent
+    if outcome.images != folder / "images":
+        sets = [split for split in ("train", "val") if split in outcome.annotations]
+        named = [f"data.{split}.images={outcome.images} data.{split}.annotations={folder}/instances_{split}.json"
+                 for split in sets]  # fmt: skip
+        more = "" if "val" in sets else " data.val=none"
+        command = f"model.num_classes={len(outcome.categories)} {' '.join(named)}{more}"
+        console.print(f"then train: jaxdet train --config NAME {_shown(command)}", soft_wrap=True)
+        console.print("  (jaxdet train --data wants the images beside the json: convert with --images link)")
+        return
+    console.print(f"then train: jaxdet train --data {_shown(str(folder))} --minutes 60", soft_wrap=True)
 
 
 def _print_tally(console: Console, tally: Tally) -> None:

@@ -85,8 +85,9 @@ def from_coco(
         link(Path(images) / name, target / "images" / name)
         tally.took("images")
     if to == "yolo":
-        # Ultralytics' programs want a validation set, and one json has no other.
-        settings = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(names))}
+        # Ultralytics' programs want a validation set, and one json has no other.  Without a `path` they take the folder
+        # of this file; "." would be that in which they are started.
+        settings = {"train": "images", "val": "images", "names": dict(enumerate(names))}
         write_text(target / "data.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     return tally
 

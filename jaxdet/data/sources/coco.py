@@ -5,6 +5,7 @@ the category ids in ascending order, as in the reference.
 """
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,11 @@ def open_coco(images: str, annotations: str, stuff: str | None = None) -> Stored
         ValueError: the json is not COCO's, ids repeat, an annotation names an unknown image or category, a file
             name leads out of the folder, or there is more than the limits of ``data.validation.entries`` allow.
     """
+    if not os.path.exists(annotations):
+        raise ValueError(
+            f"annotations {annotations}: expected a COCO json, there is no such file; the settings "
+            "data.train.annotations and data.val.annotations say where yours are (of jaxdet eval --annotations)"
+        )
     data = read_json(annotations)
     try:
         categories = read_categories(data["categories"])

@@ -60,6 +60,12 @@ def _inside(name: str) -> bool:
 
 
 def missing_text(folder: Path, name: str) -> str:
-    """Describe a missing file, with the name that it has if it is spelt otherwise; ASCII shows in which letters."""
-    spelling, said = other_spelling(folder, name), short(name, 200)
-    return said if spelling is None else f"{said}, but there is {short(spelling, 200)}: write that in the json"
+    """Describe a missing file, and what may be wrong: the folder, or the spelling; ASCII shows in which letters."""
+    said = short(name, 200)
+    if not folder.is_dir():
+        return f"{said}, there is no such folder"
+    if (spelling := other_spelling(folder, name)) is not None:
+        return f"{said}, but there is {short(spelling, 200)}: write that in the json"
+    if _inside(name) and os.path.isfile(folder.parent / name):  # its names begin with the folder's own, perhaps
+        return f"{said}, but it is in {folder.parent}: name that folder"
+    return said
