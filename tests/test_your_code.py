@@ -84,7 +84,7 @@ def test_the_page_trains_is_stored_and_goes_on_in_another_process(folder: Path, 
     config = override(load_config("own.py"), SETTINGS)
     assert isinstance(config.data, Data)
     assert config.data.workers == 1  # a process of its own, which finds the augmentation and the source
-    with pytest.raises(ValueError, match=r"mine\.backbone\.Plain.* pass trusted=\['mine\.backbone'\]"):
+    with pytest.raises(ValueError, match=r"mine\.backbone\.Plain, .* pass trusted=\['mine'\]"):
         train(config, "runs/own")
     with pytest.raises(Left, match="after step 2"):
         train(config, "runs/own", trusted=["mine"], on_step=leave)

@@ -73,6 +73,8 @@ def _look_up(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> A
     if method == "setup" or part.scope is None or not part.path:  # without a path: that which is being traced
         return run(*args, **kwargs)
     leaves, structure = jax.tree.flatten((args, kwargs))
+    if any(isinstance(leaf, nn.Module) for leaf in leaves):  # the norm behind a convolution, a part of another one
+        return run(*args, **kwargs)
     given = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x for x in leaves)
     sizes, out = _part(part.unbind()[0].clone(name=None), method, given, structure)
     _open[-1].update({part.path + path: size for path, size in sizes.items()})

@@ -1,6 +1,7 @@
 """Weights for other classes: each output goes to the class of its name, and what is new keeps its own values."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,12 @@ def test_a_class_that_both_have_is_predicted_as_before(module: nn.Module, place:
         node = node[key]
     after = outputs(module, {"params": node}, len(OURS))
     before = outputs(module, {"params": theirs}, len(THEIRS))
+    # Products of another width may be summed in another order.
+    same = partial(np.testing.assert_allclose, rtol=1e-6)
     for label, source in SAME.items():
-        np.testing.assert_array_equal(after[..., label], before[..., source])
+        same(after[..., label], before[..., source])
     if outputs in (softmax_logits, place_softmax):  # the background is a class that both have
-        np.testing.assert_array_equal(after[..., -1], before[..., -1])
+        same(after[..., -1], before[..., -1])
     layer = {softmax_logits: "logits", deltas: "deltas", ious: "iou"}.get(outputs, "logits")
     size, groups = (4 if outputs is deltas else 1), (2 if outputs in (place_logits, place_softmax) else 1)
     columns = len(OURS) + (outputs is place_softmax)
