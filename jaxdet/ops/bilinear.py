@@ -124,4 +124,4 @@ def _enlarged(x: jax.Array, axis: int, places: np.ndarray) -> jax.Array:
         for place in places.tolist()
     ]
     stacked = jnp.stack([each.astype(x.dtype) for each in between], axis + 1)
-    return stacked.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+    return stacked.reshape(*x.shape[:axis], x.shape[axis] * len(between), *x.shape[axis + 1 :])
