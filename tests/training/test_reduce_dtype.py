@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from jaxdet.config import load_config
 from jaxdet.experiment import Run
@@ -87,7 +87,7 @@ def test_every_layer_casts_its_parameters_where_each_device_has_its_own_images()
     number = len(jax.tree.leaves(parameters))
     # Without the context they are cast in the open: whether a cast would be found.
     assert len(casts_of(jax.make_jaxpr(forward)(parameters, rest, x), number)) > number / 2
-    with summed_in_float32(AbstractMesh((2,), ("data",))):
+    with summed_in_float32(AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))):
         program = jax.make_jaxpr(lambda *arguments: forward(*arguments))(parameters, rest, x)
     assert casts_of(program, number) == []
 
