@@ -1,7 +1,6 @@
 """examples/: the search with Optuna ends trials that do badly, and goes on with a study."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 
 import jaxdet
 from jaxdet.config import load_config, override
+from tests.modules import module_at
 from tests.test_documents import ROOT
 
 optuna = pytest.importorskip("optuna")
@@ -17,12 +17,7 @@ optuna = pytest.importorskip("optuna")
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    spec = importlib.util.spec_from_file_location("optuna_search", ROOT / "examples" / "optuna_search.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "examples" / "optuna_search.py")
 
 
 def tiny(folder: Path, *more: str) -> Any:

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from jaxdet.checkpoints.merge import merge
 from jaxdet.checkpoints.names.mmdet import from_mmdet, mmdet_names, to_mmdet
 from jaxdet.checkpoints.tree import flatten, unflatten
 from jaxdet.structures import Batch
+from tests.modules import module_at
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 
@@ -301,9 +301,7 @@ def test_names_of_a_retinanet():
 def reference_state(model):
     if not REFERENCE.is_dir():
         pytest.skip(f"{REFERENCE} is not here")
-    spec = importlib.util.spec_from_file_location("recipe", REFERENCE / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = module_at(REFERENCE / "recipe.py")
     shapes = {}
     for name in ("shapes", "shapes_extra"):
         shapes |= json.loads((REFERENCE / "golden" / f"{name}.json").read_text())

@@ -1,6 +1,5 @@
 """The crops that data makes and the op that samples them, against the benchmark's plain NumPy version."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,14 @@ from jaxdet.data.masks import decode_mask
 from jaxdet.data.pipeline.transforms import view_of
 from jaxdet.ops.masks import mask_targets
 from jaxdet.structures import Masks
+from tests.modules import module_at
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "ops" / "mask_crops.py"
 
 
 @pytest.fixture(scope="module")
 def oracle():
-    spec = importlib.util.spec_from_file_location("mask_crops", _PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(_PATH)
 
 
 def test_oracle_by_hand(oracle):

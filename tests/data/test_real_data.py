@@ -1,7 +1,6 @@
 """Sources, batches and the check on real annotations; skipped where there are none."""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +10,7 @@ import pytest
 from jaxdet.data import CocoFolder, Data, eval_batches, open_source, train_batches
 from jaxdet.data.check import check
 from jaxdet.data.masks import decode_mask
+from tests.modules import module_at
 
 DATA = Data(short_side=128, long_side=224, batch_size=8, max_boxes=100, workers=0)
 
@@ -91,12 +91,7 @@ def test_real_sets_have_no_errors(shared, name):
 
 def _benchmark() -> ModuleType:
     path = Path(__file__).parents[2] / "benchmarks" / "ops" / "mask_crops.py"
-    spec = importlib.util.spec_from_file_location("mask_crops", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(path)
 
 
 def test_crops_cost_little_of_the_targets(shared):

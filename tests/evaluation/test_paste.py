@@ -1,4 +1,3 @@
-import importlib.util
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pycocotools import mask as coco_mask
 from jaxdet.evaluation.inference import for_host
 from jaxdet.evaluation.paste import LOGIT_RANGE, paste_mask, paste_masks, paste_rle, snapped
 from jaxdet.structures import Detections, Masks
+from tests.modules import module_at
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 
@@ -289,12 +289,7 @@ def test_golden() -> None:
 
 
 def _recipe() -> Any:
-    spec = importlib.util.spec_from_file_location("recipe", REFERENCE / "recipe.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(REFERENCE / "recipe.py")
 
 
 # Masks that are logits.

@@ -16,17 +16,13 @@ from jaxdet.commands import export as export_script
 from jaxdet.data import Category, Data
 from jaxdet.exporting import folder as folder_module
 from tests.exporting.halves import grey, halves
+from tests.modules import module_at
 
 pytest.importorskip("flatbuffers", reason="jax.export writes its files by it: the extra `export`")
 
 
 def loader_of(folder: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("load_of_test", folder / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(folder / "load.py")
 
 
 @pytest.fixture(scope="module")

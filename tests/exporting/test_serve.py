@@ -1,6 +1,5 @@
 """The server of examples/serve, asked as over HTTP."""
 
-import importlib.util
 import io
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from PIL import Image
 import jaxdet
 from jaxdet.exporting import loader
 from tests.exporting.halves import grey, halves
+from tests.modules import module_at
 
 pytest.importorskip("flatbuffers", reason="of the extra `export`")
 pytest.importorskip("fastapi", reason="of the extra `serve`")
@@ -31,12 +31,7 @@ def encoded(image: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def app() -> Any:
-    spec = importlib.util.spec_from_file_location("serve_app", APP)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(APP)
 
 
 @pytest.fixture(scope="module")

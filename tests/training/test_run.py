@@ -1,7 +1,6 @@
 """Whole runs of a real, tiny model: stopped and continued, refused, finished."""
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from jaxdet.training.validate import validate
 from jaxdet.training.weights import with_weights
 from jaxdet.training.writers import WandB
 from jaxdet.training.writers.jsonl import read_log
+from tests.modules import module_at
 from tools.endurance import differences
 
 HERE = Path(__file__).parent
@@ -217,12 +217,7 @@ def test_data_that_would_fail_later_fail_before_the_first_step(
 
 
 def entry_point() -> Any:
-    spec = importlib.util.spec_from_file_location("train_entry", HERE.parents[1] / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return module_at(HERE.parents[1] / "train.py").main
 
 
 @pytest.mark.parametrize(
