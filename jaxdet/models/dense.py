@@ -21,6 +21,7 @@ from jaxdet.nn.heads.codes import Codes, read_codes
 from jaxdet.nn.heads.dense import DenseHead, RPNHead
 from jaxdet.ops.anchors import Anchors, Places, by_place, inside, on_image
 from jaxdet.ops.boxes import BoxCoder, DeltaCoder, area, clip, safe
+from jaxdet.ops.devices import on_own_images
 from jaxdet.ops.losses import (
     BinaryCrossEntropy,
     BoxLoss,
@@ -260,7 +261,8 @@ class DenseDetector(nn.Module):
             place = jnp.concatenate([b.index + start for b, start in zip(best, first, strict=True)])
             return dataclasses.replace(detections, index=jnp.where(detections.valid, place[detections.index], 0))
 
-        return jax.vmap(one_image)(outputs.exists, outputs.logits, outputs.deltas, quality, true_hw)
+        images = (outputs.exists, outputs.logits, outputs.deltas, quality, true_hw)
+        return on_own_images(jax.vmap(one_image), *images)
 
     def proposals(self, outputs: DenseOutputs, true_hw: jax.Array, selection: Selection) -> Proposals:
         """`detections` as proposals, whatever their class."""
