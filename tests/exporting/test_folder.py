@@ -43,7 +43,7 @@ def test_what_is_in_it(exported: Path) -> None:
     assert files == {f"programs/{path.name}" for path in (exported / "programs").iterdir()}
     assert len(files) == 8
     assert said["categories"] == [{"id": 3, "name": "dog"}, {"id": 90, "name": "cat"}]
-    assert said["outputs"]["masks"]["shape"] == ["batch", 4, 28, 28]
+    assert said["outputs"]["masks"]["shape"] == ["batch", 5, 28, 28]
     assert said["preprocessing"]["canvas_longs"] == [64]
     assert said["jaxdet"] == jaxdet.__version__
     assert all(entry["calling_convention_version"] > 0 for entry in said["programs"])
