@@ -282,7 +282,8 @@ class TestCheckpoint:
         assert len(repr(model)) < 200
         assert "TwoStage of" in repr(model)
         assert "8 categories (disc, ring, square, ...), step 1" in repr(model)
-        assert repr(jaxdet.Predictor(model)) == repr(model).replace("Trained", "Predictor")
+        assert repr(jaxdet.Predictor(model)) == f"<Predictor: {model.summary}; score_threshold=0.5>"
+        assert repr(jaxdet.Predictor(model, max_detections=3)).endswith("; score_threshold=0.5, max_detections=3>")
         assert ", 8 classes, " in repr(dataclasses.replace(model, categories=()))
 
     def test_settings_stand_anywhere_in_the_line(
