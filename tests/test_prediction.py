@@ -299,18 +299,26 @@ class TestCheckpoint:
         image = sorted((run / "data" / "images").iterdir())[0]
         (tmp_path / "model=a.jpg").write_bytes(image.read_bytes())  # a file, whatever its name looks like
         few = "model.suppression.max_detections=2"
-        arguments = [few, "model=a.jpg", "--checkpoint", str(run), "--score-threshold", "0", str(image)]
+        arguments = [few, str(run), "model=a.jpg", "--score-threshold", "0", str(image)]
         assert predict_script.main([*arguments, "model.suppression.iou_threshold=0.4"]) == 0
         assert "4 detections in 2 images" in capsys.readouterr().out
         numbers = tmp_path / "metrics.json"
-        assert eval_script.main([few, "--checkpoint", str(run), "--metrics", str(numbers), "run.eval_batch=2"]) == 0
+        assert eval_script.main([few, str(run), "--metrics", str(numbers), "run.eval_batch=2"]) == 0
         for script in (predict_script, eval_script):
             wrong = ["model.suppression.iou=0.4", "--checkpoint", str(run)] + [str(image)] * (script is predict_script)
             assert script.main(wrong) == 1
             assert "nearest valid key is 'model.suppression.iou_threshold'" in capsys.readouterr().err
-        with pytest.raises(SystemExit):
-            predict_script.main(["--checkpoint", str(run), few])
-        assert "expected images" in capsys.readouterr().err
+        for script, words in (
+            (predict_script, ["--checkpoint", str(run), few]),
+            (predict_script, [str(run), few]),
+            (predict_script, []),
+            (eval_script, [few]),
+        ):
+            with pytest.raises(SystemExit):
+                script.main(words)
+            assert "expected RUN" in capsys.readouterr().err
+        assert eval_script.main([str(run), "another"]) == 1
+        assert "expected KEY=VALUE, got 'another'" in capsys.readouterr().err
 
     def test_hosts_join_before_anything_is_loaded(
         self, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

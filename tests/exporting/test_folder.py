@@ -238,7 +238,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 def test_the_command_without_a_folder_asks_for_it_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         export_script.main(["runs/mine"])
-    assert capsys.readouterr().err.endswith("required: out\n")
+    assert capsys.readouterr().err.endswith("required: OUT\n")
 
 
 def test_the_command_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
