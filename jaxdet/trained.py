@@ -38,6 +38,11 @@ class Trained:
     copies: Copies = field(default_factory=Copies, compare=False)
 
     def __repr__(self) -> str:
+        return f"<Trained: {self.summary}>"
+
+    @property
+    def summary(self) -> str:
+        """A few words: the model, its size, its classes, the step."""
         values = sum(np.size(leaf) for leaf in jax.tree.leaves(self.variables))
         names = [category.name for category in self.categories]
         named = f" ({', '.join([*names[:3], *(['...'] if len(names) > 3 else [])])})" if names else ""
@@ -45,7 +50,7 @@ class Trained:
         size = sum(np.size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.variables)) / 1e6
         what = f"{model} of {values:,} values ({size:,.0f} MB)"
         classes = f"{len(names)} categories{named}" if names else f"{self.experiment.model.num_classes} classes"
-        return f"<Trained: {what}, {classes}, step {self.step}>"
+        return f"{what}, {classes}, step {self.step}"
 
 
 Checkpoint: TypeAlias = str | PathLike[str] | Trained

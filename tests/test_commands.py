@@ -171,6 +171,7 @@ def test_the_command_itself_is_taken(command: str, monkeypatch: pytest.MonkeyPat
             "data.short_side=600 data.long_side=1000",
         ),
         ("python predict.py --checkpoint runs/demo --nothing a.jpg", "unrecognized arguments: --nothing"),
+        ("python predict.py runs/demo a.jpg data.short_side=600", "data.short_side=600 data.long_side=1000"),
         ("python eval.py --results r.json --checkpoint runs/demo", "not allowed with"),
         ("python train.py --config configs/demo.py data.nothing=1", "unknown key 'data.nothing'"),
         ("python train.py --config configs/demo.py --num-processes 2.5", "invalid int value"),

@@ -134,5 +134,5 @@ def test_the_installed_command_trains_ten_steps_and_predicts(installed: Path, tm
     jaxdet("train", "--config", "mine.py", "--workdir", "run", "data.train.directory=scenes", *steps)
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["step"] == 10
     image = next((tmp_path / "scenes").rglob("*.jpg"), None) or next((tmp_path / "scenes").rglob("*.png"))
-    assert "in 1 image: " in jaxdet("predict", "--checkpoint", "run", str(image))
+    assert "in 1 image: " in jaxdet("predict", "run", str(image))
     assert "mask_rcnn_r50_fpn " in jaxdet("zoo", "mask_rcnn_r50_fpn")

@@ -235,7 +235,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     batch = single_batch(np.zeros((64, 64, 3), np.uint8), data)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, method="predict"))
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: np.abs(rng.normal(0, 0.05, leaf.shape)).astype(np.float32), shapes)
+
+    def drawn(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        """Boxes stay where the anchors are: any deltas of such weights would take them out of the image."""
+        spread = 0 if "deltas" in jax.tree_util.keystr(path) else 0.05
+        return np.abs(rng.normal(0, spread, leaf.shape)).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
     truth = json.loads((folder / "data" / "instances_val.json").read_text())
     metadata = {
         "config": to_data(Experiment(model, data, run=Run(eval_batch=1))),
@@ -282,7 +288,8 @@ class TestCheckpoint:
         assert len(repr(model)) < 200
         assert "TwoStage of" in repr(model)
         assert "8 categories (disc, ring, square, ...), step 1" in repr(model)
-        assert repr(jaxdet.Predictor(model)) == repr(model).replace("Trained", "Predictor")
+        assert repr(jaxdet.Predictor(model)) == f"<Predictor: {model.summary}; score_threshold=0.5>"
+        assert repr(jaxdet.Predictor(model, max_detections=3)).endswith("; score_threshold=0.5, max_detections=3>")
         assert ", 8 classes, " in repr(dataclasses.replace(model, categories=()))
 
     def test_settings_stand_anywhere_in_the_line(
@@ -292,18 +299,26 @@ class TestCheckpoint:
         image = sorted((run / "data" / "images").iterdir())[0]
         (tmp_path / "model=a.jpg").write_bytes(image.read_bytes())  # a file, whatever its name looks like
         few = "model.suppression.max_detections=2"
-        arguments = [few, "model=a.jpg", "--checkpoint", str(run), "--score-threshold", "0", str(image)]
+        arguments = [few, str(run), "model=a.jpg", "--score-threshold", "0", str(image)]
         assert predict_script.main([*arguments, "model.suppression.iou_threshold=0.4"]) == 0
         assert "4 detections in 2 images" in capsys.readouterr().out
         numbers = tmp_path / "metrics.json"
-        assert eval_script.main([few, "--checkpoint", str(run), "--metrics", str(numbers), "run.eval_batch=2"]) == 0
+        assert eval_script.main([few, str(run), "--metrics", str(numbers), "run.eval_batch=2"]) == 0
         for script in (predict_script, eval_script):
             wrong = ["model.suppression.iou=0.4", "--checkpoint", str(run)] + [str(image)] * (script is predict_script)
             assert script.main(wrong) == 1
             assert "nearest valid key is 'model.suppression.iou_threshold'" in capsys.readouterr().err
-        with pytest.raises(SystemExit):
-            predict_script.main(["--checkpoint", str(run), few])
-        assert "expected images" in capsys.readouterr().err
+        for script, words in (
+            (predict_script, ["--checkpoint", str(run), few]),
+            (predict_script, [str(run), few]),
+            (predict_script, []),
+            (eval_script, [few]),
+        ):
+            with pytest.raises(SystemExit):
+                script.main(words)
+            assert "expected RUN" in capsys.readouterr().err
+        assert eval_script.main([str(run), "another"]) == 1
+        assert "expected KEY=VALUE, got 'another'" in capsys.readouterr().err
 
     def test_hosts_join_before_anything_is_loaded(
         self, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

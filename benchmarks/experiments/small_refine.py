@@ -11,7 +11,7 @@ plain crops; and ``sara``, the step on crops by Shape-aware RoIAlign (the rows o
 
 Backbone, neck, proposals and optimizer are those of ``configs/demo.py``.  AP over huddled objects alone:
 
-    jaxdet eval --checkpoint runs/refine/sara --out runs/refine/sara/results.json
+    jaxdet eval runs/refine/sara --out runs/refine/sara/results.json
     python -m benchmarks.experiments.huddled_ap instances_val.json runs/refine/sara/results.json
 
 where the json lies in the folder of the scenes (``~/.cache/jaxdet``).

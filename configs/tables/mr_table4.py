@@ -2,7 +2,7 @@
 
 Read as switches at test on one trained model, since the row of Table 5 without refined scores has the numbers of REG:
 
-    jaxdet eval --checkpoint runs/mr_rcnn --config mr_table4:cls_r50
+    jaxdet eval runs/mr_rcnn --config mr_table4:cls_r50
 
 A model that is trained by such a row does not train what the row leaves out.
 """

@@ -1,6 +1,6 @@
 """MR R-CNN (Ding et al. 2019), Table 5: the weight alpha of the refined scores, at test on one trained model, COCO val.
 
-jaxdet eval --checkpoint runs/mr_rcnn --config mr_table5:alpha_02
+jaxdet eval runs/mr_rcnn --config mr_table5:alpha_02
 """
 
 from jaxdet.configs.tables.rows import Row, by_name, mr_rcnn

@@ -22,9 +22,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
-from PIL import Image, ImageDraw
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, HTTPException, Query, Request, Response
+    from fastapi.concurrency import run_in_threadpool
+    from PIL import Image, ImageDraw
+except ImportError as error:
+    raise SystemExit(f"this server needs fastapi, uvicorn and Pillow: pip install 'jaxdet[serve]' ({error})") from None
 
 MOST_BYTES = 16 << 20  #: of an upload
 MOST_PIXELS = 50_000_000  #: of the image in it, since a small file can hold a large one
@@ -141,9 +146,6 @@ def main(words: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-
-    import uvicorn
-
     uvicorn.run(app, host=options.host, port=options.port)
     return 0
 

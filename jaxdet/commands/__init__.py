@@ -1,8 +1,8 @@
 """The command ``jaxdet``, and what its verbs do; ``train.py``, ``eval.py`` and ``predict.py`` start them too.
 
     jaxdet train --config mask_rcnn_r18_fpn_small --workdir runs/mine data.batch_size=2
-    jaxdet eval --checkpoint runs/mine
-    jaxdet predict --checkpoint runs/mine photo.jpg
+    jaxdet eval runs/mine
+    jaxdet predict runs/mine photo.jpg
     jaxdet export runs/mine exported
     jaxdet data check FOLDER
     jaxdet zoo

@@ -1,10 +1,10 @@
 """Score a checkpoint, or a results file, by COCO's rules.
 
-    jaxdet eval --checkpoint runs/demo
-    jaxdet eval --checkpoint runs/demo --images DIR --annotations instances.json --per-class --out results.json
-    jaxdet eval --checkpoint mask_rcnn_r50_fpn_1x
-    jaxdet eval --checkpoint weights.pth --config mask_rcnn_r50_fpn data.short_side=600
-    jaxdet eval --checkpoint runs/demo --images DIR --annotations image_info_test.json --out results.json
+    jaxdet eval runs/demo
+    jaxdet eval runs/demo --images DIR --annotations instances.json --per-class --out results.json
+    jaxdet eval mask_rcnn_r50_fpn_1x
+    jaxdet eval weights.pth --config mask_rcnn_r50_fpn data.short_side=600
+    jaxdet eval runs/demo --images DIR --annotations image_info_test.json --out results.json
     jaxdet eval --results results.json --annotations instances.json
 
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.
@@ -20,7 +20,7 @@ from jaxdet.data.sources.coco import read_json
 from jaxdet.evaluation import Scores, per_class_table, read_results, score, summary_table, write_results
 from jaxdet.evaluation.tables import show_progress
 from jaxdet.runtime.files import write_json
-from jaxdet.runtime.flags import add_trusted_flag
+from jaxdet.runtime.flags import MODEL, add_trusted_flag, split_words
 from jaxdet.runtime.hosts import add_host_flags, explained, join_hosts
 
 
@@ -28,6 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, score, print; 0, or 1 with a message where the input is at fault."""
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
+    names, settings = split_words(options.words)
+    if options.checkpoint is None and names:
+        options.checkpoint = names.pop(0)
+    options.overrides = [*names, *settings]  # a name too many is no setting, which is said
+    if options.checkpoint is None and not options.results:
+        parser.error("expected RUN, as in jaxdet eval runs/mine, or --results")
     try:
         scores = _score_results(options) if options.results else _score_checkpoint(options)
     except (ValueError, OSError) as error:
@@ -42,12 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--checkpoint",
-        help="run folder, checkpoint folder, name or file of public weights (docs/WEIGHTS.md), or with --config "
-        "any weight file",
-    )
+    parser.add_argument("words", nargs="*", metavar="RUN [KEY=VALUE]", help=f"{MODEL}; settings to change")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--checkpoint", metavar="RUN", help="another way to say RUN")
     what.add_argument("--results", help="COCO results json to score without a model (needs --annotations)")
     parser.add_argument(
         "--config", help="name of a model, FILE.py or FILE.py:ROW, in place of the checkpoint's own config"
@@ -72,13 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics", help="write the numbers here, as json")
     add_trusted_flag(parser)
     add_host_flags(parser)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, by dotted name")
     return parser
 
 
 def _score_results(options: argparse.Namespace) -> Scores:
     of_models = (
-        *("config", "images", "tta", "out", "distributed", "coordinator", "num_processes", "process_id"),
+        *("checkpoint", "config", "images", "tta", "out", "distributed", "coordinator", "num_processes", "process_id"),
         *("trusted", "overrides"),
     )
     values = {name: getattr(options, name) for name in of_models}

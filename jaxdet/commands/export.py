@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from jaxdet.runtime.flags import add_trusted_flag
+from jaxdet.runtime.flags import MODEL, add_trusted_flag
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,12 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "checkpoint",
-        help="run folder, checkpoint folder, name or file of public weights (docs/WEIGHTS.md), or with --config "
-        "any weight file",
-    )
-    parser.add_argument("out", help="folder to write; an earlier export there is replaced")
+    parser.add_argument("checkpoint", metavar="RUN", help=MODEL)
+    parser.add_argument("out", metavar="OUT", help="folder to write; an earlier export there is replaced")
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -1,9 +1,9 @@
 """Detect what is in images and videos: pictures with boxes, masks, names and scores, and a COCO results json.
 
-    jaxdet predict --checkpoint runs/demo photo.jpg folder/ --out predictions
-    jaxdet predict --checkpoint runs/demo folder/ data.short_side=600 data.long_side=1000
-    jaxdet predict --checkpoint runs/demo clip.mp4
-    jaxdet predict --checkpoint runs/demo aerial.tif --tiles 640 --overlap 0.2
+    jaxdet predict runs/demo photo.jpg folder/ --out predictions
+    jaxdet predict runs/demo folder/ data.short_side=600 data.long_side=1000
+    jaxdet predict runs/demo clip.mp4
+    jaxdet predict runs/demo aerial.tif --tiles 640 --overlap 0.2
 
 KEY=VALUE changes a setting of the checkpoint's config by its dotted name.  A file of such a name is an image.  Pictures
 are turned upright as their EXIF orientation says, and results count the pixels of the upright picture.  A video becomes
@@ -16,17 +16,17 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from jaxdet.runtime.flags import add_trusted_flag
+from jaxdet.runtime.flags import MODEL, add_trusted_flag, split_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, predict, say what was written; 1 where something could not be read."""
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
-    overrides = [word for word in options.images if "=" in word and not Path(word).exists()]
-    images = [word for word in options.images if word not in overrides]
-    if not images:
-        parser.error("expected images: files or folders")
+    images, overrides = split_words(options.words)
+    checkpoint = options.checkpoint or (images.pop(0) if images else None)
+    if checkpoint is None or not images:
+        parser.error("expected RUN and images, files or folders, as in jaxdet predict runs/mine photo.jpg")
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.
     from jaxdet.config import load_config, trusted_modules
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         trusted = trusted_modules(options.trusted, options.config)
         config = load_config(options.config) if options.config else None
-        trained = load(options.checkpoint, config=config, overrides=overrides, trusted=trusted)
+        trained = load(checkpoint, config=config, overrides=overrides, trusted=trusted)
         if options.tiles is None and options.overlap is not None:
             raise ValueError("--overlap: expected --tiles SIDE with it, whose neighbours overlap by that")
         if options.tiles is not None and any(map(is_video, images)):
@@ -78,11 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--checkpoint",
-        required=True,
-        help="run folder, checkpoint folder, name or file of public weights (docs/WEIGHTS.md), or with --config "
-        "any weight file",
+        "words",
+        nargs="*",
+        metavar="RUN IMAGE [KEY=VALUE]",
+        help=f"{MODEL}; images, videos, folders of images; settings to change",
     )
+    parser.add_argument("--checkpoint", metavar="RUN", help="another way to say RUN; then all other words are images")
     parser.add_argument(
         "--config", help="name of a model, FILE.py or FILE.py:ROW, in place of the checkpoint's own config"
     )
@@ -115,5 +116,4 @@ def _parser() -> argparse.ArgumentParser:
         "--as-stored", action="store_true", help="turn nothing by EXIF: for a COCO data set, which counts stored pixels"
     )
     add_trusted_flag(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGE | KEY=VALUE", help="images, videos, folders; settings")
     return parser

@@ -5,7 +5,7 @@
     jaxdet zoo "mr_*"
     jaxdet zoo --tables
 
-A name is what --config takes, and a name of weights what --checkpoint takes.
+A name is what --config takes, and a name of weights what jaxdet eval, predict, export and report take as a run.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = "" if ":" in name else config_text(name).split("\n")[0]
         print(f"  {name:<{width}}  {what}".rstrip())
     if weights:
-        print("\nweights that others have published (--checkpoint NAME; docs/WEIGHTS.md), box and mask AP on val2017:")
+        print("\nweights that others have published (as a run; docs/WEIGHTS.md), box and mask AP on val2017:")
     for row in weights:
         numbers = " ".join("    " if ap is None else f"{ap:4.1f}" for ap in (row.box_ap, row.mask_ap))
         print(f"  {row.name:<{width}}  {numbers}  {row.source.name}")

@@ -233,9 +233,10 @@ def merge(found: Sequence[Detections], threshold: float, limit: int) -> tuple[De
 
 def _in_image(found: Detections, view: _View, score_threshold: float) -> Detections:
     """The detections of a view that count, in pixels of the stored image, masks turned as the image lies."""
-    keep = found.valid & (found.scores >= score_threshold) & np.isfinite(found.boxes).all(-1)
-    # What lies outside of the image as a whole is no object, and overlaps with nothing, not even with its equal.
-    keep &= (found.boxes[:, 2:] > found.boxes[:, :2]).all(-1)
+    boxes = view.to_image(found.boxes)
+    keep = found.valid & (found.scores >= score_threshold) & np.isfinite(boxes).all(-1)
+    # As in results of one view: what has no area is no object, and overlaps with nothing, not even with its equal.
+    keep &= (boxes[:, 2:] > boxes[:, :2]).all(-1)
     keep &= np.isfinite(found.scores if found.mask_scores is None else found.mask_scores)
     its: Detections = jax.tree.map(lambda leaf: np.asarray(leaf)[keep], found)
     masks = its.masks
@@ -243,7 +244,7 @@ def _in_image(found: Detections, view: _View, score_threshold: float) -> Detecti
         values = masks.values[..., ::-1] if view.flipped else masks.values
         crop = None if masks.crop is None else view.to_image(masks.crop)
         masks = dataclasses.replace(masks, values=values, frames=view.to_image(masks.frames), crop=crop)
-    return dataclasses.replace(its, boxes=view.to_image(its.boxes), masks=masks)
+    return dataclasses.replace(its, boxes=boxes[keep], masks=masks)
 
 
 def _suppression(model: Detector, limits: Limits | None, found: Detections) -> tuple[float, int]:

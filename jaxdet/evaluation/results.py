@@ -45,7 +45,8 @@ def image_results(
         hw: size of the stored image.
 
     Returns:
-        A result for each detection.  One whose box or score is not finite is left out: JSON has no such number.
+        A result for each detection.  One whose box or score is not finite is left out: JSON has no such number.  So
+        is one whose box has no area: it lies outside of the image and is no object in it.
 
     Raises:
         ValueError: a label without a category.
@@ -61,7 +62,8 @@ def image_results(
     factors = np.asarray(scale, np.float32)[[1, 0, 1, 0]]
     original = boxes / factors
     results = []
-    for i in np.flatnonzero(np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & np.isfinite(mask_scores)):
+    numbers = np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & np.isfinite(mask_scores)
+    for i in np.flatnonzero(numbers & (original[:, 2:] > original[:, :2]).all(axis=1)):
         x1, y1, x2, y2 = (float(side) for side in original[i])
         result: Result = {"image_id": int(image_id), "category_id": int(category_ids[labels[i]])}
         result |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(scores[i])}

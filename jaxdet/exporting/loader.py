@@ -211,6 +211,7 @@ class Model:
         boxes, scores, labels = np.asarray(outputs["boxes"] / factors, np.float32), outputs["scores"], outputs["labels"]
         mask_scores = outputs.get("mask_scores")
         numbers = np.isfinite(boxes).all(axis=1) & np.isfinite(scores if mask_scores is None else mask_scores)
+        numbers &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # without area it lies outside of the image
         keep = outputs["valid"] & (scores >= limit) & numbers  # a score that is no number is not above the limit
         masks = None
         if "masks" in outputs:

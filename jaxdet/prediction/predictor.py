@@ -87,7 +87,9 @@ class Predictor:
             raise ValueError(f"categories: expected one for each class of the model, got {given}")
 
     def __repr__(self) -> str:
-        return f"<Predictor: {repr(self._trained).removeprefix('<Trained: ').removesuffix('>')}>"
+        limits = {"nms_threshold": self.nms_threshold, "max_detections": self.max_detections, "augment": self.augment}
+        set_ones = "".join(f", {name}={value}" for name, value in limits.items() if value is not None)
+        return f"<Predictor: {self._trained.summary}; score_threshold={self.score_threshold:g}{set_ones}>"
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ from pathlib import Path
 from jaxdet.evaluation.tables import show_progress
 from jaxdet.report.build import report
 from jaxdet.report.tables import error_table
-from jaxdet.runtime.flags import add_trusted_flag
+from jaxdet.runtime.flags import add_trusted_flag, split_words
 from jaxdet.runtime.hosts import explained, run_main
 from jaxdet.runtime.large_pages import ask_for_large_pages
 
@@ -24,8 +24,8 @@ from jaxdet.runtime.large_pages import ask_for_large_pages
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and report; 0, or 1 with a message where the input is at fault."""
     options = _parser().parse_intermixed_args(arguments)
-    words = list(options.words)
-    run = words.pop(0) if words and "=" not in words[0] else None
+    names, settings = split_words(options.words)
+    run = names.pop(0) if names else None
     try:
         reports = report(
             run,
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             truth=options.truth,
             images=options.images,
             out=options.out,
-            overrides=words,
+            overrides=[*names, *settings],  # a name too many is no setting, which is said
             trusted=options.trusted,
             fast=options.fast,
             progress=show_progress,

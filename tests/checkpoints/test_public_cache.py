@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,26 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(
         fetch(row)
     (folder / FILE).unlink()
     assert fetch(row).read_bytes() == CONTENT
+
+
+def test_a_file_is_hashed_once_until_it_changes(
+    server: WeightServer, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    row, hashed = weights(server, monkeypatch), list[str]()
+    real = hashlib.file_digest
+
+    def counting(file: Any, kind: Any) -> Any:
+        hashed.append(Path(file.name).name)
+        return real(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    for _ in range(3):
+        fetch(row)
+    assert hashed == [f".{FILE}.part", FILE]
+    (folder / "other").write_bytes(CONTENT[::-1])
+    (folder / "other").replace(folder / FILE)  # of the same size
+    with pytest.raises(WrongHash):
+        fetch(row)
 
 
 def test_what_is_not_there_is_said_at_once(server: WeightServer, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

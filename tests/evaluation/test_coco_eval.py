@@ -476,7 +476,7 @@ class TestImageResults:
     """Stored 100 x 120, resized to 200 x 180: scale 2 along y, 1.5 along x."""
 
     def test_back_to_the_stored_image(self, tmp_path: Path) -> None:
-        boxes = [[15, 20, 75, 100], [0, 0, 0, 0]]
+        boxes = [[15, 20, 75, 100], [0, 0, 9, 8]]
         masks = Masks(np.ones((2, 28, 28), np.float32), np.float32(boxes))
         mask_scores = np.asarray([0.75, 0.25], np.float32)
         found = detections(boxes, [0.75, 0.5], [1, 0], masks=masks, mask_scores=mask_scores)
@@ -486,7 +486,7 @@ class TestImageResults:
         assert results[0]["score"] == 0.75
         assert "mask_score" not in results[0]
         assert results[1]["mask_score"] == 0.25
-        assert coco_mask.area(results[1]["segmentation"]) == 0
+        assert coco_mask.area(results[1]["segmentation"]) == 6 * 4
         mask = coco_mask.decode(results[0]["segmentation"])
         assert mask.shape == (100, 120)
         assert mask[10:50, 10:50].mean() > 0.99
@@ -527,6 +527,11 @@ class TestImageResults:
         results = image_results(found, **settings)
         assert len(results) == 1
         assert "segmentation" not in results[0]
+
+    def test_boxes_without_area_are_left_out(self) -> None:
+        boxes = [[3, 3, 3, 9], [0, 9, 9, 9], [0, 0, 9, 9], [9, 9, 0, 0], [1e-45, 0, 2e-45, 9]]
+        results = image_results(detections(boxes, [0.9] * 5, [0] * 5), **self.SETTINGS)
+        assert [result["bbox"] for result in results] == [[0, 0, 6, 4.5]]
 
     @pytest.mark.parametrize("label", [-1, 2])
     def test_label_without_category(self, label: int) -> None:

@@ -16,7 +16,7 @@ DATA = Data(short_side=32, long_side=64, workers=0)
 class Halves:
     """Label 1 in the left half of every image, the more surely the redder it is, and label 0 in the right half.
 
-    A third slot is never valid, and a fourth has a box that is no number.
+    A third slot is never valid, a fourth has a box that is no number, and a fifth one without area.
     """
 
     num_classes = 2
@@ -26,12 +26,13 @@ class Halves:
         height, width = jnp.asarray(batch.true_hw).T
         none = jnp.zeros_like(width)
         left, right = jnp.stack([none, none, width / 2, height], -1), jnp.stack([width / 2, none, width, height], -1)
-        boxes = jnp.stack([left, right, left, left * jnp.nan], 1)
+        outside = jnp.stack([width, none, width, height], -1)
+        boxes = jnp.stack([left, right, left, left * jnp.nan, outside], 1)
         red = jnp.asarray(batch.image)[:, 0, 0, 0] / 255.0
-        scores = jnp.stack([red, 0.4 + none, 1.0 + none, 1.0 + none], 1) * variables["params"]["confidence"]
-        labels = jnp.tile(jnp.array([1, 0, 0, 0]), (len(red), 1))
-        valid = jnp.tile(jnp.array([True, True, False, True]), (len(red), 1))
-        masks = Masks(jnp.ones((len(red), 4, 28, 28)), boxes)
+        scores = jnp.stack([red, 0.4 + none, *[1.0 + none] * 3], 1) * variables["params"]["confidence"]
+        labels = jnp.tile(jnp.array([1, 0, 0, 0, 0]), (len(red), 1))
+        valid = jnp.tile(jnp.array([True, True, False, True, True]), (len(red), 1))
+        masks = Masks(jnp.ones((len(red), 5, 28, 28)), boxes)
         return Detections(boxes, scores, labels, valid, labels, masks, mask_scores=scores / 2)
 
 

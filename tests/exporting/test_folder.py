@@ -43,7 +43,7 @@ def test_what_is_in_it(exported: Path) -> None:
     assert files == {f"programs/{path.name}" for path in (exported / "programs").iterdir()}
     assert len(files) == 8
     assert said["categories"] == [{"id": 3, "name": "dog"}, {"id": 90, "name": "cat"}]
-    assert said["outputs"]["masks"]["shape"] == ["batch", 4, 28, 28]
+    assert said["outputs"]["masks"]["shape"] == ["batch", 5, 28, 28]
     assert said["preprocessing"]["canvas_longs"] == [64]
     assert said["jaxdet"] == jaxdet.__version__
     assert all(entry["calling_convention_version"] > 0 for entry in said["programs"])
@@ -238,7 +238,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 def test_the_command_without_a_folder_asks_for_it_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         export_script.main(["runs/mine"])
-    assert capsys.readouterr().err.endswith("required: out\n")
+    assert capsys.readouterr().err.endswith("required: OUT\n")
 
 
 def test_the_command_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The server of examples/serve, asked as over HTTP."""
 
 import io
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,6 @@ from jaxdet.exporting import loader
 from tests.exporting.halves import grey, halves
 from tests.modules import module_at
 
-pytest.importorskip("flatbuffers", reason="of the extra `export`")
-pytest.importorskip("fastapi", reason="of the extra `serve`")
-pytest.importorskip("httpx", reason="by which fastapi's test client asks")
-
 APP = Path(__file__).parents[2] / "examples" / "serve" / "app.py"
 LOADER = Path(loader.__file__).read_text()
 
@@ -31,6 +28,10 @@ def encoded(image: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def app() -> Any:
+    pytest.importorskip("flatbuffers", reason="of the extra `export`")
+    pytest.importorskip("fastapi", reason="of the extra `serve`")
+    pytest.importorskip("uvicorn", reason="of the extra `serve`")
+    pytest.importorskip("httpx", reason="by which fastapi's test client asks")
     return module_at(APP)
 
 
@@ -45,6 +46,12 @@ def client(app: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     jaxdet.export(halves(), folder, image=(32, 64))
     with TestClient(app.create_app(folder, most_bytes=20_000, most_pixels=5_000)) as client:
         yield client
+
+
+def test_without_its_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(SystemExit, match=r"pip install 'jaxdet\[serve\]' \(.*uvicorn"):
+        module_at(APP)
 
 
 def test_health(client: Any) -> None:

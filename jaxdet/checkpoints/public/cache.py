@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO
@@ -104,14 +105,21 @@ def check_hash(path: Path, weights: PublicWeights) -> None:
         WrongHash: it is another file than was published.
     """
     kind, _, prefix = weights.hash.partition(":")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+    state = path.stat()
+    found = _hash_of(path.absolute(), kind, (state.st_ino, state.st_size, state.st_mtime_ns))
     if not found.startswith(prefix):
         raise WrongHash(
             f"{path}: expected a file whose {kind} begins with {prefix}, as the one of {weights.name} that "
             f"{weights.source.name} published, got {found[: len(prefix)]}: it is damaged or another file. Remove it, "
             f"and it is downloaded again from {weights.url}"
         )
+
+
+@cache
+def _hash_of(path: Path, kind: str, state: tuple[int, ...]) -> str:
+    """The hash of a file; once in a process, which asks for it several times in one start, unless it was changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
 
 
 @contextmanager

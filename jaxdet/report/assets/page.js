@@ -11,6 +11,7 @@ const kinds = Object.keys(data.runs[0]);
 const runs = data.runs.map((run) => Object.fromEntries(kinds.map((kind) => [kind, columnsOf(run[kind])])));
 const two = runs.length > 1;
 const RUN_COLOURS = ["var(--accent)", "var(--second)"];
+const roomy = matchMedia("(min-width: 1200px)"); // as in the style sheet: a card may have two columns
 const ROW = 46; // pixels of a row of the list, as in the style sheet
 
 const chosen = { kind: kinds[0], run: 0, label: -1, error: -1, score: 0, order: "worst", image: 0, row: -1 };
@@ -181,8 +182,8 @@ function drawNumbers() {
   const reliable = mine.map((each, s) => curve(each.reliability.count.map((n, i) => [n, each.reliability.score[i], each.reliability.precision[i]])
     .filter(([n]) => n).map(([, x, y]) => [x, y]), RUN_COLOURS[s])).join("");
   at("numbers").innerHTML =
-    card("Scores", "COCO's numbers, and the score from which on detections are best counted (F1 at an IoU of 0.5).", legend() + scoreTable(kind)) +
-    card("What errors cost", "AP50 in points that putting one kind of error right would gain (TIDE). Click on one to see its images.", legend() + bars(names, prices, colour)) +
+    card("Scores", "COCO's numbers, and the score from which on detections are best counted (F1 at an IoU of 0.5).", legend() + scoreTable(kind), "tall") +
+    card("What errors cost", "AP50 in points that putting one kind of error right would gain (TIDE). Click on one to see its images.", legend() + bars(names, prices, colour, roomy.matches ? 660 : 240), "double") +
     card("Precision and recall", `At an IoU of 0.5, ${label < 0 ? "mean over the classes" : escaped(data.classes[label])}.`,
       legend() + square(curves.map((values, s) => steps(values, RUN_COLOURS[s])).join(""), "recall", "precision")) +
     card("Are scores true?", `How often detections of a score are right. Below the diagonal a model is too sure of itself. Expected calibration error: ${mine.map((each) => number(each.reliability.error)).join(", ")}.`,
@@ -265,6 +266,7 @@ function start() {
   const orders = [["worst", "most errors"], ["best", "fewest errors"], ["name", "order of ids"]];
   options("order", two ? [...orders, ["gained", "the other run is better"], ["lost", "the other run is worse"]] : orders, "worst");
   at("run-choice").hidden = !two;
+  at("numbers").classList.toggle("two", two);
   const { images, objects: things } = data.reports[0];
   at("about").textContent = `${data.reports.map((each) => each.name).join(" and ")}: ${images} images, ${things} objects`;
 
@@ -311,6 +313,7 @@ function start() {
     else return;
     event.preventDefault();
   };
+  roomy.onchange = () => { if (!at("numbers").hidden) drawNumbers(); };
   window.onresize = () => { if (!at("images").hidden) { drawRows(); drawImage(); } };
   startScore();
   go(location.hash === "#images" ? "images" : "numbers");

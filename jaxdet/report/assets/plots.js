@@ -71,18 +71,18 @@ function decodeMask(text, height, width) {
 }
 
 // Horizontal bars, a group for each name and in it a bar for each run.
-function bars(names, series, colours) {
+function bars(names, series, colours, length = 240) {
   const most = Math.max(0.01, ...series.flat());
   const high = 14 * series.length + 12;
   const body = names.map((name, i) => {
     const group = series.map((values, s) => {
-      const wide = Math.max(0, values[i] / most) * 240, y = i * high + 14 * s;
+      const wide = Math.max(0, values[i] / most) * length, y = i * high + 14 * s;
       return `<rect x="120" y="${y}" width="${wide}" height="11" rx="2" fill="${colours(i, s)}"/>` +
         `<text x="${126 + wide}" y="${y + 10}">${(100 * values[i]).toFixed(1)}</text>`;
     });
     return `<g data-error="${escaped(name)}"><text x="0" y="${i * high + 10}">${escaped(name)}</text>${group.join("")}</g>`;
   });
-  return `<svg class="plot" viewBox="0 0 420 ${names.length * high}">${body.join("")}</svg>`;
+  return `<svg class="plot" viewBox="0 0 ${length + 180} ${names.length * high}">${body.join("")}</svg>`;
 }
 
 // Axes from 0 to 1 with what is drawn in them: points are [x, y].
