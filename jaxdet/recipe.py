@@ -312,7 +312,7 @@ def _fitted(base: Experiment, train: CocoFolder, val: CocoFolder, photos: Photos
         base.run,
         log_every=max(min(steps // 20, 50), 1),
         checkpoint_every=max(steps // 10, 1),
-        eval_every=max(steps // _EVALUATIONS, 1),
+        eval_every=math.ceil(steps / _EVALUATIONS),  # rounded up: the last is the end alone
         keep_best="segm/AP" if data.masks else "bbox/AP",
     )
     whole = dataclasses.replace(base, data=data, optimizer=optimizer, run=run)

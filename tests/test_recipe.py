@@ -175,7 +175,8 @@ def test_a_time_for_few_steps_is_warned_of(
     base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment], caplog: pytest.LogCaptureFixture
 ) -> None:
     """At half a second a step three quarters of a minute are 90 steps, and 600 take 6 and two thirds of them."""
-    small_data(base, folder, 1, tmp_path / "run")
+    made = small_data(base, folder, 1, tmp_path / "run")
+    assert made.run.eval_every == 23  # after 23, 46, 69 and all: four times
     assert "90 steps teach a model little; --minutes 7 would be 600 steps here" in caplog.text
     caplog.clear()
     small_data(base, folder, 2, tmp_path / "run")
