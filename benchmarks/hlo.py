@@ -80,6 +80,7 @@ class Contents:
     bytes: int = 0  #: that these read and write, if each reads its operands whole
     loops: list[Loop] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)  #: places of loops of unknown length with a collective in them
     beside: int = 0  #: of the launches, those while an asynchronous collective of more than `LITTLE` is on its way
     convolutions: Counter[str] = field(default_factory=Counter)  #: by the type of what they read, as in ``bf16``
     callbacks: list[str] = field(default_factory=list)  #: by which the program calls the host
@@ -166,12 +167,14 @@ def _walk(all_: Mapping[str, list[Operation]], name: str, found: Contents, *, ro
             under_way -= {*operation.operands}
         if operation.code == "while":
             known = _rounds(all_, operation)
-            place = len(found.loops)
+            place, before = len(found.loops), len(found.collectives)
             parts = dict(operation.called)
             # Where images are split over devices, a loop that ends when all images are done asks all devices for that.
             _inside(all_, parts["condition"], found, rounds * (known or 1))
             inside = _walk(all_, parts["body"], found, rounds=rounds * (known or 1), depth=depth + 1)
             found.loops.insert(place, Loop(known, inside, operation.where, depth))
+            if known is None and len(found.collectives) > before:
+                found.waiting.append(operation.where)
             continue
         if operation.code not in _NO_KERNEL and not operation.code.endswith("-done"):
             kernels += 1

@@ -85,8 +85,14 @@ def test_a_program_for_several_devices() -> None:
 def test_a_loop_that_asks_all_devices_whether_to_go_on() -> None:
     less = "%less = pred[]{:T(512)} constant(true)"
     asked = "%less = pred[]{:T(512)} all-reduce(%mine), to_apply=%add"
-    before, after = (hlo.contents(SPLIT.replace(less, condition)).collectives for condition in (less, asked))
-    assert [each for each in after if each not in before] == [hlo.Collective("all-reduce", 3 * 1, "")]
+    before, after = (hlo.contents(SPLIT.replace(less, condition)) for condition in (less, asked))
+    new = [each for each in after.collectives if each not in before.collectives]
+    assert new == [hlo.Collective("all-reduce", 3 * 1, "")]
+    # It is known how often this one turns; of others the data decide.
+    assert accelerators.waits_in_loops(after) == []
+    (message,) = accelerators.waits_in_loops(hlo.contents(SPLIT.replace("known_trip_count", "unknown")))
+    assert message.startswith("in 1 loops, whose length the data decide")
+    assert "first in 'jit(step)/while'" in message
 
 
 def test_kernels_beside_a_large_collective() -> None:

@@ -8,8 +8,8 @@ shapes that its data have, or the prediction of an evaluation.  It is compiled i
 compilers end the process where they fail.  Nothing is run, and no times but those of compiling come of it.
 
 It fails, and says why, where a compiler aborts, a program does not fit into the memory of its device, calls the host,
-convolves float32 although the model computes in bfloat16, moves more between devices than its gradient, or would be
-compiled again for the second batch.
+convolves float32 although the model computes in bfloat16, moves more between devices than its gradient, lets devices
+wait for each other in a loop whose length the data decide, or would be compiled again for the second batch.
 """
 
 import argparse
@@ -191,6 +191,7 @@ def compile_row(row: Row) -> Found:
         *calls_of_the_host(contents),
         *wide_convolutions(contents, row.dtype),
         *moved_too_much(contents, 4 * sum(leaf.size for leaf in jax.tree.leaves(program.trained)), program.gathered),
+        *waits_in_loops(contents),
         *compiled_again(program, compiled),
     ]
     loops = [[each.depth, each.rounds, each.kernels, each.where] for each in contents.loops]
@@ -318,6 +319,17 @@ def moved_too_much(contents: hlo.Contents, gradient: int, gathered: int) -> list
             "jax.vmap, and leave out what cannot be split, as `top_k` in jaxdet/ops/selection.py does"
         )
     return found
+
+
+def waits_in_loops(contents: hlo.Contents) -> list[str]:
+    """Whether devices ask each other in every round of a loop whether there is another one."""
+    if not contents.waiting:
+        return []
+    return [
+        f"in {len(contents.waiting)} loops, whose length the data decide, all devices wait for each other in every "
+        f"round, first in {contents.waiting[0]!r}: let each device go on by itself (`on_own_images` in "
+        "jaxdet/ops/devices.py)"
+    ]
 
 
 def compiled_again(program: Program, compiled: Any) -> list[str]:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     images, overrides = split_words(options.words)
     checkpoint = options.checkpoint or (images.pop(0) if images else None)
-    if not images:
+    if checkpoint is None or not images:
         parser.error("expected RUN and images, files or folders, as in jaxdet predict runs/mine photo.jpg")
 
     # Here and not above: jax takes a second to import, and who asks for --help waits for it.

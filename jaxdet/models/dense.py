@@ -19,8 +19,9 @@ from flax import struct
 from jaxdet.models.features import Losses
 from jaxdet.nn.heads.codes import Codes, read_codes
 from jaxdet.nn.heads.dense import DenseHead, RPNHead
-from jaxdet.ops.anchors import Anchors, Places, inside, on_image
+from jaxdet.ops.anchors import Anchors, Places, by_place, inside, on_image
 from jaxdet.ops.boxes import BoxCoder, DeltaCoder, area, clip, safe
+from jaxdet.ops.devices import on_own_images
 from jaxdet.ops.losses import (
     BinaryCrossEntropy,
     BoxLoss,
@@ -159,8 +160,8 @@ class DenseDetector(nn.Module):
             outputs.places.append(jnp.asarray(self.places.grid(level, height, width, features.canvas_hw)))
             outputs.exists.append(on_image(padded / 2**level, height, width, self.places.per_cell))
             # [B, h, w, A * K] -> [B, h * w * A, K]: the order of ``places``.  Scores, boxes and losses are float32.
-            outputs.logits.append(maps.logits.reshape(batch, -1, columns).astype(jnp.float32))
-            outputs.deltas.append(maps.deltas.reshape(batch, -1, 4).astype(jnp.float32))
+            outputs.logits.append(by_place(maps.logits, columns).astype(jnp.float32))
+            outputs.deltas.append(by_place(maps.deltas, 4).astype(jnp.float32))
             if maps.codes is not None:
                 codes.append(maps.codes)
             if maps.quality is not None:
@@ -260,7 +261,8 @@ class DenseDetector(nn.Module):
             place = jnp.concatenate([b.index + start for b, start in zip(best, first, strict=True)])
             return dataclasses.replace(detections, index=jnp.where(detections.valid, place[detections.index], 0))
 
-        return jax.vmap(one_image)(outputs.exists, outputs.logits, outputs.deltas, quality, true_hw)
+        images = (outputs.exists, outputs.logits, outputs.deltas, quality, true_hw)
+        return on_own_images(jax.vmap(one_image), *images)
 
     def proposals(self, outputs: DenseOutputs, true_hw: jax.Array, selection: Selection) -> Proposals:
         """`detections` as proposals, whatever their class."""

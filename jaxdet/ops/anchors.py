@@ -5,12 +5,13 @@ Letters in shapes: B images, N anchors, A anchors in a cell.  Boxes are in pixel
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdet.ops.devices import backend
 from jaxdet.ranges import LEVELS, SHARE, check_ranges, positive
 
 
@@ -148,13 +149,22 @@ def inside(anchors: jax.Array, hw: jax.Array, border: float) -> jax.Array:
     return low & (anchors[:, 2] < hw[1] + border) & (anchors[:, 3] < hw[0] + border)
 
 
+def by_place(maps: jax.Array, numbers: int) -> jax.Array:
+    """What a head says of the A anchors of each cell, ``[B, h, w, A * numbers]``, as ``[B, h * w * A, numbers]``."""
+    if numbers == 1 and backend() == "tpu":
+        # First a row, then all of them: XLA's compiler for TPUs takes ten times as long for both at once (jax 0.10.2).
+        apart: Any = jax.lax.optimization_barrier
+        maps = apart(maps.reshape(*maps.shape[:2], -1))
+    return maps.reshape(len(maps), -1, numbers)
+
+
 def on_image(limit: jax.Array, height: int, width: int, per_cell: int) -> jax.Array:
     """Which anchors of a level have their cell on the image: bool ``[B, height * width * per_cell]``.
 
     ``limit [B, 2]`` is the size of each image in cells, rounded up here; the rest of the canvas is padding.
     """
-    limit = jnp.ceil(limit)
-    rows, columns = jnp.arange(height) < limit[:, :1], jnp.arange(width) < limit[:, 1:]
-    cells = rows[:, :, None] & columns[:, None]
+    place = jnp.arange(height * width * per_cell)
     # All anchors of a cell stand or fall together: the rule is about the cell's place, not about the box.
-    return jnp.repeat(cells.reshape(len(cells), -1), per_cell, axis=1)
+    row, column = place // (width * per_cell), place // per_cell % width
+    limit = jnp.ceil(limit)
+    return (row < limit[:, :1]) & (column < limit[:, 1:])

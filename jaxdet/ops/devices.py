@@ -6,18 +6,28 @@ A program runs where it is traced, unless it is exported: then it is traced here
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+_T = TypeVar("_T")
+
+
+class _Split(NamedTuple):
+    """How a batch is split over devices."""
+
+    mesh: Mesh
+    narrow_sums: bool  #: whether gradients of cast parameters are summed in the dtype that they are cast to
+
+
 #: The kind of device that is traced for and their number; None: those of this process.  What jax has traced and kept is
 #: not used again under another value, which a variable of our own could not promise.
 _target = jax.make_user_context(None)
-#: The devices over which gradients of cast parameters are summed in float32; None: as the compiler sums them.
-_summed_over = jax.make_user_context(None)
+#: Over which devices the batch is split, a `_Split`; None: over one, or as the compiler splits it.
+_split = jax.make_user_context(None)
 #: Whether the program that is traced will be read by other versions of jax and XLA.
 _portable = jax.make_user_context(False)
 
@@ -62,13 +72,37 @@ def runs_kernels() -> bool:
 
 
 @contextmanager
-def summed_in_float32(mesh: Mesh) -> Iterator[None]:
-    """The gradients of layers that are traced inside are summed over devices in float32 (`apply_cast`).
+def split_over(mesh: Mesh, *, narrow_sums: bool = False) -> Iterator[None]:
+    """What is traced inside reads arrays whose first axis goes over images, and is split over a mesh.
 
-    ``mesh`` has one axis ``data``, over which the first axis of what layers read is split.
+    Args:
+        mesh: has one axis, ``data``.
+        narrow_sums: devices add up the gradients of cast parameters in the dtype that these are cast to, and not in
+            float32 (`apply_cast`).
     """
-    with _summed_over(mesh if mesh.size > 1 else None):
+    with _split(_Split(mesh, narrow_sums) if mesh.size > 1 else None):
         yield
+
+
+def on_own_images(function: Callable[..., _T], *arrays: Any, whole: int = 0) -> _T:
+    """``function(*arrays)``, of which each device works on its own images (`split_over`).
+
+    Left to itself, the compiler splits a loop that goes on until all images are done by asking all devices in every
+    round; and kernels, whose work it does not know, it would run on every device for all images.
+
+    Args:
+        function: treats each member of the first axis of its arguments by itself; what it returns has that axis too.
+        arrays: trees of arrays that have the axis.
+        whole: so many of them, the last ones, are not split: every device has them, and what the devices give for their
+            gradients is added up.
+    """
+    # Inside another shard_map each device has its own images already.
+    if _split.value is None or jax.sharding.get_abstract_mesh().manual_axes:
+        return function(*arrays)
+    specs = (*[P("data")] * (len(arrays) - whole), *[P()] * whole)
+    mapped = jax.shard_map(function, mesh=_split.value.mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
+    result: _T = mapped(*arrays)
+    return result
 
 
 def apply_cast(function: Callable[..., jax.Array], x: Any, *parameters: jax.Array) -> jax.Array:
@@ -76,8 +110,8 @@ def apply_cast(function: Callable[..., jax.Array], x: Any, *parameters: jax.Arra
 
     The gradient of a parameter is a sum over images, of which each device has some.  The compiler adds up the devices'
     sums where they are made, in the dtype of ``x``, and the cast back to float32 comes behind: in bfloat16 a sum over
-    hundreds of devices would keep the two to three digits of one.  So inside `summed_in_float32` each device applies
-    the function to its own images; then it casts its own sum, and the casts are added up.
+    hundreds of devices would keep the two to three digits of one.  So inside `split_over` each device applies the
+    function to its own images; then it casts its own sum, and the casts are added up.
 
     Args:
         function: treats each member of the first axis of ``x`` by itself; what it returns has that axis too.
@@ -90,13 +124,6 @@ def apply_cast(function: Callable[..., jax.Array], x: Any, *parameters: jax.Arra
     def cast(x: Any, *parameters: jax.Array) -> jax.Array:
         return function(x, *(parameter.astype(dtype) for parameter in parameters))
 
-    mesh = _summed_over.value
-    # Inside another shard_map each device has its own images already.
-    if mesh is None or dtype == jnp.float32 or jax.sharding.get_abstract_mesh().manual_axes:
+    if dtype == jnp.float32 or (_split.value and _split.value.narrow_sums):
         return cast(x, *parameters)
-    # The gradient of an argument that every device has whole is the sum of what the devices give for it.
-    specs = (P("data"), *[P()] * len(parameters))
-    applied: jax.Array = jax.shard_map(cast, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)(
-        x, *parameters
-    )
-    return applied
+    return on_own_images(cast, x, *parameters, whole=len(parameters))

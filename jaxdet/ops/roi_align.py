@@ -10,7 +10,8 @@ The adaptive rule (``sampling_ratio = 0``) takes ``ceil(bin height) x ceil(bin w
 that varies from box to box.  Boxes are therefore sorted by it and worked on in groups: a group costs what its most
 demanding member costs, so the total follows the sum over boxes, not the largest one.
 
-Unlike other ops these see the whole batch, because the number of rounds of a group is shared by all images.
+Unlike other ops these see the whole batch, or a device's part of it, because the number of rounds of a group is shared
+by all images.
 
 `jaxdet.ops.roi_kernels` computes the same on a GPU without a table, a sort and groups; ``method`` chooses.
 
@@ -28,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.ops.bilinear import Taps, corners, taps
-from jaxdet.ops.devices import backend, runs_kernels
+from jaxdet.ops.devices import backend, on_own_images, runs_kernels
 from jaxdet.ops.lattice import Lattice, make_lattice, on_own_maps, sample_position
 
 GROUP = 64
@@ -139,6 +140,18 @@ def sample_average(
     multiplied.  Differentiable in ``maps`` and ``own``.  ``method`` "kernel" is that of
     `jaxdet.ops.roi_kernels` where it can be had (`devices.runs_kernels`); "gather", and None, is that of this module.
     """
+    return on_own_images(partial(_sample_average, size=size, method=method), maps, lattice, own)
+
+
+def _sample_average(
+    maps: tuple[jax.Array, ...],
+    lattice: Lattice,
+    own: jax.Array | None,
+    *,
+    size: tuple[int, int],
+    method: Method | None,
+) -> jax.Array:
+    """As `sample_average`, of the images of one device."""
     if method == "kernel" and runs_kernels() and lattice.level.size:
         # Pallas takes a while to import, and has nothing to do on a CPU.
         from jaxdet.ops.roi_kernels import kernel_average

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import jax
@@ -15,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdet.experiment import Experiment
 from jaxdet.models.detector import Detector
 from jaxdet.models.features import Dtype
-from jaxdet.ops.devices import summed_in_float32
+from jaxdet.ops.devices import split_over
 from jaxdet.runtime.compiling import breakable
 from jaxdet.structures import Batch
 from jaxdet.training.optimizer import IsFrozen, LearningRateSchedule, descend, frozen_parameters, trained_norm
@@ -107,7 +106,7 @@ def make_train_step(
         # Where the state is split over devices, each of them gathers the variables for its images.
         variables = jax.lax.with_sharding_constraint(state.variables | {"params": params}, replicated)
         mutable = ["batch_stats"] if statistics else []
-        with summed_in_float32(mesh) if reduce_dtype == "float32" else nullcontext():
+        with split_over(mesh, narrow_sums=reduce_dtype != "float32"):
             (terms, metrics), changed = model.apply(variables, batch, key, method="losses", mutable=mutable)
         total = sum(terms.values())
         named = {f"loss/{name.removeprefix(_PREFIX)}": term for name, term in terms.items()} | {"loss": total}

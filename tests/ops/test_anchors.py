@@ -1,8 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.ops.anchors import Anchors, Points, inside, on_image
+from jaxdet.ops.anchors import Anchors, Points, by_place, inside, on_image
+from jaxdet.ops.devices import traced_for
 from tests.ops.golden import OPS, compare
 
 RETINA = Anchors(levels=(3, 4, 5, 6, 7), scales=tuple(4 * 2 ** (k / 3) for k in range(3)))
@@ -33,6 +35,18 @@ def test_inside_touches_low_sides_only() -> None:
     np.testing.assert_array_equal(inside(boxes, hw, 0.5), True)
     np.testing.assert_array_equal(inside(boxes, hw, -1.0), True)
     np.testing.assert_array_equal(inside(jnp.full((1, 4), jnp.nan), hw, 0.0), False)
+
+
+@pytest.mark.parametrize("numbers", [1, 2])
+@pytest.mark.parametrize("kind", ["cpu", "tpu"])
+def test_maps_by_place(kind: str, numbers: int) -> None:
+    maps = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype(np.float32)
+    expected = maps.reshape(2, -1, numbers)
+    with traced_for(kind):
+        found, back = jax.vjp(lambda maps: by_place(maps, numbers), jnp.asarray(maps))
+        (gradient,) = back(jnp.asarray(expected))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(gradient, maps)
 
 
 def test_on_image_counts_begun_cells() -> None:

@@ -14,7 +14,7 @@ FEATURE = 1e-3  #: largest difference of a tensor, in standard deviations of the
 LOSS = 5e-4  #: relative difference of a loss
 GRADIENT = 5e-3  #: relative difference of a gradient's norm
 MATCHED = 0.98  #: share of golden detections with a partner
-STEPS_LOSS = 1e-2  #: relative difference of a loss during five steps
+STEPS_LOSS = 3e-3  #: difference of a loss during five steps, as a share of the largest that it is in them
 STEPS_NORM = 5e-4  #: relative difference of a parameter's norm after them
 TENSORS = re.compile(r"(backbone|fpn|rpn|head|semantic|proto|loop\d+|mask)/")  #: what is compared element by element
 NOT_COMPARED = re.compile(r"rpn/proposals|mask/iou_labels|.*/rois")
@@ -63,8 +63,8 @@ def same_elements(golden: Arrays, key: str, ours: np.ndarray) -> tuple[np.ndarra
     return values.reshape(-1), np.asarray(ours).reshape(-1)[::step]
 
 
-def relative(ours: Any, golden: Any, floor: float = 1e-6) -> float:
-    """Largest difference, relative to the golden value or the floor."""
+def relative(ours: Any, golden: Any, floor: Any = 1e-6) -> float:
+    """Largest difference, relative to the golden value or the floor, which may be one for each value."""
     ours, golden = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
     return float(np.max(np.abs(ours - golden) / np.maximum(np.abs(golden), floor)))
 
@@ -126,9 +126,14 @@ def training(golden: Arrays, ours: Arrays, prefix: str = "train") -> list[Row]:
 
 
 def steps(golden: Arrays, ours: Arrays) -> list[Row]:
-    """Losses during five optimizer steps, and the norm of every parameter after them."""
+    """Losses during five optimizer steps, and the norm of every parameter after them.
+
+    A loss is compared on the scale that it has in these steps.  That of mask IoU falls from .64 to .05, and its targets
+    are overlaps of masks that are cut at a half: an image that differs by a ten-millionth moves its last value by 1 %.
+    """
     columns = [list(ours["loss_names"]).index(name) for name in golden["sgd/loss_names"].tolist()]
-    losses = relative(np.asarray(ours["losses"])[:, columns], golden["sgd/losses"], 1e-3)
+    scale = np.maximum(np.abs(golden["sgd/losses"]).max(0), 1e-3)
+    losses = relative(np.asarray(ours["losses"])[:, columns], golden["sgd/losses"], scale)
     norms = dict(zip(golden["sgd/param_names"].tolist(), golden["sgd/param_norms_after"], strict=True))
     errors = {name: relative(ours["param_norms_after"][name], norm) for name, norm in norms.items()}
     worst = max(errors, key=errors.__getitem__)

@@ -1,5 +1,8 @@
 """The same run on one device, on eight, and on two processes with four each: the same numbers.
 
+With `data.shards` the order of images is another one, so the run of two processes that read their own shards alone has
+one of one device beside it that takes the same batches.
+
 The runs are those of ``train.py`` itself, of 20 steps over two canvases, each of which ends its epochs with a batch
 that is not full.  They begin with the weights of a run that has learned something, and hardly move them.
 
@@ -88,6 +91,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+IN_SHARDS = {"data.shards": 2}
+
+
 @pytest.fixture(scope="module")
 def eight(runs: Path) -> Path:
     """The folder of the finished run ``eight``, on as many devices of one process."""
@@ -97,16 +103,20 @@ def eight(runs: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def two_by_four(runs: Path) -> Path:
-    """The folder of the finished run ``two_by_four``, on four devices of each of two processes."""
-    outputs([start(arguments(runs, "two_by_four") + flags, 4) for flags in host_flags(2)])
+    """The folder of the finished run ``two_by_four``, on four devices of each of two processes with their own images.
+
+    Beside it is ``one_in_shards``, which takes the same batches on a single device.
+    """
+    outputs([start(arguments(runs, "two_by_four", **IN_SHARDS) + flags, 4) for flags in host_flags(2)])
+    outputs([start(arguments(runs, "one_in_shards", **IN_SHARDS), 1)])
     return runs / "two_by_four"
 
 
-@pytest.fixture(params=["eight", "two_by_four"])
-def run(request: pytest.FixtureRequest) -> Path:
-    """The folder of a run on several devices."""
-    folder: Path = request.getfixturevalue(request.param)
-    return folder
+@pytest.fixture(params=[("eight", "one"), ("two_by_four", "one_in_shards")], ids=lambda names: names[0])
+def run(request: pytest.FixtureRequest, runs: Path) -> tuple[Path, Path]:
+    """The folder of a run on several devices, and that of the same on one."""
+    several, one = request.param
+    return request.getfixturevalue(several), runs / one
 
 
 def assert_same_losses(run: Path, expected: Path, first: int = 1) -> None:
@@ -118,8 +128,12 @@ def assert_same_losses(run: Path, expected: Path, first: int = 1) -> None:
         assert norms[0] == pytest.approx(norms[1], rel=GRADIENT), f"step {step}"
 
 
-def test_losses_agree_step_by_step(run: Path, runs: Path) -> None:
-    assert_same_losses(run, runs / "one")
+def test_losses_agree_step_by_step(run: tuple[Path, Path]) -> None:
+    assert_same_losses(*run)
+
+
+def test_shards_are_another_order(two_by_four: Path, runs: Path) -> None:
+    assert losses(two_by_four)[1] != losses(runs / "one")[1]
 
 
 def last_state(run: Path) -> TrainState:
@@ -140,8 +154,8 @@ def assert_same_updates(run: Path, expected: Path) -> None:
         assert np.linalg.norm(np.subtract(a, b)) <= bound * np.linalg.norm(b)
 
 
-def test_parameters_move_alike(run: Path, runs: Path) -> None:
-    assert_same_updates(run, runs / "one")
+def test_parameters_move_alike(run: tuple[Path, Path]) -> None:
+    assert_same_updates(*run)
 
 
 def assert_same_scores(run: Path, expected: Path) -> None:
@@ -150,8 +164,8 @@ def assert_same_scores(run: Path, expected: Path) -> None:
     assert found == pytest.approx(wanted, abs=1e-6)
 
 
-def test_evaluations_agree(run: Path, runs: Path) -> None:
-    assert_same_scores(run, runs / "one")
+def test_evaluations_agree(run: tuple[Path, Path]) -> None:
+    assert_same_scores(*run)
 
 
 def test_a_run_of_eight_devices_goes_on_in_two_processes_that_share_its_parameters(runs: Path, eight: Path) -> None:

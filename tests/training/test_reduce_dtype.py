@@ -24,7 +24,7 @@ from jaxdet.nn.heads.codes import read_codes
 from jaxdet.nn.heads.dense import FCOSHead
 from jaxdet.nn.heads.grid import GridHead
 from jaxdet.nn.heads.mask import FCN
-from jaxdet.ops.devices import summed_in_float32
+from jaxdet.ops.devices import split_over
 from jaxdet.runtime.mesh import data_mesh, layout_of, replicated_key, split_batch
 from jaxdet.structures import Batch
 from jaxdet.training.state import init_state
@@ -87,7 +87,7 @@ def test_every_layer_casts_its_parameters_where_each_device_has_its_own_images()
     number = len(jax.tree.leaves(parameters))
     # Without the context they are cast in the open: whether a cast would be found.
     assert len(casts_of(jax.make_jaxpr(forward)(parameters, rest, x), number)) > number / 2
-    with summed_in_float32(AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))):
+    with split_over(AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))):
         program = jax.make_jaxpr(lambda *arguments: forward(*arguments))(parameters, rest, x)
     assert casts_of(program, number) == []
 
