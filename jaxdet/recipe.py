@@ -36,7 +36,8 @@ from jaxdet.training.workdir import locked
 
 _HELD_OUT = 5  #: one of so many images is for validation, where the folder says nothing about it
 _FOR_STEPS = 0.75  #: of the time; the rest is for compiling, evaluating and pictures
-_EVALUATIONS = 4  #: in a run
+_EVALUATIONS = 4  #: in a run, if there is time for them
+_PREDICTED = 1 / 3  #: of the time that as many pixels take in training: what predicting and judging them takes
 _TIMED = 3  #: steps, after two that are not timed
 _SMALL = 24  #: pixels that a small object's side is to have in evaluation
 _OUTLINES = 320  #: short side at which outlines of large objects are as good as the masks' bitmaps
@@ -162,12 +163,14 @@ def _timed(base: Experiment, folder: Path, minutes: float, workdir: Path, overri
     each = at_draft if fitted.data == draft.data else step_seconds(fitted)
     batch = fitted.data.batch_size
     steps = min(max(int(seconds / each), _EVALUATIONS), max(_MOST_STEPS, _MOST_EPOCHS * photos.images // batch))
-    _log.info("a step at %d pixels takes %.2f s here: %d steps, which is %.0f minutes of %g",
-              side, each, steps, steps * each / 60, minutes)  # fmt: skip
+    predicted = _PREDICTED * each / batch * (fitted.data.short_side / side) ** 2 * len(open_source(val))
+    times = evaluations(predicted, 60 * minutes - seconds)
+    _log.info("a step at %d pixels takes %.2f s here: %d steps, which is %.0f minutes of %g, and %s",
+              side, each, steps, steps * each / 60, minutes, counted(times, "evaluation"))  # fmt: skip
     if steps < _FEW_STEPS:
         wanted = math.ceil(_ENOUGH * each / 60 / _FOR_STEPS)
         _log.warning("%d steps teach a model little; --minutes %d would be %d steps here", steps, wanted, _ENOUGH)
-    return override(_fitted(base, train, val, photos, side, steps), overrides)
+    return override(_fitted(base, train, val, photos, side, steps, times), overrides)
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,11 @@ def training_side(photos: Photos, data: Data, seconds_a_step: float, seconds: fl
     return max(int(min(most, affordable) / 32) * 32, min(_LEAST, data.short_side))
 
 
+def evaluations(seconds_of_one: float, seconds: float) -> int:
+    """Choose how often a run is evaluated: `_EVALUATIONS` times, or as often as there is time, but once at the end."""
+    return max(min(round(seconds / seconds_of_one), _EVALUATIONS), 1)
+
+
 def find_data(folder: Path, workdir: Path) -> tuple[CocoFolder, CocoFolder]:
     """Find the images and the annotations of a folder: ``images/``, or the photos beside the json.
 
@@ -288,8 +296,19 @@ def _hold_out(annotations: Path, workdir: Path) -> None:
     _log.info("%d of %d images are held out for validation", len(val), len(ids))
 
 
-def _fitted(base: Experiment, train: CocoFolder, val: CocoFolder, photos: Photos, side: int, steps: int) -> Experiment:
-    """The base with the data, canvases of that short side in training, so many steps, and what goes with both."""
+def _fitted(
+    base: Experiment,
+    train: CocoFolder,
+    val: CocoFolder,
+    photos: Photos,
+    side: int,
+    steps: int,
+    times: int = _EVALUATIONS,
+) -> Experiment:
+    """The base with the data, canvases of that short side in training, so many steps, and what goes with both.
+
+    ``times`` it is evaluated.
+    """
     ratio = base.data.long_side / base.data.short_side
     seen = seen_side(photos, side)
     zoom = seen / side
@@ -312,7 +331,7 @@ def _fitted(base: Experiment, train: CocoFolder, val: CocoFolder, photos: Photos
         base.run,
         log_every=max(min(steps // 20, 50), 1),
         checkpoint_every=max(steps // 10, 1),
-        eval_every=max(steps // _EVALUATIONS, 1),
+        eval_every=math.ceil(steps / times),  # rounded up: the last is the end alone
         keep_best="segm/AP" if data.masks else "bbox/AP",
     )
     whole = dataclasses.replace(base, data=data, optimizer=optimizer, run=run)

@@ -21,6 +21,7 @@ from jaxdet.recipe import (
     Photos,
     default_base,
     describe,
+    evaluations,
     find_data,
     refuse_begun,
     seen_side,
@@ -175,11 +176,29 @@ def test_a_time_for_few_steps_is_warned_of(
     base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment], caplog: pytest.LogCaptureFixture
 ) -> None:
     """At half a second a step three quarters of a minute are 90 steps, and 600 take 6 and two thirds of them."""
-    small_data(base, folder, 1, tmp_path / "run")
+    made = small_data(base, folder, 1, tmp_path / "run")
+    assert made.run.eval_every == 23  # after 23, 46, 69 and all: four times
     assert "90 steps teach a model little; --minutes 7 would be 600 steps here" in caplog.text
     caplog.clear()
     small_data(base, folder, 2, tmp_path / "run")
     assert "teach a model little" not in caplog.text
+
+
+def test_it_is_evaluated_as_often_as_there_is_time() -> None:
+    assert [evaluations(seconds, 150) for seconds in (1, 40, 80, 120, 1000)] == [4, 4, 2, 1, 1]
+
+
+def test_many_photos_for_validation_are_judged_less_often(
+    base: Experiment, folder: Path, tmp_path: Path, timed: list[Experiment], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step of one photo takes half a second, so that three photos take half a second at the same size."""
+    caplog.set_level("INFO")
+    made = small_data(base, folder, 0.1, tmp_path / "run", ["data.batch_size=1"])
+    zoom = made.data.short_side / made.data.train_sides[0]
+    wanted = evaluations(0.5 * zoom**2, 1.5)
+    assert wanted < 4
+    assert f"and {wanted} evaluation" in caplog.text
+    assert made.run.eval_every == -(-made.optimizer.schedule.length // wanted)
 
 
 def photos(**changes: Any) -> Photos:
