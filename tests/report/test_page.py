@@ -143,6 +143,8 @@ window.onerror = (message) => broken.push(message);
 (async () => {
   const seen = {};
   seen.cards = document.querySelectorAll(".card").length;
+  const rows = [...document.querySelectorAll(".card tr")].map((row) => [row.firstChild.textContent, row.lastChild]);
+  seen.changes = Object.fromEntries(rows.map(([name, last]) => [name, [last.textContent[0], last.className]]));
   document.querySelector('[data-error="missed"]').dispatchEvent(new MouseEvent("click", {bubbles: true}));
   seen.error = at("error").selectedOptions[0].textContent;
   at("error").value = -1; at("error").onchange({target: at("error")});
@@ -184,6 +186,8 @@ def test_a_browser_shows_it(folder: Path) -> None:
     assert (seen["broken"], seen["title"]) == ([], "jaxdet report")
     assert (seen["cards"], seen["error"], seen["listed"], seen["picture"]) == (6, "missed", 12, 640)
     assert seen["worst"][0] == seen["worst"][1] > 0
+    assert seen["changes"]["AP"] == ["-", "worse"]
+    assert seen["changes"]["best threshold"] == ["-", ""]  # neither better nor worse
     assert seen["rects"] > 0
     assert seen["painted"]
     assert seen["moved"][0] != seen["moved"][1] == seen["moved"][2]

@@ -195,21 +195,22 @@ function drawNumbers() {
 function scoreTable(kind) {
   const reports = data.reports, first = reports[0];
   const rows = Object.keys(first.coco).filter((key) => key.startsWith(`${kind}/`)).map((key) => [key.split("/")[1], reports.map((each) => each.coco[key])]);
-  for (const name of ["score", "f1", "precision", "recall"])
-    rows.push([name === "score" ? "best threshold" : `${name} there`, reports.map((each) => each[kind].best?.[name])]);
+  // The last of a row: whether more is better (1), worse (-1) or neither (0).
+  rows.push(["best threshold", reports.map((each) => each[kind].best?.score), 3, 0]);
+  for (const name of ["f1", "precision", "recall"]) rows.push([`${name} there`, reports.map((each) => each[kind].best?.[name])]);
   const big = (value) => value === undefined ? undefined : value / 1e6;
-  rows.push(["parameters, millions", reports.map((each) => big(each.model.parameters)), 1]);
-  rows.push(["GFLOPs of an image, at least", reports.map((each) => each.model.flops === undefined ? undefined : each.model.flops / 1e9), 1]);
+  rows.push(["parameters, millions", reports.map((each) => big(each.model.parameters)), 1, -1]);
+  rows.push(["GFLOPs of an image, at least", reports.map((each) => each.model.flops === undefined ? undefined : each.model.flops / 1e9), 1, -1]);
   rows.push(["images a second", reports.map((each) => each.model.images_per_second), 2]);
   const known = rows.filter(([, values]) => values.some((value) => value !== undefined));
   return `<table><tr><th></th>${reports.map((each) => `<th>${escaped(each.name)}</th>`).join("")}${two ? "<th>change</th>" : ""}</tr>` +
-    known.map(([name, values, digits]) => `<tr><td>${name}</td>${values.map((value) => `<td>${number(value, digits)}</td>`).join("")}${two ? changed(values, digits) : ""}</tr>`).join("") + "</table>";
+    known.map(([name, values, digits, better]) => `<tr><td>${name}</td>${values.map((value) => `<td>${number(value, digits)}</td>`).join("")}${two ? changed(values, digits, better) : ""}</tr>`).join("") + "</table>";
 }
 
-function changed([before, after], digits = 3) {
+function changed([before, after], digits = 3, better = 1) {
   if (before === undefined || after === undefined || before < 0 || after < 0) return "<td></td>";
-  const value = after - before;
-  return `<td class="${value > 0 ? "better" : value < 0 ? "worse" : ""}">${value > 0 ? "+" : ""}${value.toFixed(digits)}</td>`;
+  const value = after - before, gain = value * better;
+  return `<td class="${gain > 0 ? "better" : gain < 0 ? "worse" : ""}">${value > 0 ? "+" : ""}${value.toFixed(digits)}</td>`;
 }
 
 function confusionText(main) {
