@@ -1,13 +1,15 @@
 """Non-maximum suppression with fixed shapes, exact, and without a loop over boxes.
 
 The sequential rule is: go down the scores, keep a box unless an already kept one overlaps it by more than the
-threshold.  Here the sorted boxes are taken in blocks.  A block first loses what earlier kept boxes suppress; what
-remains is settled at once by iterating "a box stays iff no staying better box suppresses it" until nothing
-changes.  That recursion is the sequential rule itself, so its only fixed point is the sequential result, and the
-number of iterations is the length of the longest chain of suppressions, a handful, not the number of boxes.  Where
-chains are longer, a CPU settles a block in parts.  Accelerators always iterate as often, since a loop whose end the
-data say has a GPU wait for its host in each round, and the next block begins behind the boxes that are settled.
-Blocks stop when enough boxes are kept.
+threshold.  Here the sorted boxes are taken in blocks.  A block first loses what earlier kept boxes suppress.  On a CPU
+what remains is settled 32 boxes at a time: which of them suppress a box is one number, bit by bit, so that the rule is
+32 comparisons of numbers, and one of their result with the numbers of all boxes behind.
+
+On accelerators a block is settled at once by iterating "a box stays iff no staying better box suppresses it".  That
+recursion is the sequential rule itself, so its only fixed point is the sequential result, and the number of iterations
+until nothing changes is the length of the longest chain of suppressions, a handful, not the number of boxes.  They
+iterate always as often, since a loop whose end the data say has a GPU wait for its host in each round, and the next
+block begins behind the boxes that are settled.  Blocks stop when enough boxes are kept.
 
 Letters in shapes: N candidates, K classes, D detections, M boxes of a block; boxes are in pixels.
 """
@@ -32,13 +34,16 @@ BLOCK = 512
 """Boxes settled together: large enough to fill a vector unit, small enough for a [BLOCK, BLOCK] matrix in cache."""
 
 ROUNDS = 8
-"""Iterations of a whole block; few candidates of a detector hang together in longer chains."""
+"""Iterations of a block on accelerators; few candidates of a detector hang together in longer chains."""
 
 FIRST = 4096
 """The best boxes, to which a TPU looks first, where there are more than can be ordered at once."""
 
-PART = 64
-"""Boxes settled at once in a block that takes more rounds, part after part, so that a long chain costs small rounds."""
+WORD = 32
+"""Boxes whose suppressions of another one are the bits of a number."""
+
+CHUNK = 1024
+"""Kept boxes that a CPU compares with a block at a time: of places for more, few are filled in the first blocks."""
 
 
 class _Kept(NamedTuple):
@@ -251,7 +256,7 @@ def nms(
 def _walk(boxes: jax.Array, order: jax.Array, total: jax.Array, kept: _Kept, *, threshold: float, block: int) -> _Kept:
     """Go down the first ``total`` rows of ``boxes [N, 4]`` in ``order [n]``, to add to ``kept`` what stays."""
     limit = len(kept.rows)
-    block = min(block, math.ceil(len(order) / PART) * PART)
+    block = min(block, math.ceil(len(order) / WORD) * WORD)
     order = jnp.pad(order, (0, block))
 
     def unfinished(state: tuple[jax.Array, _Kept]) -> jax.Array:
@@ -263,9 +268,8 @@ def _walk(boxes: jax.Array, order: jax.Array, total: jax.Array, kept: _Kept, *, 
         place = jnp.arange(block)
         index = jax.lax.dynamic_slice_in_dim(order, start, block)
         candidates = boxes[index]
-        filled = jnp.arange(limit) < kept.number
-        # Not suppressed by any box of an earlier block; rows from ``total`` on are invalid or fill the last block.
-        free = ~(overlaps(kept.boxes, candidates, threshold) & filled[:, None]).any(0) & (start + place < total)
+        # Rows from ``total`` on are invalid or fill the last block.
+        free = ~_suppressed(kept, candidates, threshold) & (start + place < total)
         # [block, block]: row i has the higher score and would suppress column j.
         better = jnp.triu(overlaps(candidates, candidates, threshold), 1)
         stays, settled = (_settle_all if backend() == "cpu" else _settle_first)(better, free)
@@ -280,6 +284,19 @@ def _walk(boxes: jax.Array, order: jax.Array, total: jax.Array, kept: _Kept, *, 
         return start + settled, added
 
     return jax.lax.while_loop(unfinished, settle, (jnp.int32(0), kept))[1]
+
+
+def _suppressed(kept: _Kept, candidates: jax.Array, threshold: float) -> jax.Array:
+    """Which of a block's boxes a kept one of an earlier block suppresses."""
+    # Places that are not filled hold boxes without area, which suppress nothing.
+    if backend() != "cpu" or len(kept.boxes) <= CHUNK:
+        return overlaps(kept.boxes, candidates, threshold).any(0)
+
+    def look(k: jax.Array, suppressed: jax.Array) -> jax.Array:
+        some = jax.lax.dynamic_slice_in_dim(kept.boxes, k * CHUNK, CHUNK)  # the last chunk begins earlier
+        return suppressed | overlaps(some, candidates, threshold).any(0)
+
+    return jax.lax.fori_loop(0, -(-kept.number // CHUNK), look, jnp.zeros(len(candidates), bool))
 
 
 def _settle_first(better: jax.Array, free: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -297,38 +314,21 @@ def _settle_first(better: jax.Array, free: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def _settle_all(better: jax.Array, free: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """As `_settle_first`, of all of a block's boxes."""
-    stays, settled = _iterate(better, free, ROUNDS)
-    size = math.gcd(len(free), PART)
+    """As `_settle_first`, of all of a block's boxes, so many at a time as a number has bits."""
+    size = len(free)
+    word = math.gcd(size, WORD)
+    bits = jnp.uint32(1) << jnp.arange(word, dtype=jnp.uint32)
+    # [size / word, size]: bit i of number w says whether box w * word + i suppresses a box.
+    by_word = jnp.where(better.reshape(-1, word, size), bits[:, None], 0).sum(1, dtype=jnp.uint32)
 
-    def settle_part(k: jax.Array, stays: jax.Array) -> jax.Array:
-        rows = jax.lax.dynamic_slice_in_dim(better, k * size, size, 0)
-        own = jax.lax.dynamic_slice_in_dim(rows, k * size, size, 1)
-        decided, _ = _iterate(own, jax.lax.dynamic_slice_in_dim(stays, k * size, size), size + 1)
-        stays = jax.lax.dynamic_update_slice_in_dim(stays, decided, k * size, 0)
-        return stays & ~(rows & decided[:, None]).any(0)
+    def settle_word(w: jax.Array, stays: jax.Array) -> jax.Array:
+        suppress = by_word[w]
+        own = jax.lax.dynamic_slice_in_dim(suppress, w * word, word)
+        candidate = jax.lax.dynamic_slice_in_dim(stays, w * word, word)
+        kept = jnp.uint32(0)
+        for i in range(word):
+            kept |= jnp.where(candidate[i] & (own[i] & kept == 0), jnp.uint32(1 << i), jnp.uint32(0))
+        # This settles the word's own boxes as well, and leaves those before it: only better boxes suppress.
+        return stays & (suppress & kept == 0)
 
-    # No part at all where a few rounds were enough: not a `cond`, of which a batch would compute both ways.
-    parts = jnp.where(settled, 0, len(free) // size)
-    stays = jax.lax.fori_loop(0, parts, settle_part, jnp.where(settled, stays, free))
-    return stays, jnp.int32(len(free))
-
-
-def _iterate(better: jax.Array, free: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
-    """Repeat "stays iff nothing that stays suppresses it" until nothing changes, or ``most`` times; and whether it did.
-
-    After as many rounds as there are boxes, and one to see it, nothing changes any more.
-    """
-    better = better & free[:, None] & free
-
-    def unsettled(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        before, stays, rounds = state
-        return (before != stays).any() & (rounds < most)
-
-    def update(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        _, stays, rounds = state
-        return stays, free & ~(better & stays[:, None]).any(0), rounds + 1
-
-    # Starts from two different states, so that there is at least one update (unless none is free).
-    before, stays, _ = jax.lax.while_loop(unsettled, update, (jnp.zeros_like(free), free, jnp.int32(0)))
-    return stays, (before == stays).all()
+    return jax.lax.fori_loop(0, size // word, settle_word, free), jnp.int32(size)
