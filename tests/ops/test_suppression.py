@@ -89,8 +89,11 @@ def test_a_limit_below_or_above_what_is_kept(limit: int, block: int) -> None:
     assert kept_of(boxes, scores, 0.3, limit, block=block) == list(range(0, 33, 2))[:limit]
 
 
-def test_chains_longer_than_a_few_rounds_are_settled_in_parts() -> None:
-    """One chain through all parts and blocks, among boxes that have nothing to do with it; alone, and in a batch."""
+@pytest.mark.parametrize("whole", [1024, 32])
+def test_chains_through_all_words_and_blocks(whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among boxes that have nothing to do with the chain; alone, and in a batch; kept boxes at once, and in chunks."""
+    monkeypatch.setattr(module, "WHOLE", whole)
+    monkeypatch.setattr(module, "CHUNK", 32)
     boxes, scores = chain(150)
     rng = np.random.default_rng(5)
     others = oracles.random_boxes(rng, 150, 40.0) + np.float32([0, 100, 0, 100])
