@@ -7,6 +7,7 @@ changes.  The demo and the worked example are run as a whole elsewhere.
 import argparse
 import ast
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -129,13 +130,21 @@ def fault_of_settings(arguments: list[str]) -> str | None:
     settings = [word for word in arguments if re.match(r"[\w*]+(\.[\w*]+)+=", word)]
     recipe = "mask_rcnn_r18_fpn_small" if "--data" in arguments else None
     named = arguments[arguments.index("--config") + 1] if "--config" in arguments else recipe
-    if named in new_files() or not (settings or named):
+    names = [named] if named else []
+    if "--configs" in arguments:  # of a benchmark that takes several: all words up to the next flag
+        behind = arguments[arguments.index("--configs") + 1 :]
+        names += [
+            word.partition("@")[0] for word in itertools.takewhile(lambda word: not word.startswith("--"), behind)
+        ]
+    if named in new_files() or not (settings or names):
         return None
-    if named is None:
-        configs = [load("configs/demo.py"), *([] if "runs/demo" in arguments else all_configs())]
+    if names:
+        configs = [
+            load_config(str(ROOT / name)) if name.endswith(".py") and not name.startswith("configs/") else load(name)
+            for name in names
+        ]
     else:
-        own = named.endswith(".py") and not named.startswith("configs/")
-        configs = [load_config(str(ROOT / named)) if own else load(named)]
+        configs = [load("configs/demo.py"), *([] if "runs/demo" in arguments else all_configs())]
     for config in configs:
         try:
             override(config, settings)
