@@ -46,7 +46,7 @@ CHUNK = 256
 """Kept boxes that a CPU compares with a block at a time where there are places for more than `WHOLE`."""
 
 WHOLE = 1024
-"""Places that are quicker compared all at once than as many chunks as are filled (4000 boxes, on two cores)."""
+"""Up to so many places for kept boxes, comparing all of them is quicker than a loop over the chunks that are filled."""
 
 
 class _Kept(NamedTuple):
