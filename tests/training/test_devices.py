@@ -34,7 +34,12 @@ STEPS, SAVED = 20, 16
 # term (the mean over the pixels of all masks) and 5e-7 of the gradient's norm.  The bounds leave room for other
 # versions of XLA, and not for another draw or count: one box of the 128 samples of a batch that is another one, or one
 # sample more in a mean, changes a term by some 1e-3.
-LOSS, GRADIENT = 5e-5, 1e-4
+LOSS, GRADIENT = 5e-5, 3e-4
+# A rectified unit whose value is zero but for its last bit passes its gradient in one of two runs.  Nothing is seen of
+# it in a loss; a single one of the mask head, in one of the 20 steps, moved the norm of that step's gradient by 4e-5
+# and the momentum of the head's convolution by 3e-4 of its own norm.  A sum that leaves a device out moves it by
+# some hundredths and more.
+MOMENTUM = 2e-3
 # ``eval.py`` of the checkpoint in the processes that trained it, which have its program; each writes to its own place.
 TRAIN_AND_SCORE = """
 import sys, eval, jax, train
@@ -150,7 +155,7 @@ def assert_same_updates(run: Path, expected: Path) -> None:
     moved = [jax.tree.map(np.subtract, state.params, start.params) for state in (found, wanted)]
     pairs = zip(*(jax.tree.leaves(each) for each in moved), strict=True)
     assert sum(np.any(leaf) for leaf in jax.tree.leaves(moved[1])) > 20
-    for bound, (a, b) in [*((GRADIENT, pair) for pair in moments), *((0.02, pair) for pair in pairs)]:
+    for bound, (a, b) in [*((MOMENTUM, pair) for pair in moments), *((0.02, pair) for pair in pairs)]:
         assert np.linalg.norm(np.subtract(a, b)) <= bound * np.linalg.norm(b)
 
 
