@@ -63,12 +63,12 @@ def devices_of_arrays() -> int:
 
 
 def runs_kernels() -> bool:
-    """Whether what is traced here may call kernels that are written for GPUs (Pallas, Triton).
+    """Whether what is traced here may call kernels that are written for GPUs (Pallas, Triton) or TPUs (Pallas, Mosaic).
 
     A program for other versions may not: kernels are in it in a form that no version promises to read.  Arrays that are
     split over devices may not be given to one, since the compiler cannot split it and would copy them to every device.
     """
-    return backend() == "gpu" and not _portable.value and devices_of_arrays() == 1
+    return backend() in ("gpu", "tpu") and not _portable.value and devices_of_arrays() == 1
 
 
 @contextmanager

@@ -13,7 +13,7 @@ demanding member costs, so the total follows the sum over boxes, not the largest
 Unlike other ops these see the whole batch, or a device's part of it, because the number of rounds of a group is shared
 by all images.
 
-`jaxdet.ops.roi_kernels` computes the same on a GPU without a table, a sort and groups; ``method`` chooses.
+`jaxdet.ops.roi_kernels` computes the same on a GPU or TPU without a table, a sort and groups; ``method`` chooses.
 
 Letters in shapes: B images, N boxes, g boxes of a group, T rows of the table, C channels, R pixels of the boxes' own
 maps; ``size`` is rows x columns.
@@ -138,7 +138,8 @@ def sample_average(
 
     ``own [B, N, Hp, Wp]``, float32, are the boxes' own maps, by whose samples at ``lattice.own`` those of the maps are
     multiplied.  Differentiable in ``maps`` and ``own``.  ``method`` "kernel" is that of
-    `jaxdet.ops.roi_kernels` where it can be had (`devices.runs_kernels`); "gather", and None, is that of this module.
+    `jaxdet.ops.roi_kernels` where it can be had (`devices.runs_kernels`; on a TPU without ``own``, and of crops that
+    `roi_kernels.tpu.fits` takes, which maps of one channel are not); "gather", and None, is that of this module.
     """
     return on_own_images(partial(_sample_average, size=size, method=method), maps, lattice, own)
 
@@ -154,9 +155,14 @@ def _sample_average(
     """As `sample_average`, of the images of one device."""
     if method == "kernel" and runs_kernels() and lattice.level.size:
         # Pallas takes a while to import, and has nothing to do on a CPU.
-        from jaxdet.ops.roi_kernels import kernel_average
+        if backend() != "tpu":
+            from jaxdet.ops.roi_kernels import gpu
 
-        return kernel_average(tuple(maps), lattice, size, own)
+            return gpu.kernel_average(tuple(maps), lattice, size, own)
+        from jaxdet.ops.roi_kernels import tpu
+
+        if own is None and tpu.fits(maps, lattice, size):
+            return tpu.kernel_average(maps, lattice, size)
     # Map after map, each row by row.
     table = jnp.concatenate([m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps], 1)
     pixels = jnp.asarray([m.shape[1] * m.shape[2] for m in maps], jnp.int32)

@@ -5,12 +5,9 @@ another.  Backward a program owns a tile of a map's pixels, and adds up what the
 programs write to one place.  So there are no atomic sums: the result does not depend on which program runs first, and
 passes memory once, in the dtype of the map.
 
-Which boxes reach a tile follows from rows and columns alone: those that reach its rows and its columns.  There is a bit
-for each box and row of tiles, and one for each box and column of tiles.
-
-Letters in shapes: B images, N boxes, C channels, h w rows and columns of a map, P pixels of a tile, W words of 32
-bits, Hp Wp rows and columns of the boxes' own maps; k channels and j columns of bins of a program, both powers of two;
-``size`` is rows x columns of bins.
+Letters in shapes: B images, N boxes, C channels, h w rows and columns of a map, P pixels of a tile, Hp Wp rows and
+columns of the boxes' own maps; k channels and j columns of bins of a program, both powers of two; ``size`` is rows x
+columns of bins.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,20 +20,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from jaxdet.ops.bilinear import Taps, corners, taps
+from jaxdet.ops.bilinear import corners
 from jaxdet.ops.devices import backend
-from jaxdet.ops.lattice import Lattice, sample_position
+from jaxdet.ops.lattice import Lattice
+from jaxdet.ops.roi_kernels.boxes import Box, Ref, for_each_bit, reach, touch
 
 _TILE = 4
 """Pixels of a tile's side.  A bin covers one to a few pixels: of larger tiles it would fill a small part."""
 
 _CHANNELS = 256
 """At most so many channels in a program: its sums, in float32 for 8 columns of bins or 16 pixels, lie in registers."""
-
-_WORD = 32
-
-_Ref: TypeAlias = Any
-"""An array in the memory of the device, as a kernel sees it."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -77,27 +70,6 @@ def _backward(
 kernel_average.defvjp(_forward, _backward)
 
 
-@dataclass(frozen=True)
-class _Box:
-    """What a program knows of its box: numbers, those with two entries as (y, x)."""
-
-    base: jax.Array
-    extent: list[jax.Array]
-    start: list[jax.Array]
-    bin: list[jax.Array]
-    count: list[jax.Array]
-
-    def taps(self, axis: int, which_bin: jax.Array, which: jax.Array) -> Taps:
-        """Taps of sample ``which`` in the bins ``which_bin [..]`` along an axis."""
-        position = sample_position(self.start[axis], self.bin[axis], self.count[axis], which_bin, which)
-        return taps(position, self.extent[axis])
-
-    @property
-    def share(self) -> jax.Array:
-        """What a sample counts in the mean of its bin."""
-        return 1.0 / jnp.maximum(self.count[0] * self.count[1], 1).astype(jnp.float32)
-
-
 def _samples(lattice: Lattice, own: jax.Array | None) -> list[jax.Array]:
     """The arrays of which `_read` makes a box, and those of its own map."""
     arrays = [lattice.base, lattice.extent, lattice.start, lattice.bin, lattice.count]
@@ -106,9 +78,9 @@ def _samples(lattice: Lattice, own: jax.Array | None) -> list[jax.Array]:
     return [*arrays, *_samples(lattice.own, None), own.reshape(len(own), -1)]
 
 
-def _read(refs: Sequence[_Ref], b: jax.Array, n: jax.Array) -> _Box:
+def _read(refs: Sequence[Ref], b: jax.Array, n: jax.Array) -> Box:
     base, *pairs = refs
-    return _Box(base[b, n], *([pair[b, n, axis] for axis in (0, 1)] for pair in pairs))
+    return Box(base[b, n], *([pair[b, n, axis] for axis in (0, 1)] for pair in pairs))
 
 
 def _pixels(m: jax.Array) -> jax.Array:
@@ -128,7 +100,7 @@ def _block(maps: tuple[jax.Array, ...]) -> int:
     return min(pl.next_power_of_2(maps[0].shape[-1]), _CHANNELS)
 
 
-def _forward_kernel(*refs: _Ref, block: int, shown: bool) -> None:
+def _forward_kernel(*refs: Ref, block: int, shown: bool) -> None:
     """A row of bins of one box, for a block of channels."""
     (where, own, level, maps), out = _split(refs[:-1], shown), refs[-1]
     i, c, n, b = (pl.program_id(axis) for axis in range(4))
@@ -138,7 +110,7 @@ def _forward_kernel(*refs: _Ref, block: int, shown: bool) -> None:
     channel = c * block + jnp.arange(block)
     fits = (channel < out.shape[-1])[None, :]
 
-    def total(pixels: _Ref) -> jax.Array:
+    def total(pixels: Ref) -> jax.Array:
         def add(row: jax.Array, column: jax.Array, total: jax.Array) -> jax.Array:
             value = _sample(pixels, b, box, (i, j), (row, column), channel, fits)
             return total + (value if own is None else value * own.values(b, n, (i, j), (row, column))[:, None])
@@ -154,8 +126,8 @@ def _forward_kernel(*refs: _Ref, block: int, shown: bool) -> None:
 class _Own:
     """The boxes' own maps, as a kernel sees them."""
 
-    where: Sequence[_Ref]
-    pixels: _Ref
+    where: Sequence[Ref]
+    pixels: Ref
 
     def values(self, b: jax.Array, n: jax.Array, bins: tuple[Any, Any], which: tuple[Any, Any]) -> jax.Array:
         """Values of the own map of a box at samples of its bins: as `_sample`, without channels."""
@@ -165,13 +137,13 @@ class _Own:
         return sum(found, jnp.zeros(()))
 
     def weights(
-        self, box: _Box, b: jax.Array, n: jax.Array, i: jax.Array, y: jax.Array, x: jax.Array
+        self, box: Box, b: jax.Array, n: jax.Array, i: jax.Array, y: jax.Array, x: jax.Array
     ) -> Callable[[jax.Array], jax.Array]:
         """As `_weights`, each sample times the value of the own map of its box."""
 
         def of_bin(j: jax.Array) -> jax.Array:
             def add(row: jax.Array, column: jax.Array, total: jax.Array) -> jax.Array:
-                touched = _touch(y, box.taps(0, i, row)) * _touch(x, box.taps(1, j, column))
+                touched = touch(y, box.taps(0, i, row)) * touch(x, box.taps(1, j, column))
                 return total + touched * self.values(b, n, (i, j), (row, column))
 
             return _rounds(box, add, jnp.zeros(y.shape, jnp.float32)) * box.share
@@ -179,14 +151,14 @@ class _Own:
         return of_bin
 
 
-def _split(refs: Sequence[_Ref], shown: bool) -> tuple[Sequence[_Ref], _Own | None, _Ref, Sequence[_Ref]]:
+def _split(refs: Sequence[Ref], shown: bool) -> tuple[Sequence[Ref], _Own | None, Ref, Sequence[Ref]]:
     """Where boxes sample, their own maps if ``shown``, their levels, and the rest."""
     if not shown:
         return refs[:5], None, refs[5], refs[6:]
     return refs[:5], _Own(refs[5:10], refs[10]), refs[11], refs[12:]
 
 
-def _rounds(box: _Box, add: Any, total: Any) -> Any:
+def _rounds(box: Box, add: Any, total: Any) -> Any:
     """``total`` after ``add(row, column, total)`` for every sample of a bin."""
     return jax.lax.fori_loop(
         0,
@@ -196,15 +168,15 @@ def _rounds(box: _Box, add: Any, total: Any) -> Any:
     )
 
 
-def _of_level(level: jax.Array, work: Any, maps: Sequence[_Ref]) -> jax.Array:
+def _of_level(level: jax.Array, work: Any, maps: Sequence[Ref]) -> jax.Array:
     """``work`` of the map of that level."""
     return jax.lax.switch(level, [partial(work, pixels) for pixels in maps]) if len(maps) > 1 else work(maps[0])
 
 
 def _sample(
-    pixels: _Ref,
+    pixels: Ref,
     b: jax.Array,
-    box: _Box,
+    box: Box,
     bins: tuple[Any, Any],
     which: tuple[Any, Any],
     channel: jax.Array,
@@ -232,8 +204,8 @@ def _to_map(
     block = _block((m,))
     here = (lattice.level == level) & (lattice.rounds > 0)
     top = lattice.base // width
-    rows, row_bits = _reach(lattice, 0, size[0], here, top, height)
-    columns, column_bits = _reach(lattice, 1, size[1], here, jnp.zeros_like(top), width)
+    rows, row_bits = reach(lattice, 0, size[0], here, top, height, _TILE)
+    columns, column_bits = reach(lattice, 1, size[1], here, jnp.zeros_like(top), width, _TILE)
     return _call(
         partial(_tile_kernel, block=block, shown=own is not None),
         jax.ShapeDtypeStruct(m.shape, m.dtype),
@@ -242,33 +214,7 @@ def _to_map(
     )(*_samples(lattice, own), top, rows, columns, row_bits, column_bits, grad)
 
 
-def _reach(
-    lattice: Lattice, axis: int, bins: int, here: jax.Array, shift: jax.Array, pixels: int
-) -> tuple[jax.Array, jax.Array]:
-    """Along an axis of a map, which boxes reach which tiles, and by which of their bins.
-
-    ``here [B, N]`` are boxes that sample this map, from its row or column ``shift [B, N]`` on.  Returns the first bin
-    and the one behind the last ``[B, tiles, N, 2]``, and the bits of the boxes ``[B, tiles, W]``; both int32.  A bin
-    reaches all that lies between its first and its last sample.
-    """
-    tiles = pl.cdiv(pixels, _TILE)
-    start, step, count = (a[..., axis, None] for a in (lattice.start, lattice.bin, lattice.count))
-    bin_ = jnp.arange(bins)
-    ends = [sample_position(start, step, count, bin_, which) for which in (jnp.zeros_like(count), count - 1)]
-    last = jnp.maximum(lattice.extent[..., axis, None] - 1, 0)
-    low, high = jnp.floor(jnp.minimum(*ends)), jnp.floor(jnp.maximum(*ends)) + 1
-    low, high = ((jnp.clip(end, 0, last).astype(jnp.int32) + shift[..., None]) // _TILE for end in (low, high))
-    tile = jnp.arange(tiles)[:, None, None]
-    # [B, tiles, N, bins]
-    reached = (low[:, None] <= tile) & (tile <= high[:, None]) & here[:, None, :, None]
-    first, behind = reached.argmax(-1), bins - reached[..., ::-1].argmax(-1)
-    words = reached.any(-1)
-    words = jnp.pad(words, ((0, 0), (0, 0), (0, -words.shape[-1] % _WORD))).reshape(*words.shape[:2], -1, _WORD)
-    bits = (words.astype(jnp.uint32) << jnp.arange(_WORD, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
-    return jnp.stack([first, behind], -1).astype(jnp.int32), jax.lax.bitcast_convert_type(bits, jnp.int32)
-
-
-def _tile_kernel(*refs: _Ref, block: int, shown: bool) -> None:
+def _tile_kernel(*refs: Ref, block: int, shown: bool) -> None:
     """The gradient of a tile of pixels, for a block of channels."""
     (where, own, top, (rows, columns, row_bits, column_bits, grad)), out = _split(refs[:-1], shown), refs[-1]
     tile, c, b = (pl.program_id(axis) for axis in range(3))
@@ -292,40 +238,18 @@ def _tile_kernel(*refs: _Ref, block: int, shown: bool) -> None:
 
         return jax.lax.fori_loop(rows[b, down, n, 0], rows[b, down, n, 1], of_row, total)
 
-    def of_word(k: jax.Array, total: jax.Array) -> jax.Array:
-        word = row_bits[b, down, k] & column_bits[b, across, k]
+    def word_of(k: jax.Array) -> jax.Array:
+        return row_bits[b, down, k] & column_bits[b, across, k]
 
-        def of_lowest(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            word, total = carry
-            lowest = word & -word
-            n = k * _WORD + jax.lax.population_count(lowest - 1)
-            return word ^ lowest, of_box(n, total)
-
-        return jax.lax.fori_loop(0, jax.lax.population_count(word), of_lowest, (word, total))[1]
-
-    total = jax.lax.fori_loop(0, row_bits.shape[2], of_word, jnp.zeros((_TILE**2, block), jnp.float32))
+    total = for_each_bit(row_bits.shape[2], word_of, of_box, jnp.zeros((_TILE**2, block), jnp.float32))
     inside = ((y < out.shape[1]) & (x < out.shape[2]))[:, None] & fits[None, :]
     plgpu.store(out.at[b, y[:, None], x[:, None], channel[None, :]], total.astype(out.dtype), mask=inside)
 
 
-def _touch(pixel: jax.Array, at: Taps) -> jax.Array:
-    """How much of each pixel ``[P]`` a sample takes along an axis."""
-    share = jnp.where(pixel == at.low, 1.0 - at.fraction, 0.0) + jnp.where(pixel == at.high, at.fraction, 0.0)
-    return jnp.where(at.inside, share, 0.0)
-
-
-def _weights(box: _Box, i: jax.Array, y: jax.Array, x: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def _weights(box: Box, i: jax.Array, y: jax.Array, x: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """For each column of bins in row ``i``, how much the mean of that bin takes of pixels ``y, x [P]``."""
-
-    def of_axis(axis: int, which_bin: jax.Array, pixel: jax.Array) -> jax.Array:
-        def add(which: jax.Array, total: jax.Array) -> jax.Array:
-            return total + _touch(pixel, box.taps(axis, which_bin, which))
-
-        return jax.lax.fori_loop(0, box.count[axis], add, jnp.zeros(pixel.shape, jnp.float32))
-
-    # Samples are a lattice, so that rows and columns have sums of their own.
-    of_rows = of_axis(0, i, y) * box.share
-    return lambda j: of_rows * of_axis(1, j, x)
+    of_rows = box.weights(0, i, y) * box.share
+    return lambda j: of_rows * box.weights(1, j, x)
 
 
 def _to_own(maps: tuple[jax.Array, ...], lattice: Lattice, own: jax.Array, grad: jax.Array) -> jax.Array:
@@ -339,7 +263,7 @@ def _to_own(maps: tuple[jax.Array, ...], lattice: Lattice, own: jax.Array, grad:
     )(*_samples(lattice, own), lattice.level, grad, *map(_pixels, maps))
 
 
-def _own_kernel(*refs: _Ref, block: int) -> None:
+def _own_kernel(*refs: Ref, block: int) -> None:
     """The gradient of one box's own map."""
     where, own, level, grad, *maps, out = refs[:5], _Own(refs[5:10], refs[10]), *refs[11:]
     n, b = pl.program_id(0), pl.program_id(1)
@@ -347,7 +271,7 @@ def _own_kernel(*refs: _Ref, block: int) -> None:
     box, shown = _read(where, b, n), _read(own.where, b, n)
     j, y, x = (jnp.arange(pl.next_power_of_2(extent)) for extent in (columns, *out.shape[2:]))
 
-    def total(pixels: _Ref) -> jax.Array:
+    def total(pixels: Ref) -> jax.Array:
         def of_row(i: jax.Array, total: jax.Array) -> jax.Array:
             def add(row: jax.Array, column: jax.Array, total: jax.Array) -> jax.Array:
                 def of_block(c: jax.Array, slope: jax.Array) -> jax.Array:
@@ -360,8 +284,8 @@ def _own_kernel(*refs: _Ref, block: int) -> None:
 
                 # The slope of the result along the value on the box's own map, in each of a row of bins.
                 slope = jax.lax.fori_loop(0, pl.cdiv(channels, block), of_block, jnp.zeros(j.shape, jnp.float32))
-                down = _touch(y, shown.taps(0, i, row))
-                across = _touch(x[None, :], jax.tree.map(lambda a: a[:, None], shown.taps(1, j, column)))
+                down = touch(y, shown.taps(0, i, row))
+                across = touch(x[None, :], jax.tree.map(lambda a: a[:, None], shown.taps(1, j, column)))
                 return total + down[:, None] * (slope[:, None] * across).sum(0)[None, :]
 
             return _rounds(box, add, total)

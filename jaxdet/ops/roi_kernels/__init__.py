@@ -1,0 +1,1 @@
+"""RoIAlign as kernels, for GPUs and for TPUs."""
