@@ -1,13 +1,5 @@
-"""What all tests share: the order of files, and a folder of compiled programs.
+"""Long files first, so that when tests run in two processes neither is left with one of them at the end."""
 
-Long files come first, so that when tests run in two processes neither is left with one of them at the end.
-
-Many tests train the same small models, some in processes of their own.  What one of them has compiled lies in a folder
-for the others, until the last test has ended.
-"""
-
-import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -30,17 +22,6 @@ LONGEST = (
     "test_prediction.py",
 )
 """Those that take half a minute and more, the longest first."""
-
-
-COMPILED = "JAX_COMPILATION_CACHE_DIR"
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # Processes of pytest-xdist have the variable from the one that started them.  jax reads it when it is imported.
-    if COMPILED not in os.environ:
-        folder = tempfile.TemporaryDirectory(prefix="jaxdet-compiled-")
-        os.environ[COMPILED] = folder.name
-        config.add_cleanup(folder.cleanup)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
