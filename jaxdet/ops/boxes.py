@@ -25,10 +25,11 @@ def area(boxes: jax.Array) -> jax.Array:
 
 def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
     """Area ``[A, B]`` shared by each of ``a [A, 4]`` with each of ``b [B, 4]``."""
-    low = jnp.maximum(a[:, None, :2], b[None, :, :2])
-    high = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
-    size = jnp.maximum(high - low, 0.0)
-    return product(size[..., 0], size[..., 1])
+    # Axis by axis: XLA:CPU takes three times as long for an array of pairs that has an axis of two.
+    low = (jnp.maximum(a[:, None, axis], b[None, :, axis]) for axis in (0, 1))
+    high = (jnp.minimum(a[:, None, axis], b[None, :, axis]) for axis in (2, 3))
+    width, height = (jnp.maximum(end - begin, 0.0) for begin, end in zip(low, high, strict=True))
+    return product(width, height)
 
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
