@@ -134,13 +134,17 @@ class CentreSampling:
         """Match cells ``boxes [N, 4]`` (`anchors.Points`); other arguments and the result as `Matcher`."""
         _check_slots(gt_boxes)
         centre = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2 if masks is None else centroids(masks)
-        points, side = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2] - boxes[:, 0]
-        reach = self.radius * side[:, None, None]
-        # [N, G, 2]: the square around the centre, cut to the box of the object.
-        low = jnp.maximum(centre - reach, gt_boxes[:, :2])
-        high = jnp.minimum(centre + reach, gt_boxes[:, 2:])
-        near = ((points[:, None] > low) & (points[:, None] < high)).all(-1)
-        size = jnp.maximum(points[:, None] - gt_boxes[:, :2], gt_boxes[:, 2:] - points[:, None]).max(-1)
+        side = boxes[:, 2] - boxes[:, 0]
+        reach = (self.radius * side)[:, None]
+        near, size = jnp.asarray(True), -jnp.inf
+        # Axis by axis, as in `boxes.intersection`: of N x G pairs a last axis of two would be most of the work.
+        for axis in range(2):
+            point = ((boxes[:, axis] + boxes[:, axis + 2]) / 2)[:, None]
+            low, high = gt_boxes[:, axis], gt_boxes[:, axis + 2]
+            # [N, G]: the square around the centre, cut to the box of the object.
+            near &= point > jnp.maximum(centre[:, axis] - reach, low)
+            near &= point < jnp.minimum(centre[:, axis] + reach, high)
+            size = jnp.maximum(size, jnp.maximum(point - low, high - point))
         finest, coarsest = (side == side.min())[:, None], (side == side.max())[:, None]
         fits = ((size >= 4 * side[:, None]) | finest) & ((size <= 8 * side[:, None]) | coarsest)
         takes = near & fits & valid[:, None] & (gt_valid & ~crowd)
