@@ -15,13 +15,10 @@ from flax import struct
 Grid: TypeAlias = Literal["cells", "corners", "strided"]
 """How the pixels of two sizes of a map lie on each other (`positions`)."""
 
-_MARGIN = 1.0
+OUTSIDE = 1.0 + 2.0**-14
 """How many pixels outside of a map a sample may lie to count: there it has the value of the nearest pixel, farther out
-it is 0.  The rule is the reference's (mmcv's and torchvision's RoIAlign)."""
-
-_EDGE = 2.0**-14
-"""Samples that are so much further outside still count: their place is known no better, and what lies exactly at the
-limit must not depend on a rounding."""
+it is 0.  The pixel is the reference's rule (mmcv's and torchvision's RoIAlign).  Samples that are 2^-14 further outside
+still count: their place is known no better, and what lies exactly at the limit must not depend on a rounding."""
 
 
 @struct.dataclass
@@ -37,7 +34,7 @@ class Taps:
 def taps(position: jax.Array, extent: jax.Array) -> Taps:
     """Taps of positions in a map of ``extent`` pixels along this axis; shapes are broadcast."""
     # Asked before clipping, which hides how far outside a position was.
-    inside = (position >= -_MARGIN - _EDGE) & (position <= extent - 1 + _MARGIN + _EDGE)
+    inside = (position >= -OUTSIDE) & (position <= extent - 1 + OUTSIDE)
     # Slots that fill up a group of boxes have a map of extent 0: index 0 is as good as any, nothing of them counts.
     last = jnp.maximum(extent - 1, 0)
     position = jnp.clip(position, 0.0, last.astype(jnp.float32))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxdet.ops.bilinear import OUTSIDE
 from jaxdet.ops.rounding import whole_parts
 
 MAX_COUNT = 128
@@ -25,7 +26,7 @@ class Lattice:
     """Where boxes sample: bins of size ``bin`` from ``start``, with ``count`` samples a bin along each axis."""
 
     level: jax.Array  #: ``[B, N]`` int32, which of the arrays of maps
-    base: jax.Array  #: ``[B, N]`` int32, where among that array's pixels the box's map begins
+    base: jax.Array  #: ``[B, N]`` int32, where among the pixels of all maps, or of all boxes' own, the box's map begins
     extent: jax.Array  #: ``[B, N, 2]`` int32, height and width of the box's map
     start: jax.Array  #: ``[B, N, 2]`` float32 (y, x), in pixel indices of the map
     bin: jax.Array  #: ``[B, N, 2]`` float32 (y, x)
@@ -63,6 +64,29 @@ def sample_position(
     """Where along an axis sample ``which`` of ``count`` lies in a bin; all are broadcast against each other."""
     # Samples lie at the middles of equal parts of a bin.
     return start + which_bin * step + (which + 0.5) * step / jnp.maximum(count, 1)
+
+
+def mean_weights(lattice: Lattice, axis: int, bins: int, pixels: int) -> jax.Array:
+    """What the mean over the samples of each bin takes of each pixel along an axis: ``[B, N, bins, pixels]`` float32.
+
+    Samples are a lattice, so that a crop is the product of these for rows, its map and these for columns.  There is no
+    loop over samples: of those between two pixels the sum follows from how many there are and where their middle is.
+    """
+    start, size, count = (a[..., axis, None, None] for a in (lattice.start, lattice.bin, lattice.count))
+    first = start + jnp.arange(bins)[:, None] * size
+    step = jnp.maximum(size / jnp.maximum(count, 1), 1e-9)  # an invalid box may have bins of size 0
+    # Between the pixels, and on either side of the first and the last one as far as a sample may be.
+    edges = np.arange(-1, pixels + 1, dtype=np.float32)
+    edges[0], edges[-1] = -OUTSIDE, pixels - 1 + OUTSIDE
+    # A sample on an edge may count on either side: it gives that pixel all.
+    below = jnp.clip(jnp.ceil((edges - first) / step - 0.5), 0, count)
+    number = jnp.diff(below)
+    behind = first - edges[:-1] + step * (below[..., :-1] + below[..., 1:]) / 2
+    # Outside of the map the nearest pixel counts.
+    place = np.arange(pixels + 1)
+    to_next = jnp.where(place == 0, 1.0, jnp.where(place == pixels, 0.0, jnp.clip(behind, 0.0, 1.0)))
+    total = number[..., :-1] * to_next[..., :-1] + number[..., 1:] * (1.0 - to_next[..., 1:])
+    return total / jnp.maximum(count, 1)
 
 
 def on_own_maps(count: jax.Array, hw: tuple[int, ...], size: tuple[int, int], aligned: bool) -> Lattice:

@@ -136,7 +136,7 @@ class CentreSampling:
         centre = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2 if masks is None else centroids(masks)
         side = boxes[:, 2] - boxes[:, 0]
         reach = (self.radius * side)[:, None]
-        near, size = jnp.asarray(True), -jnp.inf
+        near, size = jnp.asarray(True), jnp.asarray(-jnp.inf)
         # Axis by axis, as in `boxes.intersection`: of N x G pairs a last axis of two would be most of the work.
         for axis in range(2):
             point = ((boxes[:, axis] + boxes[:, axis + 2]) / 2)[:, None]

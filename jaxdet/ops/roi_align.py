@@ -3,8 +3,8 @@
 Shape-aware RoIAlign (Ding et al. 2019, section 3.1) multiplies each sample by that of a map which the box has of its
 own: what a mask says of the object there.
 
-All maps that boxes may look at (the levels of a pyramid, the bitmaps of a mask target) lie as rows in one table, so
-that a box on any level is one gather.  A sample's four neighbours are gathered from NHWC rows: contiguous, C long.
+All levels of a pyramid lie as rows in one table, so that a box on any of them is one gather.  A sample's four
+neighbours are gathered from NHWC rows: contiguous, C long.
 
 The adaptive rule (``sampling_ratio = 0``) takes ``ceil(bin height) x ceil(bin width)`` samples in every bin, a number
 that varies from box to box.  Boxes are therefore sorted by it and worked on in groups: a group costs what its most
@@ -139,7 +139,7 @@ def sample_average(
     ``own [B, N, Hp, Wp]``, float32, are the boxes' own maps, by whose samples at ``lattice.own`` those of the maps are
     multiplied.  Differentiable in ``maps`` and ``own``.  ``method`` "kernel" is that of
     `jaxdet.ops.roi_kernels` where it can be had (`devices.runs_kernels`; on a TPU without ``own``, and of crops that
-    `roi_kernels.tpu.fits` takes, which maps of one channel are not); "gather", and None, is that of this module.
+    `roi_kernels.tpu.fits` takes); "gather", and None, is that of this module.
     """
     return on_own_images(partial(_sample_average, size=size, method=method), maps, lattice, own)
 
@@ -167,7 +167,7 @@ def _sample_average(
     table = jnp.concatenate([m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps], 1)
     pixels = jnp.asarray([m.shape[1] * m.shape[2] for m in maps], jnp.int32)
     first = jnp.cumsum(pixels) - pixels
-    lattice = dataclasses.replace(lattice, base=first[lattice.level] + lattice.base)
+    lattice = dataclasses.replace(lattice, base=first[lattice.level])
     own = own if own is None else own.reshape(len(own), math.prod(own.shape[1:]))
     return _gathered_average(table, lattice, size, own)
 

@@ -1,7 +1,6 @@
 """Kernels of RoIAlign, interpreted, beside the gathers that other tests compare with independent loops."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdet.ops import roi_align as module
 from jaxdet.ops.devices import portable, runs_kernels, traced_for
-from jaxdet.ops.lattice import make_lattice
-from jaxdet.ops.masks import mask_targets
-from jaxdet.ops.roi_align import Method, roi_align, sa_roi_align, sample_average
+from jaxdet.ops.roi_align import Method, roi_align, sa_roi_align
 from jaxdet.ops.roi_kernels import gpu, tpu
 from jaxdet.runtime.mesh import data_mesh
-from jaxdet.structures import Masks
 from tests.ops import oracles
 from tests.ops.test_roi_align import EXTENT, SCALES, make_maps, wild_boxes
 from tests.programs import equations
@@ -99,32 +95,16 @@ def test_shape_aware_in_bfloat16(kernels: None, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(to_prob, of_prob, rtol=1e-5, atol=1e-5)
 
 
-def test_mask_targets(kernels: None) -> None:
-    """Maps that lie one under the other, of a single channel."""
-    rng = np.random.default_rng(2)
-    frames = np.tile(np.float32([2, 1, 18, 19]), (2, 3, 1))
-    masks = Masks(jnp.asarray(rng.random((2, 3, 6, 5)) < 0.5, jnp.uint8), jnp.asarray(frames))
-    boxes, valid = make_boxes(rng)
-    index = rng.integers(0, 3, valid.shape).astype(np.int32)
-    cut_out = jax.jit(mask_targets, static_argnames=("size", "method"))
-    cut = [cut_out(masks, boxes, index, valid, size=5, method=method) for method in ("kernel", "gather")]
-    assert 0.1 < np.mean(cut[1]) < 0.9
-    np.testing.assert_array_equal(*cut)
-
-
 def test_an_image_at_a_time(on_a_tpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16, with two samples a bin, and maps that lie one under the other."""
+    """In bfloat16, with two samples a bin."""
     monkeypatch.setattr(tpu, "_MOST_BOXES", 12)
     rng = np.random.default_rng(3)
-    m = jnp.asarray(rng.standard_normal((2, 2 * 11, 6, 4)), jnp.bfloat16)
+    m = jnp.asarray(rng.standard_normal((2, 11, 6, 4)), jnp.bfloat16)
     boxes, valid = (each[:, :12] for each in make_boxes(rng))
-    boxes = np.nan_to_num(boxes) / 2
-    lattice = make_lattice(boxes[..., 1::-1], boxes[..., :1:-1] - boxes[..., 1::-1], valid, (3, 2), 2)
-    extent = jnp.broadcast_to(jnp.asarray([11, 6], jnp.int32), (*valid.shape, 2))
-    lattice = replace(lattice, base=rng.integers(0, 2, valid.shape).astype(np.int32) * 66, extent=extent)
+    level = np.zeros(valid.shape, np.int32)
 
     def crops(m: jax.Array, method: Method) -> jax.Array:
-        return sample_average([m], lattice, (3, 2), method=method)
+        return roi_align([m], [0.5], boxes, level, valid, size=(3, 2), sampling_ratio=2, method=method)
 
     (found, (to_map,)), (crop, (of_map,)) = (by(method, crops, (m,)) for method in ("kernel", "gather"))
     assert found.dtype == to_map.dtype == jnp.bfloat16
@@ -156,10 +136,9 @@ def test_whole_tiles_on_own_images(on_a_tpu: None, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_a_tpu_gathers() -> None:
-    """Bitmaps, crops with maps of their own, and crops too large for the kernels, whatever the setting says."""
+    """Crops with maps of their own, and crops too large for the kernels, whatever the setting says."""
     maps, boxes, prob = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 9, 9, 8), (1, 3, 4), (1, 3, 5, 5)))
     index, valid = (jax.ShapeDtypeStruct((1, 3), dtype) for dtype in (jnp.int32, bool))
-    masks = Masks(jax.ShapeDtypeStruct((1, 2, 9, 9), jnp.uint8), jax.ShapeDtypeStruct((1, 2, 4), jnp.float32))
 
     def kernels_of(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
         with traced_for("tpu"):
@@ -172,7 +151,6 @@ def test_what_a_tpu_gathers() -> None:
     assert kernels_of(crops, maps, boxes, index, valid, size=(7, 7)) == 1
     assert kernels_of(crops, maps, boxes, index, valid, size=(40, 40)) == 0
     assert kernels_of(crops, maps, boxes, index, valid, prob, align=sa_roi_align, size=(7, 7)) == 0
-    assert kernels_of(mask_targets, masks, boxes, index, valid) == 0
 
 
 @pytest.mark.parametrize("kind", ["gpu", "tpu"])

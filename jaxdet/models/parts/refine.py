@@ -265,8 +265,8 @@ class Refine(nn.Module):
     ) -> tuple[Losses, jax.Array]:
         """``loss_mask`` of each stage, and what the masks of ``samples`` should be, ``[B, S, m, m]``."""
         size = glance.logits.shape[-1]
-        boxes, index, method = samples.boxes, samples.gt_index, self.refine_mask.method
-        bitmaps = mask_targets(targets.masks, boxes, index, samples.positive, size=size, method=method)
+        boxes, index = samples.boxes, samples.gt_index
+        bitmaps = mask_targets(targets.masks, boxes, index, samples.positive, size=size)
         on_guides = self.training.mask_loss_on == "predicted"
         # The last stage learns from the first look, in place of a pass over its own samples.
         stages = setting.stages[:-1] if on_guides else setting.stages

@@ -12,7 +12,6 @@ from jaxdet.nn.blocks.remat import rematerialized
 from jaxdet.nn.extractors.single_level import crops_as_batch
 from jaxdet.ops.boxes import DeltaCoder
 from jaxdet.ops.losses import BoxLoss, CrossEntropy, SmoothL1
-from jaxdet.ops.roi_align import Method
 from jaxdet.structures import Features
 
 
@@ -80,13 +79,6 @@ class MaskBranch(nn.Module):
     def linked(self) -> bool:
         """Whether a pass reads the features of the pass before."""
         return bool(self.head.linked)
-
-    @property
-    def method(self) -> Method | None:
-        """How the extractor samples, and so how bitmaps are cut out of the ground truth."""
-        # An extractor of your own need not have one.
-        method: Method | None = getattr(self.extractor, "method", None)
-        return method
 
     @rematerialized
     def crops(self, features: Features, boxes: jax.Array, valid: jax.Array) -> jax.Array:

@@ -82,7 +82,7 @@ def mask_stage_losses(
     # The logits of the true class alone have a loss, so that classes do not compete (He et al. 2017, section 3).
     logits = branch.logits(features, samples.labels, num_classes)
     boxes, index, size = samples.boxes, samples.gt_index, logits.shape[-1]
-    bitmaps = mask_targets(targets.masks, boxes, index, samples.positive, size=size, method=branch.method)
+    bitmaps = mask_targets(targets.masks, boxes, index, samples.positive, size=size)
     losses = {"loss_mask": weight * mask_loss(logits, bitmaps, samples.positive)}
     return TrainedMasks(samples, MaskPass(crops, logits), bitmaps, losses)
 

@@ -27,9 +27,8 @@ _Carry = TypeVar("_Carry")
 
 @dataclass(frozen=True)
 class Box:
-    """What a program knows of its box: numbers, those with two entries as (y, x)."""
+    """What a program knows of its box: numbers in pairs, as (y, x)."""
 
-    base: jax.Array
     extent: list[jax.Array]
     start: list[jax.Array]
     bin: list[jax.Array]
@@ -78,15 +77,15 @@ def touched(lattice: Lattice, axis: int, bins: int) -> tuple[jax.Array, jax.Arra
 
 
 def reach(
-    lattice: Lattice, axis: int, bins: int, here: jax.Array, shift: jax.Array, pixels: int, tile: int
+    lattice: Lattice, axis: int, bins: int, here: jax.Array, pixels: int, tile: int
 ) -> tuple[jax.Array, jax.Array]:
     """Along an axis of a map, which boxes reach which tiles, and by which of their bins.
 
-    ``here [B, N]`` are boxes that sample this map, from its row or column ``shift [B, N]`` on; a tile has ``tile`` of
-    its ``pixels``.  Returns the first bin and the one behind the last ``[B, tiles, N, 2]``, and the bits of the boxes
-    ``[B, tiles, W]``; both int32.  A bin reaches all that lies between its first and its last sample.
+    ``here [B, N]`` are boxes that sample this map; a tile has ``tile`` of its ``pixels``.  Returns the first bin and
+    the one behind the last ``[B, tiles, N, 2]``, and the bits of the boxes ``[B, tiles, W]``; both int32.  A bin
+    reaches all that lies between its first and its last sample.
     """
-    low, high = ((end + shift[..., None]) // tile for end in touched(lattice, axis, bins))
+    low, high = (end // tile for end in touched(lattice, axis, bins))
     tiles = jnp.arange(pl.cdiv(pixels, tile))[:, None, None]
     # [B, tiles, N, bins]
     reached = (low[:, None] <= tiles) & (tiles <= high[:, None]) & here[:, None, :, None]

@@ -72,15 +72,14 @@ kernel_average.defvjp(_forward, _backward)
 
 def _samples(lattice: Lattice, own: jax.Array | None) -> list[jax.Array]:
     """The arrays of which `_read` makes a box, and those of its own map."""
-    arrays = [lattice.base, lattice.extent, lattice.start, lattice.bin, lattice.count]
+    arrays = [lattice.extent, lattice.start, lattice.bin, lattice.count]
     if own is None or lattice.own is None:
         return arrays
-    return [*arrays, *_samples(lattice.own, None), own.reshape(len(own), -1)]
+    return [*arrays, *_samples(lattice.own, None), own.reshape(*own.shape[:2], -1)]
 
 
 def _read(refs: Sequence[Ref], b: jax.Array, n: jax.Array) -> Box:
-    base, *pairs = refs
-    return Box(base[b, n], *([pair[b, n, axis] for axis in (0, 1)] for pair in pairs))
+    return Box(*([pair[b, n, axis] for axis in (0, 1)] for pair in refs))
 
 
 def _pixels(m: jax.Array) -> jax.Array:
@@ -102,7 +101,7 @@ def _block(maps: tuple[jax.Array, ...]) -> int:
 
 def _forward_kernel(*refs: Ref, block: int, shown: bool) -> None:
     """A row of bins of one box, for a block of channels."""
-    (where, own, level, maps), out = _split(refs[:-1], shown), refs[-1]
+    (where, own, (level, *maps)), out = _split(refs[:-1], shown), refs[-1]
     i, c, n, b = (pl.program_id(axis) for axis in range(4))
     box = _read(where, b, n)
     # What is too much in blocks of a power of two is neither read nor written.
@@ -133,7 +132,7 @@ class _Own:
         """Values of the own map of a box at samples of its bins: as `_sample`, without channels."""
         box = _read(self.where, b, n)
         y, x = (box.taps(axis, bins[axis], which[axis]) for axis in (0, 1))
-        found = (self.pixels[b, box.base + index] * weight for index, weight in corners(y, x, box.extent[1]))
+        found = (self.pixels[b, n, index] * weight for index, weight in corners(y, x, box.extent[1]))
         return sum(found, jnp.zeros(()))
 
     def weights(
@@ -151,11 +150,11 @@ class _Own:
         return of_bin
 
 
-def _split(refs: Sequence[Ref], shown: bool) -> tuple[Sequence[Ref], _Own | None, Ref, Sequence[Ref]]:
-    """Where boxes sample, their own maps if ``shown``, their levels, and the rest."""
+def _split(refs: Sequence[Ref], shown: bool) -> tuple[Sequence[Ref], _Own | None, Sequence[Ref]]:
+    """Where boxes sample, their own maps if ``shown``, and the rest."""
     if not shown:
-        return refs[:5], None, refs[5], refs[6:]
-    return refs[:5], _Own(refs[5:10], refs[10]), refs[11], refs[12:]
+        return refs[:4], None, refs[4:]
+    return refs[:4], _Own(refs[4:8], refs[8]), refs[9:]
 
 
 def _rounds(box: Box, add: Any, total: Any) -> Any:
@@ -186,7 +185,7 @@ def _sample(
     y, x = (box.taps(axis, bins[axis], which[axis]) for axis in (0, 1))
     total = jnp.zeros((len(bins[1]), len(channel)), jnp.float32)
     for index, weight in corners(y, x, box.extent[1]):
-        place = pixels.at[b, (box.base + index)[:, None], channel[None, :]]
+        place = pixels.at[b, index[:, None], channel[None, :]]
         total += plgpu.load(place, mask=fits, other=0.0).astype(jnp.float32) * weight[:, None]
     return total
 
@@ -203,20 +202,19 @@ def _to_map(
     batch, height, width, channels = m.shape
     block = _block((m,))
     here = (lattice.level == level) & (lattice.rounds > 0)
-    top = lattice.base // width
-    rows, row_bits = reach(lattice, 0, size[0], here, top, height, _TILE)
-    columns, column_bits = reach(lattice, 1, size[1], here, jnp.zeros_like(top), width, _TILE)
+    rows, row_bits = reach(lattice, 0, size[0], here, height, _TILE)
+    columns, column_bits = reach(lattice, 1, size[1], here, width, _TILE)
     return _call(
         partial(_tile_kernel, block=block, shown=own is not None),
         jax.ShapeDtypeStruct(m.shape, m.dtype),
         grid=(rows.shape[1] * columns.shape[1], pl.cdiv(channels, block), batch),
         sums=_TILE**2 * block,
-    )(*_samples(lattice, own), top, rows, columns, row_bits, column_bits, grad)
+    )(*_samples(lattice, own), rows, columns, row_bits, column_bits, grad)
 
 
 def _tile_kernel(*refs: Ref, block: int, shown: bool) -> None:
     """The gradient of a tile of pixels, for a block of channels."""
-    (where, own, top, (rows, columns, row_bits, column_bits, grad)), out = _split(refs[:-1], shown), refs[-1]
+    (where, own, (rows, columns, row_bits, column_bits, grad)), out = _split(refs[:-1], shown), refs[-1]
     tile, c, b = (pl.program_id(axis) for axis in range(3))
     down, across = jax.lax.div(tile, columns.shape[1]), jax.lax.rem(tile, columns.shape[1])
     place = jnp.arange(_TILE**2)
@@ -228,7 +226,7 @@ def _tile_kernel(*refs: Ref, block: int, shown: bool) -> None:
         box = _read(where, b, n)
 
         def of_row(i: jax.Array, total: jax.Array) -> jax.Array:
-            weights = _weights(box, i, y - top[b, n], x) if own is None else own.weights(box, b, n, i, y - top[b, n], x)
+            weights = _weights(box, i, y, x) if own is None else own.weights(box, b, n, i, y, x)
 
             def of_bin(j: jax.Array, total: jax.Array) -> jax.Array:
                 values = plgpu.load(grad.at[b, n, i, j, channel], mask=fits, other=0.0).astype(jnp.float32)
@@ -265,7 +263,7 @@ def _to_own(maps: tuple[jax.Array, ...], lattice: Lattice, own: jax.Array, grad:
 
 def _own_kernel(*refs: Ref, block: int) -> None:
     """The gradient of one box's own map."""
-    where, own, level, grad, *maps, out = refs[:5], _Own(refs[5:10], refs[10]), *refs[11:]
+    where, own, level, grad, *maps, out = refs[:4], _Own(refs[4:8], refs[8]), *refs[9:]
     n, b = pl.program_id(0), pl.program_id(1)
     rows, columns, channels = grad.shape[2:]
     box, shown = _read(where, b, n), _read(own.where, b, n)

@@ -46,14 +46,10 @@ _MOST_NUMBERS = 5 * 2**16
 
 
 def fits(maps: Sequence[jax.Array], lattice: Lattice, size: tuple[int, int]) -> bool:
-    """Whether the kernels take such crops of such maps.
-
-    Channels lie along lanes, of which there are 128: maps with a single one, such as bitmaps, would be that many times
-    as large.
-    """
+    """Whether the kernels take such crops of such maps."""
     channels, bins = maps[0].shape[-1], size[0] * size[1]
     small = bins <= _MOST_BINS and (_TILE**2 + bins) * channels <= _MOST_NUMBERS
-    return channels > 1 and small and lattice.level.shape[1] <= _MOST_BOXES
+    return small and lattice.level.shape[1] <= _MOST_BOXES
 
 
 def kernel_average(maps: Sequence[jax.Array], lattice: Lattice, size: tuple[int, int]) -> jax.Array:
@@ -120,15 +116,9 @@ def _in_hbm(array: jax.Array) -> jax.Array:
     return pltpu.with_memory_space_constraint(array, pltpu.HBM)
 
 
-def _top(lattice: Lattice) -> jax.Array:
-    """The row ``[B, N]`` where the map of a box begins, among maps that lie one under the other."""
-    return lattice.base // jnp.maximum(lattice.extent[..., 1], 1)
-
-
 def _samples(lattice: Lattice) -> list[jax.Array]:
     """The arrays of which `_read` makes a box: numbers in a row, since scalar memory pads other shapes."""
-    arrays = _top(lattice), lattice.extent, lattice.start, lattice.bin, lattice.count
-    return [array.reshape(-1) for array in arrays]
+    return [array.reshape(-1) for array in (lattice.extent, lattice.start, lattice.bin, lattice.count)]
 
 
 def _pair(ref: Ref, i: jax.Array) -> list[jax.Array]:
@@ -136,17 +126,15 @@ def _pair(ref: Ref, i: jax.Array) -> list[jax.Array]:
 
 
 def _read(refs: Sequence[Ref], i: jax.Array) -> Box:
-    top, *pairs = refs
-    return Box(top[i], *(_pair(pair, i) for pair in pairs))
+    return Box(*(_pair(pair, i) for pair in refs))
 
 
 def _windows(lattice: Lattice, size: tuple[int, int], extents: Sequence[tuple[int, ...]]) -> list[jax.Array]:
     """The level of each box ``[M]``; and ``[M * 2]`` where its first tile begins, how many, and where the last may."""
     level = jnp.clip(lattice.level, 0, len(extents) - 1)
     ends = [touched(lattice, axis, size[axis]) for axis in (0, 1)]
-    shift = jnp.stack([_top(lattice), jnp.zeros_like(level)], -1)
-    first = jnp.stack([low.min(-1) for low, _ in ends], -1) + shift
-    last = jnp.stack([high.max(-1) for _, high in ends], -1) + shift
+    first = jnp.stack([low.min(-1) for low, _ in ends], -1)
+    last = jnp.stack([high.max(-1) for _, high in ends], -1)
     first -= first % jnp.asarray([1, _ALIGNED])
     # A box without samples has a tile too, so that each program knows which one the next begins with.
     tiles = jnp.where(lattice.rounds[..., None] > 0, (last - first) // _TILE + 1, 1)
@@ -178,8 +166,8 @@ class _Windows:
 
 def _crop_kernel(*refs: Ref, size: tuple[int, int], boxes: int) -> None:
     """The crop of one box, from the tiles of its window."""
-    where, windows = refs[:5], _Windows(*refs[5:9])
-    *maps, out, pixels, sums, turn, arrived = refs[9:]
+    where, windows = refs[:4], _Windows(*refs[4:8])
+    *maps, out, pixels, sums, turn, arrived = refs[8:]
     i = pl.program_id(0)
 
     def start(i: jax.Array, k: jax.Array, slot: jax.Array) -> None:
@@ -221,11 +209,11 @@ def _weights(box: Box, first: list[jax.Array], new: list[jax.Array], size: tuple
     number, step = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 0))
     bins = jax.lax.div(number, size[1]), jax.lax.rem(number, size[1])
 
-    def of_axis(axis: int, shift: jax.Array | int) -> jax.Array:
+    def of_axis(axis: int) -> jax.Array:
         pixel = first[axis] + step
-        return jnp.where(pixel >= new[axis], box.weights(axis, bins[axis], pixel - shift), 0.0)
+        return jnp.where(pixel >= new[axis], box.weights(axis, bins[axis], pixel), 0.0)
 
-    rows, columns = of_axis(0, box.base) * box.share, of_axis(1, 0)
+    rows, columns = of_axis(0) * box.share, of_axis(1)
     return (rows[:, None] * columns[None]).reshape(_TILE**2, -1)
 
 
@@ -247,9 +235,9 @@ def _to_map(level: int, m: jax.Array, lattice: Lattice, size: tuple[int, int], g
     """The gradient ``[B, h, w, C]`` of the map of one level."""
     batch, height, width, channels = m.shape
     boxes, bins = lattice.level.shape[1], size[0] * size[1]
-    here, top = (lattice.level == level) & (lattice.rounds > 0), _top(lattice)
-    _, rows = reach(lattice, 0, size[0], here, top, height, _TILE)
-    _, columns = reach(lattice, 1, size[1], here, jnp.zeros_like(top), width, _TILE)
+    here = (lattice.level == level) & (lattice.rounds > 0)
+    _, rows = reach(lattice, 0, size[0], here, height, _TILE)
+    _, columns = reach(lattice, 1, size[1], here, width, _TILE)
     numbers = [*_samples(lattice), rows.reshape(-1), columns.reshape(-1)]
     return pl.pallas_call(
         partial(_tile_kernel, size=size, boxes=boxes, words=rows.shape[2]),
@@ -272,7 +260,7 @@ def _to_map(level: int, m: jax.Array, lattice: Lattice, size: tuple[int, int], g
 
 def _tile_kernel(*refs: Ref, size: tuple[int, int], boxes: int, words: int) -> None:
     """The gradient of a tile of pixels, from the boxes that reach it."""
-    where, (rows, columns, grad, out, members, crops, sums, arrived) = refs[:5], refs[5:]
+    where, (rows, columns, grad, out, members, crops, sums, arrived) = refs[:4], refs[4:]
     b, down, across = (pl.program_id(axis) for axis in range(3))
 
     def word_of(k: jax.Array) -> jax.Array:
